@@ -1,0 +1,5 @@
+"""The command line: one small file a command, each imported only when it is called.
+
+A command module offers ``HELP`` (one line), ``add_arguments(parser)`` and ``run(args) -> int``.
+Heavy packages (torch, transformers, datasets) are imported inside ``run``.
+"""

@@ -1,0 +1,98 @@
+"""The ``patchtrain`` command: finds the subcommand, runs it, turns errors into one line."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from patchtrain import __version__
+from patchtrain.errors import PatchtrainError
+
+# In the order a newcomer meets them.
+COMMANDS = ("demo", "prepare", "train", "eval", "generate", "report")
+
+DESCRIPTION = """\
+Train causal language models at a fraction of the compute: first on patches of K tokens,
+then on single tokens. The result is a plain Hugging Face checkpoint."""
+
+EPILOG = """\
+examples:
+  patchtrain demo                                   see it work, about ten minutes, no download
+  patchtrain prepare corpus/ --out store --train-tokenizer bpe --vocab-size 8192
+  patchtrain train recipes/textbooks.yaml --dry-run
+  patchtrain train recipes/textbooks.yaml plan.patch_size=2
+  patchtrain eval runs/textbooks
+  patchtrain generate runs/textbooks "The cell is"
+
+`patchtrain COMMAND --help` explains each command."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with every subcommand; imports no heavy package."""
+    parser = argparse.ArgumentParser(
+        prog="patchtrain",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"patchtrain {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name in COMMANDS:
+        module = importlib.import_module(f"patchtrain.cli.{name}")
+        sub = subparsers.add_parser(
+            name,
+            help=module.HELP,
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(sub)
+        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        sub.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns 0 on success, 1 on failure, 2 on wrong usage, 130 on Ctrl-C."""
+    args = build_parser().parse_args(argv)
+    try:
+        return int(args.run(args) or 0)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130, args.debug)
+    except BrokenPipeError:
+        # The reader of our output (head, less) went away: not an error of ours.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except PatchtrainError as error:
+        return _fail(str(error), error.exit_code, args.debug)
+    except Exception as error:
+        if full := _disk_full(error):
+            return _fail(full, 1, args.debug)
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        return _fail(f"{reason} (--debug shows where)", 1, args.debug)
+
+
+def _disk_full(error: BaseException | None) -> str | None:
+    """The message for a full disk, also where a library wrapped the error in one of its own."""
+    while error is not None:
+        text = str(error)
+        if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "os error 28" in text:
+            where = f" while writing {name}" if (name := getattr(error, "filename", None)) else ""
+            return f"the disk is full{where}; free some space and run the command again"
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _fail(message: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"patchtrain: error: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Corpus to tokenizer to token store to the batches of a stage."""

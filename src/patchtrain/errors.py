@@ -1,0 +1,26 @@
+"""The errors a user can cause, each one clear line: what, where, and what to do.
+
+The command line turns them into an exit code; the Python API raises them as they are.
+"""
+
+
+class PatchtrainError(Exception):
+    """Something failed while running (exit code 1): a full disk, a broken file, a NaN."""
+
+    exit_code = 1
+
+
+class UsageError(PatchtrainError, ValueError):
+    """What was asked for cannot be done (exit code 2): a wrong flag, key, path or plan."""
+
+    exit_code = 2
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """A ``; did you mean 'x'?`` for an unknown ``name``, or the list of what is known."""
+    import difflib
+
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return f"; known: {', '.join(sorted(known))}"

@@ -1,0 +1,125 @@
+"""The run folder: what a run leaves behind, and all that anything downstream reads.
+
+::
+
+    RUN/recipe.yaml     the recipe as resolved
+    RUN/run.json        status, versions, machine, resolved plan, model size, final result
+    RUN/metrics.jsonl   one JSON object a line: events "train", "eval" and "switch"
+    RUN/checkpoints/    the trainer's checkpoints
+    RUN/model/          the exported plain Hugging Face model with its tokenizer
+    RUN/samples.json    completions of a few prompts by the final model
+    RUN/eval/NAME.json  results of ``patchtrain eval``
+    RUN/report.html     the page
+
+Counters in metrics are cumulative over all stages: ``step``, ``tokens``, ``positions``, ``flops``,
+``seconds`` (training time, evaluation not counted). Losses are in nats per token.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from patchtrain.errors import PatchtrainError, UsageError
+from patchtrain.files import write_text
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths and readers of one run's folder."""
+
+    path: Path
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """The run folder at ``path``; ``UsageError`` if there is no run there."""
+        path = Path(path)
+        if not path.is_dir():
+            raise UsageError(f"no run folder at {path}; `patchtrain train RECIPE` makes one")
+        if not (path / "run.json").is_file():
+            raise UsageError(f"{path} is not a run folder: it has no run.json")
+        return cls(path)
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    @property
+    def recipe_file(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    @property
+    def info_file(self) -> Path:
+        return self.path / "run.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def samples_file(self) -> Path:
+        return self.path / "samples.json"
+
+    @property
+    def eval_folder(self) -> Path:
+        return self.path / "eval"
+
+    @property
+    def report_file(self) -> Path:
+        return self.path / "report.html"
+
+    def info(self) -> dict[str, Any]:
+        """``run.json`` as a dict."""
+        return self._read_json(self.info_file)
+
+    def write_info(self, info: dict[str, Any]) -> None:
+        write_text(self.info_file, json.dumps(info, indent=2, ensure_ascii=False) + "\n")
+
+    def metrics(self, event: str | None = None) -> list[dict[str, Any]]:
+        """The lines of ``metrics.jsonl``, all or of one ``event``.
+
+        A last line that a killed process left unfinished is dropped; a broken line elsewhere raises
+        ``PatchtrainError``.
+        """
+        if not self.metrics_file.is_file():
+            return []
+        lines = self.metrics_file.read_text(encoding="utf-8").splitlines()
+        rows = []
+        for number, line in enumerate(lines, 1):
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                if number == len(lines):
+                    break
+                raise PatchtrainError(
+                    f"{self.metrics_file}: line {number} is not JSON: {error.msg}"
+                ) from error
+        return [row for row in rows if event is None or row.get("event") == event]
+
+    def samples(self) -> list[dict[str, str]]:
+        """``[{"prompt": ..., "completion": ...}, ...]``, empty where there are none."""
+        return self._read_json(self.samples_file) if self.samples_file.is_file() else []
+
+    def evals(self) -> dict[str, dict[str, Any]]:
+        """Results of ``patchtrain eval`` by name."""
+        files = sorted(self.eval_folder.glob("*.json")) if self.eval_folder.is_dir() else []
+        return {file.stem: self._read_json(file) for file in files}
+
+    @staticmethod
+    def _read_json(file: Path) -> Any:
+        try:
+            return json.loads(file.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise PatchtrainError(f"{file}: not valid JSON: {error}") from error

@@ -1,0 +1,1 @@
+"""PatchTrainer and PatchConfig: all stages of a plan in one transformers Trainer."""
