@@ -1,0 +1,388 @@
+"""The token store: a corpus tokenised once, read memory-mapped by every run after that.
+
+::
+
+    STORE/store.json               what is in it and how it was made (written last)
+    STORE/train.tokens.bin         flat token ids, uint16 or uint32, little endian
+    STORE/train.offsets.bin        int64, documents + 1 entries: document i is tokens[o[i]:o[i+1]]
+    STORE/validation.tokens.bin    the same for the documents held out
+    STORE/validation.offsets.bin
+    STORE/tokenizer/               the tokenizer, which the exported model carries on
+
+Every document ends with the tokenizer's end-of-text token. Nothing here is a format of its own:
+``numpy.fromfile`` reads the arrays and any Hugging Face tool reads the tokenizer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from patchtrain.errors import PatchtrainError, UsageError
+from patchtrain.files import write_text
+
+FORMAT = "patchtrain token store"
+FORMAT_VERSION = 1
+SPLITS = ("train", "validation")
+_COPY_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class Split:
+    """One side of the store, memory-mapped and read-only."""
+
+    name: str
+    """``train`` or ``validation``."""
+    tokens: np.ndarray
+    """``(N,)`` uint16 or uint32."""
+    offsets: np.ndarray
+    """``(documents + 1,)`` int64; document i is ``tokens[offsets[i]:offsets[i + 1]]``."""
+    utf8_bytes: int
+    """Bytes of the documents' text as UTF-8; the end-of-text tokens are not counted."""
+    words: int
+    """Words of the documents' text as ``str.split()`` counts them."""
+
+    @property
+    def documents(self) -> int:
+        return len(self.offsets) - 1
+
+
+@dataclass(frozen=True)
+class TokenStore:
+    """An opened store. ``meta`` is ``store.json`` as a dict."""
+
+    path: Path
+    meta: dict[str, Any]
+    train: Split
+    validation: Split
+
+    @classmethod
+    def open(cls, path: str | Path) -> TokenStore:
+        """The store at ``path``, its arrays mapped, not read.
+
+        ``UsageError`` where there is no store, one of another format version, or one with a file
+        whose size is not what ``store.json`` says. The contents are checked by ``verify``.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            raise UsageError(f"no token store at {path}; `patchtrain prepare` makes one")
+        meta = _read_meta(path)
+        for name, entry in meta["files"].items():
+            file = path / name
+            size = file.stat().st_size if file.is_file() else None
+            if size != entry["bytes"]:
+                found = "is missing" if size is None else f"has {size:,} bytes"
+                raise UsageError(
+                    f"{file} {found}, but store.json says {entry['bytes']:,} bytes; "
+                    "copy the store again or make it again with `patchtrain prepare`"
+                )
+        dtype = np.dtype(meta["dtype"]).newbyteorder("<")
+        return cls(path, meta, *(_open_split(path, name, dtype, meta) for name in SPLITS))
+
+    def split(self, name: str) -> Split:
+        """The split called ``train`` or ``validation``."""
+        if name not in SPLITS:
+            raise UsageError(f"no split '{name}' in a token store; there are: {', '.join(SPLITS)}")
+        return self.train if name == "train" else self.validation
+
+    def verify(self) -> None:
+        """Read every file and compare its SHA-256; ``PatchtrainError`` names the first bad one."""
+        for name, entry in self.meta["files"].items():
+            file = self.path / name
+            if not file.is_file():
+                raise PatchtrainError(f"{file} is missing from the token store")
+            with file.open("rb") as handle:
+                digest = hashlib.file_digest(handle, "sha256").hexdigest()
+            if digest != entry["sha256"]:
+                raise PatchtrainError(
+                    f"{file} is damaged: its SHA-256 is not the one in store.json; "
+                    "copy the store again or make it again with `patchtrain prepare`"
+                )
+
+    def load_tokenizer(self) -> Any:
+        """The store's own tokenizer, a ``transformers.PreTrainedTokenizerFast``."""
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast.from_pretrained(self.path / "tokenizer")
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the checksums of the data: the same for the same tokens and tokenizer."""
+        return self.meta["fingerprint"]
+
+    @property
+    def tokenizer_fingerprint(self) -> str:
+        """SHA-256 of ``tokenizer.json``: equal where the token ids mean the same."""
+        return self.meta["tokenizer"]["fingerprint"]
+
+    @property
+    def vocab_size(self) -> int:
+        """The highest token id the tokenizer can produce, plus one."""
+        return self.meta["tokenizer"]["vocab_size"]
+
+    @property
+    def eos_token_id(self) -> int:
+        """The id that closes every document."""
+        return self.meta["tokenizer"]["eos_token_id"]
+
+
+def is_store(path: Path) -> bool:
+    """Whether ``path`` is a folder that holds a token store, whole or damaged."""
+    try:
+        return json.loads((path / "store.json").read_text("utf-8")).get("format") == FORMAT
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The smallest dtype that holds every id below ``vocab_size``: uint16 or uint32."""
+    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+
+
+class StoreWriter:
+    """Writes a store into an existing empty ``folder``, documents as they come.
+
+    Nothing is kept in memory: tokens and offsets go to disk at once, checksums are taken on the
+    way. ``finish`` writes ``store.json``, and only then does the folder count as a store. Use it
+    inside ``patchtrain.files.whole_folder``::
+
+        with whole_folder(out) as folder, StoreWriter(folder, tokenizer) as writer:
+            writer.add("train", token_ids, lengths=[len(token_ids)], utf8_bytes=9, words=2)
+            writer.finish({})
+
+    ``tokenizer`` is a ``PreTrainedTokenizerFast`` with an end-of-text token.
+    """
+
+    def __init__(self, folder: Path, tokenizer: Any) -> None:
+        if tokenizer.eos_token_id is None:
+            raise UsageError("the tokenizer has no end-of-text (EOS) token; a store needs one")
+        self.folder = folder
+        self.tokenizer = tokenizer
+        # len() counts the entries; ids with holes between them can lie above it.
+        self.vocab_size = max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1)
+        self.dtype = token_dtype(self.vocab_size)
+        self._splits = {name: _SplitWriter(folder, name, self.dtype) for name in SPLITS}
+
+    def __enter__(self) -> StoreWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for split in self._splits.values():
+            split.close()
+
+    def add(
+        self, split: str, tokens: Any, lengths: Any, utf8_bytes: int = 0, words: int = 0
+    ) -> None:
+        """Append documents: their ``tokens`` end to end, ``(N,)``, and the ``lengths`` of each.
+
+        Each document must already end with the end-of-text token; ``lengths`` add up to N.
+        """
+        self._splits[split].add(np.asarray(tokens), np.asarray(lengths), utf8_bytes, words)
+
+    def documents(self, split: str) -> int:
+        return self._splits[split].documents
+
+    def tokens(self, split: str) -> int:
+        return self._splits[split].total
+
+    def move_to_validation(self, documents: list[int], utf8_bytes: int, words: int) -> None:
+        """Take the train documents with these (ascending) numbers out and append them there."""
+        old = self._splits["train"]
+        old.close()
+        tokens, offsets = old.arrays()
+        new = _SplitWriter(self.folder, "train.rest", self.dtype)
+        start = 0
+        for number in [*documents, old.documents]:
+            new.copy(tokens, offsets[start : number + 1])
+            if number < old.documents:
+                self._splits["validation"].copy(tokens, offsets[number : number + 2])
+            start = number + 1
+        new.utf8_bytes, new.words = old.utf8_bytes - utf8_bytes, old.words - words
+        held_out = self._splits["validation"]
+        held_out.utf8_bytes += utf8_bytes
+        held_out.words += words
+        new.rename("train")
+        self._splits["train"] = new
+
+    def finish(self, meta: dict[str, Any]) -> None:
+        """Save the tokenizer and write ``store.json``; ``meta`` adds to what is recorded there."""
+        files: dict[str, dict[str, Any]] = {}
+        for split in self._splits.values():
+            files |= split.finish()
+        folder = self.folder / "tokenizer"
+        self.tokenizer.save_pretrained(folder)
+        for file in sorted(folder.iterdir()):
+            data = file.read_bytes()
+            name = f"tokenizer/{file.name}"
+            files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        # Not tokenizer_config.json: it differs between versions of transformers.
+        content = [name for name in files if name.endswith((".bin", "/tokenizer.json"))]
+        checksums = [(name, files[name]["sha256"]) for name in sorted(content)]
+        record = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "dtype": self.dtype.name,
+            "splits": {name: split.counts() for name, split in self._splits.items()},
+            "tokenizer": {
+                "vocab_size": self.vocab_size,
+                "eos_token": self.tokenizer.eos_token,
+                "eos_token_id": self.tokenizer.eos_token_id,
+                "fingerprint": files["tokenizer/tokenizer.json"]["sha256"],
+                **meta.get("tokenizer", {}),
+            },
+            **{key: value for key, value in meta.items() if key != "tokenizer"},
+            "fingerprint": hashlib.sha256(json.dumps(checksums).encode()).hexdigest(),
+            "files": files,
+        }
+        text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+        write_text(self.folder / "store.json", text)
+
+
+class _SplitWriter:
+    """Two growing files with their checksums, and the counts of one split."""
+
+    def __init__(self, folder: Path, name: str, dtype: np.dtype) -> None:
+        self.folder, self.name, self.dtype = folder, name, dtype
+        self.documents = self.total = self.utf8_bytes = self.words = 0
+        self._files: dict[str, BinaryIO] = {}
+        self._hashes = {kind: hashlib.sha256() for kind in ("tokens", "offsets")}
+        for kind in self._hashes:
+            self._files[kind] = (folder / f"{name}.{kind}.bin").open("wb")
+        self._write("offsets", np.zeros(1, "<i8"))
+
+    def add(self, tokens: np.ndarray, lengths: np.ndarray, utf8_bytes: int, words: int) -> None:
+        if lengths.sum() != len(tokens):
+            raise ValueError(f"lengths add up to {lengths.sum()}, but there are {len(tokens)} ids")
+        if not len(lengths):
+            return
+        limit = np.iinfo(self.dtype).max
+        if len(tokens) and int(tokens.max()) > limit:
+            raise ValueError(f"token id {tokens.max()} does not fit {self.dtype.name}")
+        self._write("tokens", tokens.astype(self.dtype, copy=False))
+        self._write("offsets", self.total + np.cumsum(lengths, dtype="<i8"))
+        self.total += len(tokens)
+        self.documents += len(lengths)
+        self.utf8_bytes += utf8_bytes
+        self.words += words
+
+    def copy(self, tokens: np.ndarray, offsets: np.ndarray) -> None:
+        """Append the documents between the first and the last of ``offsets``, piece by piece."""
+        step = _COPY_BYTES // self.dtype.itemsize
+        if len(offsets) < 2:
+            return
+        first, last = int(offsets[0]), int(offsets[-1])
+        for start in range(first, last, step):
+            self._write("tokens", np.asarray(tokens[start : min(start + step, last)]))
+        rows = _COPY_BYTES // 8
+        for start in range(1, len(offsets), rows):
+            self._write("offsets", offsets[start : start + rows] - first + self.total)
+        self.total += last - first
+        self.documents += len(offsets) - 1
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens and offsets as written; the files must be closed."""
+        return (
+            _map(self.folder / f"{self.name}.tokens.bin", self.dtype),
+            _map(self.folder / f"{self.name}.offsets.bin", np.dtype("<i8")),
+        )
+
+    def rename(self, name: str) -> None:
+        """Take the place of the files of another split, which must be closed."""
+        for kind in self._hashes:
+            (self.folder / f"{self.name}.{kind}.bin").replace(self.folder / f"{name}.{kind}.bin")
+        self.name = name
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def finish(self) -> dict[str, dict[str, Any]]:
+        """Close the files; their sizes and checksums by name."""
+        files = {}
+        for kind, file in self._files.items():
+            size = file.tell()
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+            digest = self._hashes[kind].hexdigest()
+            files[f"{self.name}.{kind}.bin"] = {"bytes": size, "sha256": digest}
+        return files
+
+    def counts(self) -> dict[str, int]:
+        return {
+            "tokens": self.total,
+            "documents": self.documents,
+            "utf8_bytes": self.utf8_bytes,
+            "words": self.words,
+        }
+
+    def _write(self, kind: str, array: np.ndarray) -> None:
+        data = np.ascontiguousarray(array).data.cast("B")
+        self._hashes[kind].update(data)
+        self._files[kind].write(data)
+
+
+def _map(file: Path, dtype: np.dtype) -> np.ndarray:
+    if file.stat().st_size == 0:  # an empty file cannot be mapped
+        empty = np.empty(0, dtype)
+        empty.flags.writeable = False
+        return empty
+    return np.memmap(file, dtype, mode="r")
+
+
+def _open_split(path: Path, name: str, dtype: np.dtype, meta: dict[str, Any]) -> Split:
+    counts = meta["splits"][name]
+    tokens = _map(path / f"{name}.tokens.bin", dtype)
+    offsets = _map(path / f"{name}.offsets.bin", np.dtype("<i8"))
+    if len(tokens) != counts["tokens"] or len(offsets) != counts["documents"] + 1:
+        raise UsageError(
+            f"{path}: the {name} files do not hold the {counts['documents']:,} documents and "
+            f"{counts['tokens']:,} tokens that store.json counts"
+        )
+    if offsets[0] != 0 or offsets[-1] != len(tokens):
+        raise UsageError(f"{path / name}.offsets.bin is damaged: it does not span the tokens")
+    return Split(name, tokens, offsets, counts["utf8_bytes"], counts["words"])
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
+    file = path / "store.json"
+    try:
+        meta = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(
+            f"{path} is not a token store: it has no store.json; `patchtrain prepare` makes one"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{file} cannot be read: {error}") from error
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        raise UsageError(f"{path} is not a token store: its store.json is something else")
+    if meta.get("format_version") != FORMAT_VERSION:
+        raise UsageError(
+            f"{path} has store format {meta.get('format_version')}, this patchtrain reads "
+            f"{FORMAT_VERSION}; make it again with `patchtrain prepare`"
+        )
+    try:
+        np.dtype(meta["dtype"])
+        for name in SPLITS:
+            _ = [meta["splits"][name][key] for key in _COUNTS]
+            _ = [meta["files"][f"{name}.{kind}.bin"]["bytes"] for kind in ("tokens", "offsets")]
+        _ = [meta["tokenizer"][key] for key in ("vocab_size", "eos_token_id", "fingerprint")]
+        _ = meta["fingerprint"]
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"{file} is incomplete: {error} is missing") from error
+    return meta
+
+
+_COUNTS = ("tokens", "documents", "utf8_bytes", "words")
