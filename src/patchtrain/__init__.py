@@ -20,6 +20,8 @@ _PUBLIC = {
     "PlanSpec": "plan",
     "Plan": "plan",
     "Stage": "plan",
+    "UsageError": "errors",
+    "PatchtrainError": "errors",
     "patch_level": "modeling",
     "TokenStore": "data.store",
     "PatchConfig": "training.config",

@@ -1,0 +1,223 @@
+"""The K-target loss: one pass over the vocabulary for all K tokens of the next patch.
+
+Every position has one softmax and K targets, so its loss is one log-sum-exp and K gathers::
+
+    L = sum_k v_k * (logsumexp(z) - z[y_k])        z = head(hidden), v_k = slot weights
+
+and its gradient is the softmax times ``sum_k v_k``, less ``v_k`` at each target. ``patch_loss``
+computes both from the same chunk of logits, so the ``N x V`` logits never stand in memory at once
+and the cost does not grow with K. ``patch_loss_reference`` is the papers' formula, slow and
+obvious, against which the fast path is tested.
+
+All losses are in nats per token. ``-100`` marks an ignored target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from patchtrain.errors import UsageError
+
+IGNORE = -100
+
+# Logits formed at a time, in elements: 128 rows at a vocabulary of 32,000. Small enough to stay in
+# cache while they are turned into probabilities in place, large enough for a full-speed matmul.
+CHUNK_ELEMENTS = 2**22
+
+
+def patch_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    scale: float = 1.0,
+    weights: Sequence[float] | None = None,
+    total: Tensor | float | None = None,
+) -> Tensor:
+    """Mean K-target cross-entropy from hidden states, never holding all logits.
+
+    Args:
+        hidden: ``(..., D)`` hidden states, the input of the language-model head.
+        weight: ``(V, D)`` the head's weight.
+        targets: ``(..., K)`` token ids as ``patch_targets`` gives them, or ``(...)`` for K = 1.
+        bias: ``(V,)`` the head's bias, if it has one.
+        scale: factor the model puts on its logits.
+        weights: K slot weights (``patches.slot_weights``); all 1 if not given.
+        total: what the weighted sum is divided by; by default the sum of the weights of the
+            targets that are not ignored. Pass the global count when a step is spread over
+            micro-batches or processes: sum everywhere, divide once.
+
+    Returns:
+        A scalar in fp32 (fp64 for fp64 input). Differentiable once in hidden, weight and bias.
+        Matrix products run in the dtype of ``hidden`` (under autocast, in autocast's); the
+        softmax, the sums and the head's gradient in fp32.
+    """
+    targets = _with_slots(hidden, targets)
+    weighted, total = _weigh(hidden, targets, weights, total)
+    weighted = weighted / total
+    dtype = hidden.dtype
+    if torch.is_autocast_enabled(hidden.device.type):
+        dtype = torch.get_autocast_dtype(hidden.device.type)
+    return _apply(
+        hidden.reshape(-1, hidden.shape[-1]),
+        weight,
+        bias,
+        targets.clamp(min=0).reshape(-1, targets.shape[-1]),
+        weighted.reshape(-1, targets.shape[-1]),
+        float(scale),
+        dtype,
+    )
+
+
+def patch_loss_from_logits(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    weights: Sequence[float] | None = None,
+    total: Tensor | float | None = None,
+) -> Tensor:
+    """The same loss from full logits ``(..., V)``, for models whose head cannot be skipped."""
+    targets = _with_slots(logits, targets)
+    weighted, total = _weigh(logits, targets, weights, total)
+    wide = logits.to(weighted.dtype)
+    picked = wide.gather(-1, targets.clamp(min=0))
+    losses = wide.logsumexp(-1) * weighted.sum(-1) - (weighted * picked).sum(-1)
+    return losses.sum() / total
+
+
+def patch_loss_reference(
+    logits: Tensor,
+    targets: Tensor,
+    weights: Sequence[float] | None = None,
+) -> Tensor:
+    """The papers' formula, term by term: log-softmax of all logits, then K gathers.
+
+    Args and result as ``patch_loss_from_logits``. Slow and plain on purpose: the fast paths are
+    tested against it (2407.12665, equation 3; their code loops over the K tokens of the patch).
+    """
+    targets = _with_slots(logits, targets)
+    log_probabilities = logits.double().log_softmax(-1)
+    loss = torch.zeros((), dtype=torch.float64, device=logits.device)
+    count = 0.0
+    for slot in range(targets.shape[-1]):
+        target = targets[..., slot]
+        slot_weight = 1.0 if weights is None else float(weights[slot])
+        valid = target != IGNORE
+        picked = log_probabilities[valid].gather(-1, target[valid].unsqueeze(-1))
+        loss = loss - slot_weight * picked.sum()
+        count += slot_weight * int(valid.sum())
+    return loss / max(count, torch.finfo(torch.float64).tiny)
+
+
+@torch.compiler.disable
+def _apply(*args: Any) -> Tensor:
+    """The autograd function, kept out of compiled graphs: its chunk loop would be unrolled."""
+    result: Tensor = _PatchLoss.apply(*args)
+    return result
+
+
+class _PatchLoss(torch.autograd.Function):
+    """Loss and both gradients from one chunk of logits at a time (see the module's formula)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,  # (N, D)
+        weight: Tensor,  # (V, D)
+        bias: Tensor | None,  # (V,)
+        targets: Tensor,  # (N, K), all valid indices
+        weighted: Tensor,  # (N, K), slot weights over the total; 0 where the target is ignored
+        scale: float,
+        dtype: torch.dtype,  # of the matrix products
+    ) -> Tensor:
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
+        head = weight.to(dtype)
+        loss = torch.zeros((), dtype=wide, device=hidden.device)
+        grad_hidden = torch.empty_like(hidden) if need_hidden else None
+        # fp32, whatever the dtype: the gradient of one row of the head sums over all chunks.
+        grad_weight = torch.zeros_like(weight, dtype=wide) if need_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and need_bias else None
+        rows = max(1, CHUNK_ELEMENTS // weight.shape[0])
+        with torch.autocast(hidden.device.type, enabled=False):
+            for start in range(0, hidden.shape[0], rows):
+                part = slice(start, start + rows)
+                states, target, slot = hidden[part].to(dtype), targets[part], weighted[part]
+                logits = (states @ head.T).to(wide)
+                if scale != 1.0:
+                    logits *= scale
+                if bias is not None:
+                    logits += bias.to(wide) * scale
+                row_weight = slot.sum(-1, keepdim=True)
+                normalizer = logits.logsumexp(-1, keepdim=True)
+                loss += (row_weight * normalizer).sum() - (slot * logits.gather(-1, target)).sum()
+                if not (need_hidden or need_weight or need_bias):
+                    continue
+                grad = logits.sub_(normalizer).exp_().mul_(row_weight)
+                grad.scatter_add_(-1, target, -slot)  # a token that stands twice counts twice
+                if scale != 1.0:
+                    grad *= scale
+                if grad_bias is not None:
+                    grad_bias += grad.sum(0)
+                narrow = grad.to(dtype)
+                if grad_hidden is not None:
+                    grad_hidden[part] = narrow @ head
+                if grad_weight is not None:
+                    if dtype == wide:
+                        grad_weight.addmm_(narrow.T, states)
+                    else:
+                        grad_weight += narrow.T @ states
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (upstream,) = grad_outputs
+        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
+        weight_dtype, bias_dtype = ctx.dtypes
+        if grad_hidden is not None:
+            grad_hidden = grad_hidden * upstream.to(grad_hidden.dtype)
+        if grad_weight is not None:
+            grad_weight = (grad_weight * upstream).to(weight_dtype)
+        if grad_bias is not None:
+            grad_bias = (grad_bias * upstream).to(bias_dtype)
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None
+
+
+def _with_slots(scores: Tensor, targets: Tensor) -> Tensor:
+    """``targets`` as ``(..., K)``, checked against the leading shape of hidden states or logits."""
+    leading = scores.shape[:-1]
+    if targets.shape == leading:
+        targets = targets.unsqueeze(-1)
+    if targets.shape[:-1] != leading:
+        raise UsageError(
+            f"targets of shape {tuple(targets.shape)} do not fit scores of shape "
+            f"{tuple(scores.shape)}: expected {tuple(leading)} + (K,)"
+        )
+    return targets
+
+
+def _weigh(
+    scores: Tensor,
+    targets: Tensor,
+    weights: Sequence[float] | None,
+    total: Tensor | float | None,
+) -> tuple[Tensor, Tensor]:
+    """Slot weights ``(..., K)``, 0 where the target is ignored, and what to divide by."""
+    count = targets.shape[-1]
+    if weights is not None and len(weights) != count:
+        raise UsageError(f"{len(weights)} slot weights for {count} targets a position")
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    slots = torch.tensor(weights or [1.0] * count, dtype=wide, device=scores.device)
+    weighted = torch.where(targets != IGNORE, slots, slots.new_zeros(()))
+    total = weighted.sum() if total is None else torch.as_tensor(total, device=scores.device)
+    # With no valid target at all the loss is 0, not 0 / 0.
+    return weighted, total.to(wide).clamp(min=torch.finfo(wide).tiny)

@@ -1,0 +1,112 @@
+"""Tokens to patches: the whole input side of patch-level training on one screen.
+
+A patch is K consecutive tokens. The transformer reads the mean of their embeddings, with no new
+parameters, and position i predicts the K tokens of patch i + 1 from one softmax (Shao, Meng,
+Zhou, arXiv:2407.12665, section 2). With ``hidden = transformer(pool_embeddings(embeds, K))``::
+
+    loss = patch_loss(hidden[:, :-1], head.weight, patch_targets(ids, K))
+
+At K = 1 all of this is ordinary next-token training.
+
+Shapes: B rows, S raw tokens a row (a multiple of K), D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from patchtrain.errors import UsageError
+
+SlotWeights = str | Sequence[float]
+
+
+def pool_embeddings(embeddings: Tensor, patch_size: int) -> Tensor:
+    """Mean of every K consecutive token embeddings.
+
+    Args:
+        embeddings: ``(B, S, D)``, any floating dtype.
+        patch_size: K; must divide S.
+
+    Returns:
+        ``(B, S / K, D)`` in the dtype of ``embeddings``. The mean is taken in fp32 (or wider):
+        in bf16 a sum of K terms would lose bits that single tokens keep.
+
+    Raises:
+        UsageError: if S is not a multiple of K.
+    """
+    _check_patch_size(patch_size, embeddings.shape[1])
+    if patch_size == 1:
+        return embeddings
+    rows, length, width = embeddings.shape
+    patches = embeddings.view(rows, length // patch_size, patch_size, width)
+    wide = torch.promote_types(embeddings.dtype, torch.float32)
+    return patches.mean(dim=2, dtype=wide).to(embeddings.dtype)
+
+
+def patch_targets(labels: Tensor, patch_size: int) -> Tensor:
+    """The K tokens of the next patch, for every patch but the last.
+
+    Args:
+        labels: ``(B, S)`` token ids, *not* shifted; ``-100`` marks targets to ignore.
+        patch_size: K; must divide S.
+
+    Returns:
+        ``(B, S / K - 1, K)``, a view: entry ``[b, i, k]`` is token k of patch i + 1, the target of
+        the hidden state at position i.
+
+    Raises:
+        UsageError: if S is not a multiple of K, or holds fewer than two patches.
+    """
+    rows, length = labels.shape
+    _check_patch_size(patch_size, length)
+    if length < 2 * patch_size:
+        raise UsageError(
+            f"{length} tokens hold fewer than two patches of {patch_size}: nothing to predict"
+        )
+    return labels[:, patch_size:].reshape(rows, length // patch_size - 1, patch_size)
+
+
+def slot_weights(patch_size: int, kind: SlotWeights = "uniform") -> tuple[float, ...]:
+    """The weight of each of the K targets of a patch, scaled to a mean of 1.
+
+    Args:
+        patch_size: K.
+        kind: ``"uniform"`` (2407.12665); ``"power"``, the i-th target weighs 1 / i; ``"auto"``,
+            uniform below K = 8 and power from there (2605.06546); or K non-negative numbers.
+
+    Returns:
+        K weights that sum to K, so that the loss stays in nats per token.
+    """
+    if patch_size < 1:
+        raise UsageError(f"patch_size must be at least 1, not {patch_size}")
+    if isinstance(kind, str):
+        if kind == "auto":
+            kind = "uniform" if patch_size < 8 else "power"
+        if kind == "uniform":
+            raw = [1.0] * patch_size
+        elif kind == "power":
+            raw = [1.0 / (slot + 1) for slot in range(patch_size)]
+        else:
+            raise UsageError(
+                f"slot weights '{kind}' are not known; use uniform, power, auto or K numbers"
+            )
+    else:
+        raw = [float(weight) for weight in kind]
+        if len(raw) != patch_size:
+            raise UsageError(f"{len(raw)} slot weights for a patch of {patch_size} tokens")
+        if min(raw) < 0 or not 0 < sum(raw) < float("inf"):
+            raise UsageError("slot weights must be non-negative, finite and not all zero")
+    return tuple(weight * patch_size / sum(raw) for weight in raw)
+
+
+def _check_patch_size(patch_size: int, length: int) -> None:
+    if patch_size < 1:
+        raise UsageError(f"patch_size must be at least 1, not {patch_size}")
+    if length % patch_size:
+        raise UsageError(
+            f"a row of {length} tokens cannot be cut into patches of {patch_size}; "
+            f"its length must be a multiple of {patch_size}"
+        )

@@ -1,0 +1,96 @@
+"""Pooling, targets and slot weights: shapes, alignment and what is refused."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from patchtrain import UsageError, patch_targets, pool_embeddings, slot_weights
+
+
+def test_pooling_is_the_mean_of_each_group() -> None:
+    embeddings = torch.randn(2, 12, 5)
+    pooled = pool_embeddings(embeddings, 4)
+    assert pooled.shape == (2, 3, 5)
+    for patch in range(3):
+        expected = sum(embeddings[:, 4 * patch + slot] for slot in range(4)) / 4
+        torch.testing.assert_close(pooled[:, patch], expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("patch_size", [2, 3, 4, 7])
+def test_identical_tokens_pool_to_the_token_itself(dtype: torch.dtype, patch_size: int) -> None:
+    embeddings = torch.randn(2, 5, 8).to(dtype)
+    pooled = pool_embeddings(embeddings.repeat_interleave(patch_size, 1), patch_size)
+    assert pooled.dtype == dtype
+    tolerance = 1e-6 if dtype == torch.float32 else 0.0
+    torch.testing.assert_close(pooled, embeddings, rtol=tolerance, atol=tolerance)
+
+
+def test_bf16_is_pooled_in_fp32() -> None:
+    # 256 + 1 is not a bf16 number: a bf16 running sum would drop the ones.
+    embeddings = torch.tensor([256.0, 1, 1, 1, 1, 1, 1, 1]).view(1, 8, 1).bfloat16()
+    expected = torch.tensor(263.0 / 8).bfloat16()
+    assert pool_embeddings(embeddings, 8).item() == expected.item()
+
+
+def test_patch_size_one_returns_the_same_tensor() -> None:
+    embeddings = torch.randn(2, 5, 3)
+    assert pool_embeddings(embeddings, 1) is embeddings
+
+
+@given(
+    rows=st.integers(1, 3), patches=st.integers(2, 6), patch_size=st.integers(1, 6), data=st.data()
+)
+def test_each_position_is_given_the_tokens_of_the_next_patch(
+    rows: int, patches: int, patch_size: int, data: st.DataObject
+) -> None:
+    length = patches * patch_size
+    ids = torch.arange(rows * length).view(rows, length)
+    targets = patch_targets(ids, patch_size)
+    assert targets.shape == (rows, patches - 1, patch_size)
+    row = data.draw(st.integers(0, rows - 1))
+    position = data.draw(st.integers(0, patches - 2))
+    slot = data.draw(st.integers(0, patch_size - 1))
+    assert targets[row, position, slot] == ids[row, (position + 1) * patch_size + slot]
+
+
+def test_targets_at_patch_size_one_are_next_tokens() -> None:
+    ids = torch.randint(0, 9, (3, 7))
+    assert torch.equal(patch_targets(ids, 1).squeeze(-1), ids[:, 1:])
+
+
+@pytest.mark.parametrize("patch_size", [0, -1, 3])
+def test_a_patch_size_that_does_not_fit_is_refused(patch_size: int) -> None:
+    with pytest.raises(UsageError, match="patch"):
+        pool_embeddings(torch.randn(1, 8, 2), patch_size)
+    with pytest.raises(UsageError, match="patch"):
+        patch_targets(torch.zeros(1, 8, dtype=torch.long), patch_size)
+
+
+def test_a_single_patch_has_nothing_to_predict() -> None:
+    with pytest.raises(UsageError, match="fewer than two patches"):
+        patch_targets(torch.zeros(1, 4, dtype=torch.long), 4)
+
+
+@given(st.integers(1, 32), st.sampled_from(["uniform", "power", "auto"]))
+def test_slot_weights_have_a_mean_of_one(patch_size: int, kind: str) -> None:
+    weights = slot_weights(patch_size, kind)
+    assert len(weights) == patch_size
+    assert sum(weights) == pytest.approx(patch_size)
+    assert list(weights) == sorted(weights, reverse=True)
+
+
+def test_slot_weights_follow_their_names() -> None:
+    assert slot_weights(4) == (1.0, 1.0, 1.0, 1.0)
+    power = slot_weights(4, "power")
+    assert [power[0] / weight for weight in power] == pytest.approx([1, 2, 3, 4])
+    assert slot_weights(4, "auto") == slot_weights(4, "uniform")
+    assert slot_weights(8, "auto") == slot_weights(8, "power")
+    assert slot_weights(2, [3, 1]) == (1.5, 0.5)
+
+
+@pytest.mark.parametrize("kind", ["cubic", [1.0], [1.0, -1.0], [0.0, 0.0], [1.0, float("nan")]])
+def test_slot_weights_that_make_no_sense_are_refused(kind: object) -> None:
+    with pytest.raises(UsageError, match="slot weights"):
+        slot_weights(2, kind)  # type: ignore[arg-type]
