@@ -124,8 +124,8 @@ def stream_loss(
     """Next-token loss of one flat stream of token ids, read across document boundaries.
 
     ``tokens``: shape ``(N,)``, any integer dtype, may be a memmap; only its first ``max_tokens``
-    are read. Returns ``(nats, targets)`` with ``targets == min(N, max_tokens) - 1``. ``batch_size`` is
-    in windows (default: as many as keep the logits near 512 MB). ``progress`` is called with the
+    are read. Returns ``(nats, targets)``, one target fewer than tokens read. ``batch_size`` is in
+    windows (default: as many as keep the logits near 512 MB). ``progress`` is called with the
     number of targets each batch scored. The model runs in eval mode, is put back into the mode it
     was in, and runs under autocast if its weights are bfloat16 or float16.
 
@@ -190,7 +190,7 @@ def _loss(
     model: torch.nn.Module, batches: Iterable[list[_Span]], progress: Progress | None
 ) -> tuple[float, int]:
     nats, targets = 0.0, 0
-    with _evaluating(model):
+    with evaluating(model):
         for batch in batches:
             batch_nats, batch_targets = _score(model, batch)
             nats, targets = nats + batch_nats, targets + batch_targets
@@ -209,9 +209,9 @@ def _score(model: torch.nn.Module, batch: list[_Span]) -> tuple[float, int]:
         inputs[row, : len(span) - 1] = span[:-1]
         labels[row, first - 1 : len(span) - 1] = span[first:]
         mask[row, : len(span) - 1] = 1
-    _check_ids(model, max(int(inputs.max()), int(labels.max())))
+    check_token_ids(model, max(int(inputs.max()), int(labels.max())))
 
-    device = _device(model)
+    device = device_of(model)
     arguments: dict[str, Any] = {"use_cache": False}
     if not mask.all():
         arguments["attention_mask"] = torch.from_numpy(mask).to(device)
@@ -273,8 +273,11 @@ def _vocab_size(model: torch.nn.Module) -> int:
     return int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
 
 
-def _check_ids(model: torch.nn.Module, largest: int) -> None:
-    # An id too large is an IndexError on a CPU and a dead process on a GPU: say it before.
+def check_token_ids(model: torch.nn.Module, largest: int) -> None:
+    """``UsageError`` if ``largest`` is no token of the model.
+
+    Without this it is an IndexError on a CPU and a dead process on a GPU.
+    """
     if largest >= (size := _vocab_size(model)):
         raise UsageError(
             f"token id {largest} is outside the model's vocabulary of {size}: "
@@ -282,18 +285,19 @@ def _check_ids(model: torch.nn.Module, largest: int) -> None:
         )
 
 
-def _device(model: torch.nn.Module) -> torch.device:
+def device_of(model: torch.nn.Module) -> torch.device:
+    """Where the model's first parameter is."""
     return next(model.parameters()).device
 
 
 @contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
     """No gradients, eval mode (each module's own mode is restored), autocast for half weights."""
     modes = [(module, module.training) for module in model.modules()]
     weights = model.get_input_embeddings().weight.dtype  # type: ignore[operator]
     half = weights in (torch.bfloat16, torch.float16)
     precision: AbstractContextManager[object] = (
-        torch.autocast(_device(model).type, dtype=weights) if half else nullcontext()
+        torch.autocast(device_of(model).type, dtype=weights) if half else nullcontext()
     )
     model.eval()
     try:

@@ -1,0 +1,91 @@
+"""Let a trained model continue a prompt.
+
+The text appears as it is generated. RUN is a run folder, or any plain Hugging Face model folder.
+
+  patchtrain generate runs/textbooks "The cell is"
+  patchtrain generate runs/textbooks "The cell is" --samples 3 --temperature 0.7
+  echo "The cell is" | patchtrain generate runs/textbooks -
+
+Prompt and completion share the context the model was trained with: a prompt too long for that is
+cut at its beginning. The same seed gives the same text."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from patchtrain.errors import UsageError
+
+HELP = "let a trained model continue a prompt"
+
+DEFAULT_NEW_TOKENS = 128
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_folder", metavar="RUN", help="a run folder or a model folder")
+    parser.add_argument(
+        "prompt", metavar="PROMPT", nargs="?", default="", help="text to continue; - reads stdin"
+    )
+    parser.add_argument(
+        "--max-new-tokens",
+        type=int,
+        metavar="N",
+        help=f"tokens to generate (default: {DEFAULT_NEW_TOKENS}, at most half the context)",
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=0.8, metavar="X", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=0.95,
+        metavar="P",
+        help="sample from the likeliest tokens that together have this probability "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--top-k",
+        type=int,
+        default=0,
+        metavar="K",
+        help="sample from the K likeliest (default: off)",
+    )
+    parser.add_argument("--greedy", action="store_true", help="always take the likeliest token")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--samples", type=int, default=1, metavar="N", help="completions (default: %(default)s)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.samples < 1:
+        raise UsageError(f"--samples must be at least 1, not {args.samples}")
+    prompt = sys.stdin.read().removesuffix("\n") if args.prompt == "-" else args.prompt
+
+    import torch
+
+    from patchtrain.evaluation.generate import Sampling, continue_text, encode_prompt
+    from patchtrain.evaluation.loading import load_model
+
+    sampling = Sampling(args.temperature, args.top_p, args.top_k, args.greedy)
+    loaded = load_model(args.run_folder)
+    from transformers import TextStreamer
+
+    new_tokens = args.max_new_tokens
+    if new_tokens is None:
+        half = loaded.context_length // 2 if loaded.context_length else DEFAULT_NEW_TOKENS
+        new_tokens = max(1, min(DEFAULT_NEW_TOKENS, half))
+    ids, cut = encode_prompt(loaded.tokenizer, prompt, new_tokens, loaded.context_length)
+    if cut:
+        print(
+            f"patchtrain: the prompt has {ids.shape[1] + cut} tokens; its first {cut} were dropped "
+            f"so that it fits a context of {loaded.context_length} with {new_tokens} new tokens",
+            file=sys.stderr,
+        )
+    torch.manual_seed(args.seed)
+    for number in range(1, args.samples + 1):
+        if args.samples > 1:
+            print(f"--- {number} of {args.samples} ---")
+        streamer = TextStreamer(loaded.tokenizer, skip_special_tokens=True)
+        continue_text(loaded.model, loaded.tokenizer, ids, new_tokens, sampling, streamer)
+    return 0

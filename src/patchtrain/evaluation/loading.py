@@ -1,0 +1,89 @@
+"""A model to evaluate, from a run folder or from any plain Hugging Face model folder.
+
+Nothing is downloaded: only what is in the folder is read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from patchtrain.errors import PatchtrainError, UsageError
+from patchtrain.runs import RunFolder
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A causal language model in eval mode with its tokenizer.
+
+    ``run``: the run folder it came from, or None. ``context_length``: positions it was trained on,
+    or for a plain model those it allows (None if it does not say). ``position_limit``: the most
+    positions the model allows.
+    """
+
+    path: Path
+    run: RunFolder | None
+    model: Any
+    tokenizer: Any
+    context_length: int | None
+    position_limit: int | None
+
+    @property
+    def start_token_id(self) -> int:
+        """What a document begins with: the BOS token, or the EOS that ends the one before it."""
+        for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
+            if token is not None:
+                return int(token)
+        raise UsageError(f"the tokenizer in {self.path} has neither a BOS nor an EOS token")
+
+
+def find_model(path: str | Path) -> tuple[Path, RunFolder | None]:
+    """The model folder behind ``path`` and the run, if ``path`` is one; or ``UsageError``."""
+    path = Path(path)
+    if not path.is_dir():
+        raise UsageError(f"no run or model folder at {path}")
+    if (path / "run.json").is_file():
+        run = RunFolder.open(path)
+        if not (run.model / "config.json").is_file():
+            status = run.info().get("status", "unknown")
+            raise UsageError(
+                f"{path} has no model yet (its status is '{status}'): "
+                f"a finished run has one in {run.model}"
+            )
+        return run.model, run
+    if (path / "config.json").is_file():
+        return path, None
+    raise UsageError(f"{path} is neither a run (no run.json) nor a model folder (no config.json)")
+
+
+def load_model(path: str | Path, device: str | None = None) -> LoadedModel:
+    """Load the model of a run or of a model folder, on a GPU if there is one.
+
+    ``UsageError``: no model there. ``PatchtrainError``: one that cannot be read, or whose weights
+    are incomplete.
+    """
+    folder, run = find_model(path)
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            folder, dtype="auto", local_files_only=True, output_loading_info=True
+        )
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise PatchtrainError(f"cannot load the model in {folder}: {reason}") from error
+    if missing := sorted(loading.get("missing_keys", ())):
+        raise PatchtrainError(
+            f"the model in {folder} lacks {len(missing)} weights, among them {missing[0]}"
+        )
+    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    limit = getattr(model.config, "max_position_embeddings", None)
+    trained = run.info().get("plan", {}).get("context_length") if run else None
+    return LoadedModel(folder, run, model, tokenizer, trained or limit, limit)
