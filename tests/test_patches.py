@@ -1,11 +1,11 @@
-"""Pooling, targets and slot weights: shapes, alignment and what is refused."""
+"""Pooling and targets: shapes, alignment and what is refused."""
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from patchtrain import UsageError, patch_targets, pool_embeddings, slot_weights
+from patchtrain import UsageError, patch_targets, pool_embeddings
 
 
 def test_pooling_is_the_mean_of_each_group() -> None:
@@ -71,26 +71,3 @@ def test_a_patch_size_that_does_not_fit_is_refused(patch_size: int) -> None:
 def test_a_single_patch_has_nothing_to_predict() -> None:
     with pytest.raises(UsageError, match="fewer than two patches"):
         patch_targets(torch.zeros(1, 4, dtype=torch.long), 4)
-
-
-@given(st.integers(1, 32), st.sampled_from(["uniform", "power", "auto"]))
-def test_slot_weights_have_a_mean_of_one(patch_size: int, kind: str) -> None:
-    weights = slot_weights(patch_size, kind)
-    assert len(weights) == patch_size
-    assert sum(weights) == pytest.approx(patch_size)
-    assert list(weights) == sorted(weights, reverse=True)
-
-
-def test_slot_weights_follow_their_names() -> None:
-    assert slot_weights(4) == (1.0, 1.0, 1.0, 1.0)
-    power = slot_weights(4, "power")
-    assert [power[0] / weight for weight in power] == pytest.approx([1, 2, 3, 4])
-    assert slot_weights(4, "auto") == slot_weights(4, "uniform")
-    assert slot_weights(8, "auto") == slot_weights(8, "power")
-    assert slot_weights(2, [3, 1]) == (1.5, 0.5)
-
-
-@pytest.mark.parametrize("kind", ["cubic", [1.0], [1.0, -1.0], [0.0, 0.0], [1.0, float("nan")]])
-def test_slot_weights_that_make_no_sense_are_refused(kind: object) -> None:
-    with pytest.raises(UsageError, match="slot weights"):
-        slot_weights(2, kind)  # type: ignore[arg-type]

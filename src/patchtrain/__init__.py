@@ -16,7 +16,7 @@ _PUBLIC = {
     "patch_targets": "patches",
     "patch_loss": "loss",
     "patch_loss_reference": "loss",
-    "slot_weights": "patches",
+    "slot_weights": "plan",
     "PlanSpec": "plan",
     "Plan": "plan",
     "Stage": "plan",

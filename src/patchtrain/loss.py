@@ -48,7 +48,7 @@ def patch_loss(
         targets: ``(..., K)`` token ids as ``patch_targets`` gives them, or ``(...)`` for K = 1.
         bias: ``(V,)`` the head's bias, if it has one.
         scale: factor the model puts on its logits.
-        weights: K slot weights (``patches.slot_weights``); all 1 if not given.
+        weights: K slot weights (``plan.slot_weights``); all 1 if not given.
         total: what the weighted sum is divided by; by default the sum of the weights of the
             targets that are not ignored. Pass the global count when a step is spread over
             micro-batches or processes: sum everywhere, divide once.

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from patchtrain.errors import UsageError
 from patchtrain.loss import patch_loss, patch_loss_from_logits
-from patchtrain.patches import SlotWeights, patch_targets, pool_embeddings, slot_weights
+from patchtrain.patches import patch_targets, pool_embeddings
+from patchtrain.plan import SlotWeights, slot_weights
 
 _PROBE_TOKENS = 6
 
@@ -156,7 +157,7 @@ def patch_level(
         model: a causal language model of transformers, or any module with the same contract
             (``get_input_embeddings``, ``get_output_embeddings``, ``inputs_embeds``).
         patch_size: K. At K = 1 nothing changes.
-        weights: slot weights (see ``patches.slot_weights``); uniform if not given.
+        weights: slot weights (see ``plan.slot_weights``); uniform if not given.
         checked: the result of an earlier ``probe`` of this model, to skip the probing.
 
     Returns:

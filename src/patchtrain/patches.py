@@ -13,14 +13,10 @@ Shapes: B rows, S raw tokens a row (a multiple of K), D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from patchtrain.errors import UsageError
-
-SlotWeights = str | Sequence[float]
 
 
 def pool_embeddings(embeddings: Tensor, patch_size: int) -> Tensor:
@@ -67,39 +63,6 @@ def patch_targets(labels: Tensor, patch_size: int) -> Tensor:
             f"{length} tokens hold fewer than two patches of {patch_size}: nothing to predict"
         )
     return labels[:, patch_size:].reshape(rows, length // patch_size - 1, patch_size)
-
-
-def slot_weights(patch_size: int, kind: SlotWeights = "uniform") -> tuple[float, ...]:
-    """The weight of each of the K targets of a patch, scaled to a mean of 1.
-
-    Args:
-        patch_size: K.
-        kind: ``"uniform"`` (2407.12665); ``"power"``, the i-th target weighs 1 / i; ``"auto"``,
-            uniform below K = 8 and power from there (2605.06546); or K non-negative numbers.
-
-    Returns:
-        K weights that sum to K, so that the loss stays in nats per token.
-    """
-    if patch_size < 1:
-        raise UsageError(f"patch_size must be at least 1, not {patch_size}")
-    if isinstance(kind, str):
-        if kind == "auto":
-            kind = "uniform" if patch_size < 8 else "power"
-        if kind == "uniform":
-            raw = [1.0] * patch_size
-        elif kind == "power":
-            raw = [1.0 / (slot + 1) for slot in range(patch_size)]
-        else:
-            raise UsageError(
-                f"slot weights '{kind}' are not known; use uniform, power, auto or K numbers"
-            )
-    else:
-        raw = [float(weight) for weight in kind]
-        if len(raw) != patch_size:
-            raise UsageError(f"{len(raw)} slot weights for a patch of {patch_size} tokens")
-        if min(raw) < 0 or not 0 < sum(raw) < float("inf"):
-            raise UsageError("slot weights must be non-negative, finite and not all zero")
-    return tuple(weight * patch_size / sum(raw) for weight in raw)
 
 
 def _check_patch_size(patch_size: int, length: int) -> None:

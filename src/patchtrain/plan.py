@@ -1,0 +1,304 @@
+"""The plan of a run: which patch size, for how many steps, on which tokens, at what rate.
+
+``PlanSpec`` is what a user asks for; ``PlanSpec.resolve`` turns it into a ``Plan``, a list of
+``Stage`` with whole steps and disjoint token ranges, or names everything that does not fit.
+Stages are data: patch size 8, 4, 2, 1 is a longer list, nothing more.
+
+Standard library only. Words: a *sequence* of a stage with patch size K has K * T raw tokens and
+costs T positions, T being the context length; the *tokens per step* asked for are those of a
+token-level step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from patchtrain.errors import UsageError, nearest
+
+SlotWeights = str | Sequence[float]
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # Shao, Meng, Zhou, arXiv:2407.12665: a patch-level step has as many tokens as a token-level
+    # step, and each stage is trained like a run of its own.
+    "paper": {
+        "hold": "tokens",
+        "schedule": "cosine",
+        "schedule_scope": "stage",
+        "optimizer_at_switch": "reset",
+        "slot_weights": "uniform",
+    },
+    # Peng, Gigant, Quesnelle, arXiv:2605.06546: a patch-level step costs as much as a token-level
+    # step and reads K times more tokens; one schedule and one optimizer run through.
+    "superposition": {
+        "hold": "compute",
+        "schedule": "wsd",
+        "schedule_scope": "run",
+        "optimizer_at_switch": "carry",
+        "slot_weights": "auto",
+    },
+}
+CHOICES = {
+    "preset": tuple(PRESETS),
+    "hold": ("tokens", "compute"),
+    "schedule": ("cosine", "wsd", "constant"),
+    "schedule_scope": ("stage", "run"),
+    "optimizer_at_switch": ("reset", "carry"),
+    "share_of": ("tokens", "steps"),
+}
+
+
+@dataclass(frozen=True)
+class PlanSpec:
+    """What a user asks for. All but the context length and one total has a default.
+
+    Give the stages either as ``patch_size`` with ``patch_fraction`` (lambda, of the tokens) or
+    ``step_fraction`` (r, of the steps), token level following; or as a free list ``stages`` of
+    ``(patch_size, share)``. Give the length of the run as one of ``steps``, ``tokens`` (raw
+    tokens over all stages) or ``epochs`` (passes over the store).
+    """
+
+    context_length: int  # T, positions the transformer sees, the same in all stages
+    tokens_per_step: int  # of a token-level step; a multiple of T
+    preset: str = "paper"
+    patch_size: int = 4
+    patch_fraction: float | None = None  # lambda; 0 is plain token-level training
+    step_fraction: float | None = None  # r
+    stages: Sequence[Any] | None = None  # [(8, 0.2), (4, 0.2), (1, 0.6)] or mappings
+    share_of: str = "tokens"  # what the shares of ``stages`` are shares of
+    steps: int | None = None
+    tokens: int | None = None
+    epochs: float | None = None
+    max_epochs: float = 1.0  # how often a run sized by steps or tokens may read the store
+    # What the preset decides, unless given here:
+    hold: str | None = None
+    schedule: str | None = None
+    schedule_scope: str | None = None
+    optimizer_at_switch: str | None = None
+    slot_weights: SlotWeights | None = None
+    # The learning rate's shape; its peak is the trainer's ``learning_rate``.
+    warmup_steps: int | None = None  # default: 2 % of the scope's steps, at most 2,000
+    decay_fraction: float = 0.1  # wsd: share of the steps that decay
+    min_rate: float = 0.0  # where cosine and wsd end, as a share of the peak
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> PlanSpec:
+        """A spec from a recipe's ``plan`` section; unknown and missing keys are all named."""
+        known = [field.name for field in fields(cls)]
+        problems = [f"no key '{key}'{nearest(key, known)}" for key in values if key not in known]
+        problems += [
+            f"'{key}' is missing"
+            for key in ("context_length", "tokens_per_step")
+            if values.get(key) is None
+        ]
+        if problems:
+            raise UsageError("plan: " + "; ".join(problems))
+        return cls(**values)
+
+    def resolve(
+        self,
+        *,
+        store_tokens: int | None = None,
+        device_sequences: int = 1,
+        processes: int = 1,
+    ) -> Plan:
+        """Whole steps and disjoint token ranges, for a store, a device and a process count.
+
+        Args:
+            store_tokens: training tokens the store has; None if not known yet (no epochs then).
+            device_sequences: most sequences a device takes in one pass. The passes of all stages
+                have the same number of sequences, the largest that fits all of them.
+            processes: data-parallel processes that share a step.
+
+        Raises:
+            UsageError: naming every problem found, one a line.
+        """
+        from patchtrain.plan_resolver import Resolver
+
+        return Resolver(self, store_tokens, device_sequences, processes).plan()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stretch of a run at one patch size. All counts are over all processes."""
+
+    index: int
+    patch_size: int
+    first_step: int  # of the run
+    steps: int
+    context_length: int
+    sequences_per_step: int
+    first_block: int  # of the shuffled block stream; a block has Plan.block_tokens tokens
+    blocks: int
+    slot_weights: tuple[float, ...]
+
+    @property
+    def name(self) -> str:
+        return "tokens" if self.patch_size == 1 else f"patches of {self.patch_size}"
+
+    @property
+    def last_step(self) -> int:
+        """The first step that is no longer of this stage."""
+        return self.first_step + self.steps
+
+    @property
+    def sequence_tokens(self) -> int:
+        return self.patch_size * self.context_length
+
+    @property
+    def positions_per_step(self) -> int:
+        return self.sequences_per_step * self.context_length
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.sequences_per_step * self.sequence_tokens
+
+    @property
+    def targets_per_step(self) -> int:
+        """Targets of the loss: a sequence's first patch is not predicted."""
+        return self.sequences_per_step * (self.context_length - 1) * self.patch_size
+
+    @property
+    def tokens(self) -> int:
+        return self.steps * self.tokens_per_step
+
+    @property
+    def positions(self) -> int:
+        return self.steps * self.positions_per_step
+
+    def to_dict(self) -> dict[str, Any]:
+        derived = ("name", "tokens_per_step", "positions_per_step", "tokens", "positions")
+        return {**asdict(self), **{name: getattr(self, name) for name in derived}}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A resolved plan. ``stage_at`` and ``rate_at`` are pure functions of the step."""
+
+    spec: PlanSpec  # with the preset's values filled in
+    stages: tuple[Stage, ...]
+    block_tokens: int  # unit in which the token stream is shuffled and shared out
+    pass_sequences: int  # sequences of one device pass, equal in all stages
+    processes: int
+    epochs: float | None  # passes over the store, None if its size was not given
+
+    @property
+    def context_length(self) -> int:
+        return self.spec.context_length
+
+    @property
+    def total_steps(self) -> int:
+        return self.stages[-1].last_step
+
+    @property
+    def total_tokens(self) -> int:
+        return sum(stage.tokens for stage in self.stages)
+
+    @property
+    def total_positions(self) -> int:
+        return sum(stage.positions for stage in self.stages)
+
+    @property
+    def compute_ratio(self) -> float:
+        """Positions over tokens: the cost against token-level training on the same tokens.
+
+        With equal tokens a step this is ``lambda / K + 1 - lambda`` (2407.12665, section 2).
+        """
+        return self.total_positions / self.total_tokens
+
+    def stage_at(self, step: int) -> Stage:
+        """The stage that step ``step`` (from 0) belongs to; the last one beyond the end."""
+        return next((stage for stage in self.stages if step < stage.last_step), self.stages[-1])
+
+    def passes(self, stage: Stage) -> int:
+        """Device passes (micro-batches) of one step of ``stage`` on each process."""
+        return stage.sequences_per_step // (self.pass_sequences * self.processes)
+
+    def tokens_before(self, step: int) -> int:
+        """Raw tokens that the steps before ``step`` have read."""
+        return sum(self._steps_in(stage, step) * stage.tokens_per_step for stage in self.stages)
+
+    def positions_before(self, step: int) -> int:
+        """Positions that the steps before ``step`` have computed."""
+        return sum(self._steps_in(stage, step) * stage.positions_per_step for stage in self.stages)
+
+    @staticmethod
+    def _steps_in(stage: Stage, step: int) -> int:
+        return min(max(step - stage.first_step, 0), stage.steps)
+
+    def rate_at(self, step: int) -> float:
+        """The learning rate of step ``step`` as a share of the peak, in [0, 1]."""
+        if self.spec.schedule_scope == "stage":
+            stage = self.stage_at(step)
+            step, total = step - stage.first_step, stage.steps
+        else:
+            total = self.total_steps
+        warmup = warmup_steps(self.spec, total)
+        if step < warmup:
+            return (step + 1) / warmup
+        low = self.spec.min_rate
+        if self.spec.schedule == "cosine":
+            progress = (step - warmup) / max(total - warmup, 1)
+            return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+        if self.spec.schedule == "wsd":
+            decay = max(1, round(self.spec.decay_fraction * total))
+            left = max(total - step, 0)
+            return 1.0 if left >= decay else low + (1 - low) * left / decay
+        return 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """What ``run.json`` records; plain JSON types."""
+        spec = {name: value for name, value in asdict(self.spec).items() if value is not None}
+        return {
+            **spec,
+            "stages": [stage.to_dict() for stage in self.stages],
+            "block_tokens": self.block_tokens,
+            "pass_sequences": self.pass_sequences,
+            "processes": self.processes,
+            "passes": [self.passes(stage) for stage in self.stages],
+            "total_steps": self.total_steps,
+            "total_tokens": self.total_tokens,
+            "total_positions": self.total_positions,
+            "compute_ratio": self.compute_ratio,
+            "epochs": self.epochs,
+        }
+
+
+def warmup_steps(spec: PlanSpec, total: int) -> int:
+    """Warm-up steps of a schedule of ``total`` steps (the run or a stage, by its scope)."""
+    return spec.warmup_steps if spec.warmup_steps is not None else min(2000, max(1, total // 50))
+
+
+def slot_weights(patch_size: int, kind: SlotWeights = "uniform") -> tuple[float, ...]:
+    """The weight of each of the K targets of a patch, scaled to a mean of 1.
+
+    Args:
+        patch_size: K.
+        kind: ``"uniform"`` (2407.12665); ``"power"``, the i-th target weighs 1 / i; ``"auto"``,
+            uniform below K = 8 and power from there (2605.06546); or K non-negative numbers.
+
+    Returns:
+        K weights that sum to K, so that the loss stays in nats per token.
+    """
+    if patch_size < 1:
+        raise UsageError(f"patch_size must be at least 1, not {patch_size}")
+    if isinstance(kind, str):
+        if kind == "auto":
+            kind = "uniform" if patch_size < 8 else "power"
+        if kind == "uniform":
+            raw = [1.0] * patch_size
+        elif kind == "power":
+            raw = [1.0 / (slot + 1) for slot in range(patch_size)]
+        else:
+            raise UsageError(
+                f"slot weights '{kind}' are not known; use uniform, power, auto or K numbers"
+            )
+    else:
+        raw = [float(weight) for weight in kind]
+        if len(raw) != patch_size:
+            raise UsageError(f"{len(raw)} slot weights for a patch of {patch_size} tokens")
+        if min(raw) < 0 or not 0 < sum(raw) < float("inf"):
+            raise UsageError("slot weights must be non-negative, finite and not all zero")
+    return tuple(weight * patch_size / sum(raw) for weight in raw)

@@ -1,0 +1,264 @@
+"""From what a user asks for to whole steps: the arithmetic and the checks behind ``plan.py``.
+
+Standard library only. Problems are collected, so that a user sees all of them at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate
+from typing import Any
+
+from patchtrain.errors import UsageError, nearest
+from patchtrain.plan import CHOICES, PRESETS, Plan, PlanSpec, Stage, slot_weights, warmup_steps
+
+
+class Resolver:
+    """Resolves one spec; collects problems so that a user sees all of them at once."""
+
+    def __init__(
+        self, spec: PlanSpec, store_tokens: int | None, device_sequences: int, processes: int
+    ) -> None:
+        preset = PRESETS.get(spec.preset, PRESETS["paper"])
+        unset = {key: value for key, value in preset.items() if getattr(spec, key) is None}
+        self.spec = replace(spec, **unset)
+        self.store_tokens = store_tokens
+        self.device_sequences = device_sequences
+        self.processes = processes
+        self.problems: list[str] = []
+        self.block = 0
+
+    def plan(self) -> Plan:
+        self._check_values()
+        shares = self._shares()
+        self._stop_if_problems()
+        self.block = math.lcm(*(patch_size for patch_size, _ in shares)) * self.spec.context_length
+        sequences = [self._sequences_per_step(patch_size) for patch_size, _ in shares]
+        self._stop_if_problems()
+        steps = self._steps(shares, sequences)
+        self._stop_if_problems()
+        plan = self._build(shares, sequences, steps)
+        self._check_schedule(plan)
+        self._check_store(plan)
+        self._stop_if_problems()
+        return plan
+
+    def _stop_if_problems(self) -> None:
+        if self.problems:
+            raise UsageError("the plan does not fit: " + "; ".join(self.problems))
+
+    def _check_values(self) -> None:
+        spec, bad = self.spec, self.problems.append
+        for key, allowed in CHOICES.items():
+            value = getattr(spec, key)
+            if value not in allowed:
+                bad(f"{key} '{value}' is not one of {', '.join(allowed)}")
+        for key in ("context_length", "tokens_per_step", "patch_size", "steps", "tokens"):
+            value = getattr(spec, key)
+            if value is not None and (not _is_int(value) or value < 1):
+                bad(f"{key} must be a whole number of at least 1, not {value!r}")
+        for key in ("patch_fraction", "step_fraction", "decay_fraction", "min_rate"):
+            value = getattr(spec, key)
+            if value is not None and not (_is_number(value) and 0 <= value <= 1):
+                bad(f"{key} must lie between 0 and 1, not {value!r}")
+        for key in ("epochs", "max_epochs"):
+            value = getattr(spec, key)
+            if value is not None and not (_is_number(value) and value > 0):
+                bad(f"{key} must be above 0, not {value!r}")
+        if spec.warmup_steps is not None and (
+            not _is_int(spec.warmup_steps) or spec.warmup_steps < 0
+        ):
+            bad(f"warmup_steps must be a whole number of at least 0, not {spec.warmup_steps!r}")
+        if _is_int(spec.context_length) and spec.context_length == 1:
+            bad("context_length must be at least 2: the first position predicts the second")
+        given = [key for key in ("steps", "tokens", "epochs") if getattr(spec, key) is not None]
+        if len(given) != 1:
+            what = f"{' and '.join(given)} are given" if given else "none is given"
+            bad(f"the length of the run is one of steps, tokens or epochs; {what}")
+        if spec.epochs is not None and self.store_tokens is None:
+            bad("epochs needs a store whose tokens can be counted")
+        if spec.patch_fraction is not None and spec.step_fraction is not None:
+            bad("give patch_fraction (of the tokens) or step_fraction (of the steps), not both")
+        if self.device_sequences < 1 or self.processes < 1:
+            bad("sequences per device and processes must be at least 1")
+
+    def _shares(self) -> list[tuple[int, float]]:
+        """``(patch_size, relative number of steps)`` of each stage, not yet scaled."""
+        spec = self.spec
+        if spec.stages is not None:
+            if spec.patch_fraction is not None or spec.step_fraction is not None:
+                self.problems.append("give a list of stages or a fraction, not both")
+            pairs = [pair for item in spec.stages if (pair := self._stage_pair(item))]
+            total = sum(share for _, share in pairs)
+            if not spec.stages:
+                self.problems.append("the list of stages is empty")
+            elif not self.problems and abs(total - 1) > 0.01:
+                self.problems.append(f"the shares of the stages sum to {total:g}, not 1")
+            of_steps = spec.share_of == "steps"
+        else:
+            of_steps = spec.step_fraction is not None
+            default = 2 / 3 if spec.preset == "paper" else 0.3
+            if not of_steps and spec.patch_fraction is None:
+                of_steps = spec.preset == "superposition"
+                fraction = default
+            else:
+                fraction = spec.step_fraction if of_steps else spec.patch_fraction  # type: ignore[assignment]
+            pairs = [(spec.patch_size, fraction), (1, 1 - fraction)] if not self.problems else []
+            if spec.patch_size == 1 and pairs:
+                pairs = [(1, 1.0)]
+            pairs = [pair for pair in pairs if pair[1] > 0]
+        if of_steps or spec.hold == "tokens":
+            return pairs
+        # Shares of the tokens, and a step at patch size K reads K times the tokens.
+        return [(patch_size, share / patch_size) for patch_size, share in pairs]
+
+    def _stage_pair(self, item: Any) -> tuple[int, float] | None:
+        """One stage of a free list: ``(patch_size, share)`` or the mapping of both."""
+        if isinstance(item, Mapping):
+            unknown = [key for key in item if key not in ("patch_size", "share")]
+            for key in unknown:
+                self.problems.append(
+                    f"stage: no key '{key}'{nearest(key, ['patch_size', 'share'])}"
+                )
+            if unknown:
+                return None
+            item = (item.get("patch_size"), item.get("share"))
+        if not isinstance(item, Sequence) or isinstance(item, str) or len(item) != 2:
+            self.problems.append(f"a stage is a patch_size and a share, not {item!r}")
+            return None
+        patch_size, share = item
+        if not _is_int(patch_size) or patch_size < 1:
+            self.problems.append(f"patch_size must be a whole number >= 1, not {patch_size!r}")
+        elif not _is_number(share) or not 0 < share <= 1:
+            self.problems.append(f"the share of a stage must lie in (0, 1], not {share!r}")
+        else:
+            return patch_size, float(share)
+        return None
+
+    def _sequences_per_step(self, patch_size: int) -> int:
+        spec = self.spec
+        sequence = spec.context_length * (patch_size if spec.hold == "tokens" else 1)
+        unit = sequence * self.processes
+        if spec.tokens_per_step % unit:
+            what = f"{self.processes} processes times " if self.processes > 1 else ""
+            low = spec.tokens_per_step // unit * unit
+            near = f"{low} or {low + unit}" if low else f"{unit}"
+            self.problems.append(
+                f"tokens_per_step {spec.tokens_per_step} is not a multiple of {unit} ({what}"
+                f"{sequence // spec.context_length} x context_length {spec.context_length}, "
+                f"patch size {patch_size}); the nearest that fits is {near}"
+            )
+        return spec.tokens_per_step // sequence
+
+    def _steps(self, shares: list[tuple[int, float]], sequences: list[int]) -> list[int]:
+        """Whole steps a stage; the last stage takes what rounding leaves."""
+        spec = self.spec
+        step_tokens = [
+            count * patch_size * spec.context_length
+            for (patch_size, _), count in zip(shares, sequences, strict=True)
+        ]
+        relative = [share for _, share in shares]
+        if spec.steps is not None:
+            total = float(spec.steps)
+        else:
+            tokens = spec.tokens
+            if tokens is None:
+                assert spec.epochs is not None
+                assert self.store_tokens is not None
+                # A stage ends inside a block at worst; the rest of that block is not read.
+                blocks = int(spec.epochs * (self.store_tokens // self.block)) - len(shares) + 1
+                tokens = blocks * self.block
+            mean = sum(r * t for r, t in zip(relative, step_tokens, strict=True)) / sum(relative)
+            total = tokens / mean
+        # Rounding the running sum keeps every stage within one step of its share.
+        if spec.steps is None:
+            # Never read more than was asked for: whole steps of each stage, rounded down.
+            steps = [int(total * share / sum(relative) + 1e-9) for share in relative]
+        else:
+            ends = [round(total * part / sum(relative)) for part in accumulate(relative)]
+            steps = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+        for (patch_size, _), count in zip(shares, steps, strict=True):
+            if count < 1:
+                self.problems.append(
+                    f"the stage with patch size {patch_size} would have no step; "
+                    f"train longer, make the step smaller or drop the stage"
+                )
+        return steps
+
+    def _build(
+        self, shares: list[tuple[int, float]], sequences: list[int], steps: list[int]
+    ) -> Plan:
+        spec = self.spec
+        block = self.block
+        pass_sequences = _largest_divisor(
+            math.gcd(*(count // self.processes for count in sequences)), self.device_sequences
+        )
+        stages: list[Stage] = []
+        step = first_block = 0
+        for index, ((patch_size, _), count, length) in enumerate(
+            zip(shares, sequences, steps, strict=True)
+        ):
+            weights = spec.slot_weights or "uniform"
+            if not isinstance(weights, str) and len(weights) != patch_size:
+                weights = "uniform"  # a list of weights is for the stages of its own length
+            blocks = -(-length * count * patch_size * spec.context_length // block)
+            stages.append(
+                Stage(
+                    index=index,
+                    patch_size=patch_size,
+                    first_step=step,
+                    steps=length,
+                    context_length=spec.context_length,
+                    sequences_per_step=count,
+                    first_block=first_block,
+                    blocks=blocks,
+                    slot_weights=slot_weights(patch_size, weights),
+                )
+            )
+            step += length
+            first_block += blocks
+        epochs = None
+        if self.store_tokens is not None:
+            store_blocks = self.store_tokens // block
+            epochs = first_block / store_blocks if store_blocks else math.inf
+        return Plan(spec, tuple(stages), block, pass_sequences, self.processes, epochs)
+
+    def _check_schedule(self, plan: Plan) -> None:
+        spans = (
+            [(stage.name, stage.steps) for stage in plan.stages]
+            if self.spec.schedule_scope == "stage"
+            else [("the run", plan.total_steps)]
+        )
+        for name, steps in spans:
+            warmup = warmup_steps(self.spec, steps)
+            if warmup >= steps > 1:
+                self.problems.append(f"{warmup} warm-up steps leave none of the {steps} of {name}")
+
+    def _check_store(self, plan: Plan) -> None:
+        if plan.epochs is None:
+            return
+        if self.store_tokens is not None and self.store_tokens < plan.block_tokens:
+            self.problems.append(
+                f"the store has {self.store_tokens:,} training tokens, less than one block of "
+                f"{plan.block_tokens:,}; use more text or a shorter context"
+            )
+        elif self.spec.epochs is None and plan.epochs > self.spec.max_epochs + 1e-9:
+            self.problems.append(
+                f"the run reads {plan.total_tokens:,} tokens and the store has "
+                f"{self.store_tokens:,} ({plan.epochs:.2f} epochs); shorten it, or allow "
+                f"max_epochs={math.ceil(plan.epochs * 10) / 10:g}"
+            )
+
+
+def _largest_divisor(number: int, limit: int) -> int:
+    return next(size for size in range(min(number, limit), 0, -1) if number % size == 0)
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
