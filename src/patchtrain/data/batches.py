@@ -1,0 +1,146 @@
+"""What every step of a plan reads, as a pure function of the seed and the step.
+
+The training tokens are cut into blocks of ``plan.block_tokens``, a whole number of sequences for
+every stage. One permutation of the blocks decides which stage reads which block, so that each
+stage sees the corpus evenly and no two stages see the same tokens in one epoch; a second one,
+within a stage, decides the order of its sequences. Nothing is kept in memory and nothing is
+replayed: step 1,000,000 is found as fast as step 10.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from patchtrain.errors import UsageError
+from patchtrain.plan import Plan, Stage
+
+_MASK64 = (1 << 64) - 1
+
+
+class Permutation:
+    """A pseudo-random permutation of ``range(length)`` that is computed, not stored.
+
+    A four-round Feistel network permutes the next power of four; results outside the range are
+    fed back in until they fall inside (cycle walking), four rounds of at most four on average.
+    """
+
+    def __init__(self, length: int, *seed: int) -> None:
+        self.length = length
+        self._half = max(1, (max(length - 1, 1).bit_length() + 1) // 2)
+        state = 0x9E3779B97F4A7C15
+        for part in (length, *seed):
+            state = _mix(state ^ (part & _MASK64))
+        self._keys = [_mix(state + round_number) for round_number in range(4)]
+
+    def __call__(self, index: np.ndarray) -> np.ndarray:
+        """The permuted values of ``index``, ``(n,)`` int64 in ``range(length)``."""
+        value = self._rounds(index.astype(np.uint64))
+        outside = value >= self.length
+        while outside.any():
+            value[outside] = self._rounds(value[outside])
+            outside = value >= self.length
+        return value.astype(np.int64)
+
+    def _rounds(self, value: np.ndarray) -> np.ndarray:
+        half, mask = np.uint64(self._half), np.uint64((1 << self._half) - 1)
+        left, right = value >> half, value & mask
+        for key in self._keys:
+            mixed = (right ^ np.uint64(key)) * np.uint64(0xBF58476D1CE4E5B9)
+            mixed ^= mixed >> np.uint64(29)
+            mixed *= np.uint64(0x94D049BB133111EB)
+            mixed ^= mixed >> np.uint64(32)
+            left, right = right, left ^ (mixed & mask)
+        return (left << half) | right
+
+
+class PlanBatches:
+    """The sequences of each step of ``plan`` over a flat array of token ids.
+
+    Args:
+        tokens: ``(N,)`` integer token ids, memory-mapped or not.
+        plan: the resolved plan.
+        seed: the same seed and plan give the same sequences, on any number of processes.
+    """
+
+    def __init__(self, tokens: np.ndarray, plan: Plan, seed: int) -> None:
+        self.tokens = tokens
+        self.plan = plan
+        self.seed = seed
+        self.blocks = len(tokens) // plan.block_tokens
+        if self.blocks == 0:
+            raise UsageError(
+                f"{len(tokens):,} training tokens are less than one block of "
+                f"{plan.block_tokens:,}; use more text or a shorter context"
+            )
+
+    def __len__(self) -> int:
+        return self.plan.total_steps
+
+    def step(self, step: int, process: int = 0) -> np.ndarray:
+        """The sequences of one step: ``(sequences_per_step / processes, K * T)`` int64.
+
+        Process p reads the p-th equal part of the step's sequences.
+        """
+        stage = self.plan.stage_at(step)
+        share = stage.sequences_per_step // self.plan.processes
+        begin = (step - stage.first_step) * stage.sequences_per_step + process * share
+        starts = self.starts(stage, np.arange(begin, begin + share))
+        columns = np.arange(stage.sequence_tokens)
+        return self.tokens[starts[:, None] + columns].astype(np.int64)
+
+    def starts(self, stage: Stage, index: np.ndarray) -> np.ndarray:
+        """Where in the token array the stage's sequences number ``index`` begin, ``(n,)`` int64."""
+        per_block = self.plan.block_tokens // stage.sequence_tokens
+        starts = np.empty(len(index), dtype=np.int64)
+        # A stage that runs over the end of the store goes on in the next epoch, in another order;
+        # sequences are shuffled within an epoch, so that none comes twice before all came once.
+        first, done = stage.first_block, 0
+        last = stage.first_block + stage.blocks
+        while first < last:
+            epoch = first // self.blocks
+            until = min(last, (epoch + 1) * self.blocks)
+            count = (until - first) * per_block
+            here = (index >= done) & (index < done + count)
+            if here.any():
+                shuffled = Permutation(count, self.seed, 1, stage.index, epoch)(index[here] - done)
+                places = first - epoch * self.blocks + shuffled // per_block
+                blocks = Permutation(self.blocks, self.seed, 0, epoch)(places)
+                offsets = shuffled % per_block * stage.sequence_tokens
+                starts[here] = blocks * self.plan.block_tokens + offsets
+            first, done = until, done + count
+        return starts
+
+
+def token_array(dataset: Any) -> np.ndarray:
+    """One flat array of token ids from what a user trains on.
+
+    Takes an array, a split of a ``TokenStore``, or a ``datasets.Dataset`` with a column
+    ``input_ids`` (its rows are joined; end each document with the end-of-text token).
+    """
+    if hasattr(dataset, "tokens"):
+        dataset = dataset.tokens
+    if isinstance(dataset, np.ndarray):
+        if dataset.ndim != 1 or dataset.dtype.kind not in "iu":
+            raise UsageError(f"token ids must be a flat integer array, not {dataset.dtype} "
+                             f"of shape {dataset.shape}")  # fmt: skip
+        return dataset
+    columns = getattr(dataset, "column_names", None)
+    if columns is not None:
+        if "input_ids" not in columns:
+            raise UsageError(f"the dataset has no column input_ids, only {', '.join(columns)}")
+        rows = dataset.with_format("numpy")["input_ids"]
+        return np.concatenate([np.asarray(row) for row in rows])
+    raise UsageError(
+        f"cannot train on a {type(dataset).__name__}; give a TokenStore, a datasets.Dataset with "
+        f"input_ids, or a flat numpy array of token ids"
+    )
+
+
+def _mix(value: int) -> int:
+    """SplitMix64's finaliser: every input bit moves about half of the output bits."""
+    value = (value + 0x9E3779B97F4A7C15) & _MASK64
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK64
+    return value ^ (value >> 31)
