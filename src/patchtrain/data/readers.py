@@ -1,0 +1,344 @@
+"""From the bytes of one source to its documents, in bounded memory, with errors that say where.
+
+Every reader takes ``name``, what the source is called in messages, and raises ``PatchtrainError``
+for broken content and ``UsageError`` for a text column that is not there.
+"""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import json
+import lzma
+import os
+import sys
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from patchtrain.data.hub import one_line
+from patchtrain.errors import PatchtrainError, UsageError
+
+COMPRESSIONS = {".gz": "gzip", ".xz": "xz", ".zst": "zstd", ".zstd": "zstd"}
+_READ_BYTES = 1 << 20
+# Compressed bytes are taken in smaller steps, since each can unfold into a thousand times as many.
+_READ_COMPRESSED = 1 << 16
+
+
+@dataclass
+class Counts:
+    """What one pass over a corpus met; a progress display may read it from another thread."""
+
+    read_bytes: int = 0
+    """Bytes of the files as they lie on the disk."""
+    blank: int = 0
+    """Documents with nothing but white space, left out."""
+    cut: int = 0
+    """Documents that were longer than the limit and became several."""
+    undecodable: int = 0
+    """Files of the standard library that are not UTF-8, left out."""
+
+
+def read_bytes(
+    path: Path | None, compression: str | None, name: str, counts: Counts
+) -> Iterator[bytes]:
+    """The uncompressed content in pieces of about 1 MB; ``path`` None is standard input."""
+    try:
+        with open_source(path) as file:
+            counted = _CountedFile(file, counts)
+            if compression == "zstd":
+                yield from _read_zstd(counted, name)
+            elif compression is None:
+                while data := counted.read(_READ_BYTES):
+                    yield data
+            else:
+                raw: Any = counted
+                opened = lzma.LZMAFile(raw) if compression == "xz" else gzip.GzipFile(fileobj=raw)
+                with opened:
+                    while data := opened.read(_READ_BYTES):
+                        yield data
+    except EOFError as error:
+        raise PatchtrainError(f"{name} is truncated: its {compression} data ends early") from error
+    except (gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
+        raise PatchtrainError(
+            f"{name} is damaged or not {compression} data: {one_line(error)}"
+        ) from error
+    except OSError as error:
+        raise PatchtrainError(f"cannot read {name}: {error.strerror or error}") from error
+
+
+def open_source(path: Path | None) -> IO[bytes]:
+    """The file at ``path``, or standard input for None, unbuffered."""
+    if path is not None:
+        return path.open("rb", buffering=0)
+    try:
+        # A raw handle of our own: a thread that dies inside sys.stdin would hold its lock.
+        return os.fdopen(os.dup(sys.stdin.fileno()), "rb", buffering=0)
+    except (OSError, ValueError, AttributeError):
+        return sys.stdin.buffer
+
+
+class _CountedFile:
+    """A file that notes how far it was read."""
+
+    def __init__(self, file: IO[bytes], counts: Counts) -> None:
+        self._file, self._counts = file, counts
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        self._counts.read_bytes += len(data)
+        return data
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def _read_zstd(file: _CountedFile, name: str) -> Iterator[bytes]:
+    """Frame after frame. The library's own reader takes a truncated file for a whole one."""
+    import zstandard
+
+    frame: Any = None
+    try:
+        while data := file.read(_READ_COMPRESSED):
+            while data:
+                if frame is None:
+                    options = zstandard.ZstdDecompressor(max_window_size=1 << 31)
+                    frame = options.decompressobj()
+                if output := frame.decompress(data):
+                    yield output
+                data = frame.unused_data if frame.eof else b""
+                if frame.eof:
+                    frame = None
+    except zstandard.ZstdError as error:
+        raise PatchtrainError(f"{name} is damaged or not zstd data: {one_line(error)}") from error
+    if frame is not None:
+        raise EOFError
+
+
+def decode(chunks: Iterable[bytes], name: str) -> Iterator[str]:
+    """UTF-8 to text, line ends untouched; a byte order mark at the start is dropped."""
+    rest, offset, lines, first = b"", 0, 0, True
+    for chunk, final in _with_last(chunks):
+        data = rest + chunk
+        try:
+            text, used = codecs.utf_8_decode(data, "strict", final)
+        except UnicodeDecodeError as error:
+            line = lines + data[: error.start].count(b"\n") + 1
+            raise NotUtf8Error(name, offset + error.start, line, data[error.start]) from error
+        rest = data[used:]
+        offset += used
+        lines += data.count(b"\n", 0, used)
+        if first and text:
+            text, first = text.removeprefix("\ufeff"), False
+        if text:
+            yield text
+
+
+class NotUtf8Error(PatchtrainError):
+    """Bytes that are no UTF-8, and where."""
+
+    def __init__(self, name: str, offset: int, line: int, byte: int) -> None:
+        super().__init__(
+            f"{name} is not UTF-8 text: byte 0x{byte:02x} at offset {offset:,} (line {line:,}); "
+            "convert it, for example with iconv, or leave it out"
+        )
+
+
+def _with_last(chunks: Iterable[bytes]) -> Iterator[tuple[bytes, bool]]:
+    for chunk in chunks:
+        yield chunk, False
+    yield b"", True
+
+
+def split_text(
+    chunks: Iterable[str], separator: str | None, limit: int | None, on_cut: Callable[[], None]
+) -> Iterator[str]:
+    """Documents of a stream of text: parts between ``separator``, cut at ``limit`` characters.
+
+    Nothing but separators gets lost, and how the stream is chunked makes no difference. Memory
+    holds one chunk and one document, of at most ``limit`` characters where there is a limit.
+    """
+    buffer, searched, cut = "", 0, False
+    margin = len(separator) - 1 if separator else 0  # a separator's start can end the buffer
+    for chunk in chunks:
+        buffer += chunk
+        start = 0
+        while separator:
+            end = buffer.find(separator, max(start, searched))
+            if end < 0:
+                break
+            yield from cut_text(buffer[start:end], limit, (lambda: None) if cut else on_cut)
+            start, searched, cut = end + len(separator), 0, False
+        buffer = buffer[start:]
+        start = 0
+        while limit and len(buffer) - start > limit + margin:
+            end = _cut_point(buffer, start, limit)
+            yield buffer[start:end]
+            start = end
+            if not cut:
+                cut = True
+                on_cut()
+        buffer = buffer[start:]
+        searched = max(0, len(buffer) - margin)
+    yield from cut_text(buffer, limit, (lambda: None) if cut else on_cut)
+
+
+def cut_text(text: str, limit: int | None, on_cut: Callable[[], None]) -> Iterator[str]:
+    """``text`` in pieces of at most ``limit`` characters; ``on_cut`` is called if it is cut."""
+    if limit is None or len(text) <= limit:
+        yield text
+        return
+    on_cut()
+    start = 0
+    while len(text) - start > limit:
+        end = _cut_point(text, start, limit)
+        yield text[start:end]
+        start = end
+    yield text[start:]
+
+
+def _cut_point(text: str, start: int, limit: int) -> int:
+    """Where to cut: after a blank line, else a line end, else a space, else hard."""
+    half, end = start + limit // 2, start + limit
+    for mark, earliest in (("\n\n", half), ("\n", start), (" ", half)):
+        found = text.rfind(mark, earliest, end)
+        if found >= 0:
+            return found + len(mark)
+    return end
+
+
+def read_json(chunks: Iterable[bytes], name: str, column: str) -> Iterator[str | None]:
+    """The ``column`` of one JSON object a line, or of a JSON array of objects.
+
+    An array is read as a whole. A null is None.
+    """
+    lines = _lines(chunks)
+    for number, line in enumerate(lines, 1):
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
+        if not line.strip():
+            continue
+        if number == 1 and line.lstrip().startswith(b"["):
+            yield from _json_array(b"\n".join([line, *lines]), name, column)
+            return
+        where = f"{name}: line {number:,}"
+        yield _json_text(_parse_json(line, where, "one object a line is expected"), where, column)
+
+
+def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    parts: list[bytes] = []
+    for chunk in chunks:
+        first, *rest = chunk.split(b"\n")
+        parts.append(first)
+        if rest:
+            yield b"".join(parts)
+            yield from rest[:-1]
+            parts = [rest[-1]]
+    if last := b"".join(parts):
+        yield last
+
+
+def _json_array(data: bytes, name: str, column: str) -> Iterator[str | None]:
+    rows = _parse_json(data, name, "an array of objects is expected")
+    for number, row in enumerate(rows, 1):
+        yield _json_text(row, f"{name}: item {number:,}", column)
+
+
+def _parse_json(data: bytes, where: str, expected: str) -> Any:
+    try:
+        return json.loads(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise PatchtrainError(
+            f"{where} is not UTF-8 text: byte 0x{data[error.start]:02x} at its offset {error.start}"
+        ) from error
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, " if error.lineno > 1 else ""
+        raise PatchtrainError(
+            f"{where} is not JSON: {error.msg} at {place}column {error.colno} ({expected})"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise PatchtrainError(f"{where} cannot be read as JSON: {one_line(error)}") from error
+
+
+def _json_text(row: Any, where: str, column: str) -> str | None:
+    if not isinstance(row, dict):
+        raise PatchtrainError(f"{where} is not a JSON object but {_kind(row)}")
+    if column not in row:
+        known = ", ".join(row) or "none"
+        raise UsageError(f"{where} has no column '{column}'; it has: {known} (--text-column)")
+    return check_text(row[column], where, column)
+
+
+def check_text(value: Any, where: str, column: str) -> str | None:
+    """``value`` if it is text that UTF-8 can hold, or None; else a ``PatchtrainError``."""
+    if value is not None and not isinstance(value, str):
+        raise UsageError(
+            f"{where}: column '{column}' holds {_kind(value)}, not text; name another one with "
+            "--text-column"
+        )
+    if value is not None and not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise PatchtrainError(
+                f"{where}: column '{column}' holds half a surrogate pair at character "
+                f"{error.start:,}, which is no valid text"
+            ) from error
+    return value
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "text", bool: "true or false"}
+    return names.get(type(value)) or ("null" if value is None else "a number")
+
+
+def read_parquet(
+    path: Path, compression: str | None, name: str, column: str, counts: Counts
+) -> Iterator[str | None]:
+    """The ``column`` of a Parquet file, a few rows at a time."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with tempfile.TemporaryFile() as unpacked:
+        source: Any = path
+        if compression:  # Parquet is read from its end: unpack it first
+            for chunk in read_bytes(path, compression, name, Counts()):
+                unpacked.write(chunk)
+            unpacked.seek(0)
+            source = unpacked
+        try:
+            with pq.ParquetFile(source, memory_map=False) as file:
+                _check_column(file.schema_arrow, name, column)
+                size, rows = path.stat().st_size, max(file.metadata.num_rows, 1)
+                start, seen = counts.read_bytes, 0
+                for batch in file.iter_batches(batch_size=64, columns=[column]):
+                    for value in batch.column(0).to_pylist():
+                        seen += 1
+                        yield check_text(value, f"{name}: row {seen:,}", column)
+                    counts.read_bytes = start + size * seen // rows
+                counts.read_bytes = start + size
+        except UnicodeDecodeError as error:
+            raise PatchtrainError(f"{name}: column '{column}' is not UTF-8 text") from error
+        except (pa.ArrowException, OSError) as error:
+            raise PatchtrainError(
+                f"{name} is no readable Parquet file: {one_line(error)}"
+            ) from error
+
+
+def _check_column(schema: Any, name: str, column: str) -> None:
+    import pyarrow as pa
+
+    if column not in schema.names:
+        raise UsageError(
+            f"{name} has no column '{column}'; it has: {', '.join(schema.names)} (--text-column)"
+        )
+    kind = schema.field(column).type
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    text = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    if not any(is_kind(kind) for is_kind in text) and not pa.types.is_null(kind):
+        raise UsageError(
+            f"{name}: column '{column}' holds {kind}, not text; name another one with --text-column"
+        )
