@@ -1,1 +1,1 @@
-"""The page a person looks at."""
+"""The report: one HTML page about one or several runs, made from their folders alone."""

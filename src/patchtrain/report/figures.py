@@ -1,0 +1,230 @@
+"""The curves: loss against compute and against time, drawn with plotly.
+
+Three kinds of line, which a reader must not mix up:
+
+* *patch loss*, training, dotted: K targets from one position. It is another quantity than the loss
+  of a single next token, and the two are never compared;
+* *token loss*, training, thin;
+* *token loss*, validation, thick with dots: the held-out text read token by token, in every stage.
+
+Colours tell the runs apart. A long training curve is averaged over neighbouring steps so that the
+page stays small.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import plotly.graph_objects as go
+
+from patchtrain.report.formats import is_number, scale
+from patchtrain.report.summary import Row, RunSummary
+
+# Readable on white and on near-black, and apart for the colour-blind (after Okabe and Ito).
+COLOURS = ("#d5641c", "#2f7fc1", "#159a7a", "#b9599b", "#a38a1d", "#6f6fd0")
+POINTS_PER_STAGE = 500
+
+KINDS = {
+    "patch": "patch loss, training",
+    "token": "token loss, training",
+    "validation": "token loss, validation",
+}
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What the losses are drawn against, in the unit that suits the largest value."""
+
+    counter: str
+    title: str
+    divisor: float
+
+
+def compute_axis(runs: Sequence[RunSummary]) -> Axis:
+    divisor, letter = scale(_largest(runs, "flops"))
+    return Axis("flops", f"compute ({letter}FLOP)", divisor)
+
+
+def time_axis(runs: Sequence[RunSummary]) -> Axis:
+    largest = _largest(runs, "seconds")
+    for divisor, unit in ((3600.0, "hours"), (60.0, "minutes")):
+        if largest >= 2 * divisor:
+            return Axis("seconds", f"training time ({unit})", divisor)
+    return Axis("seconds", "training time (seconds)", 1.0)
+
+
+def averaged(rows: list[Row], most: int = POINTS_PER_STAGE) -> tuple[list[Row], int]:
+    """At most ``most`` rows and how many of the old ones stand behind each.
+
+    A row is the mean loss of its neighbours, placed at the last of them.
+    """
+    size = -(-len(rows) // most) if rows else 1
+    if size <= 1:
+        return rows, 1
+    groups = [rows[begin : begin + size] for begin in range(0, len(rows), size)]
+    means = [
+        {**group[-1], "loss": sum(row["loss"] for row in group) / len(group)} for group in groups
+    ]
+    return means, size
+
+
+def averaging(runs: Sequence[RunSummary]) -> int:
+    """The largest number of logged steps that stand behind one drawn point."""
+    sizes = [
+        averaged(_drawable(run, "train", stage.index))[1] for run in runs for stage in run.stages
+    ]
+    return max(sizes, default=1)
+
+
+def kinds_drawn(run: RunSummary) -> list[str]:
+    """The kinds of line this run has, in the order of ``KINDS``."""
+    found = {"token" if row.get("patch_size", 1) == 1 else "patch" for row in _train(run)}
+    if _drawable(run, "eval"):
+        found.add("validation")
+    return [kind for kind in KINDS if kind in found]
+
+
+def loss_figure(runs: Sequence[RunSummary], axis: Axis) -> go.Figure:
+    """Losses of all runs against one axis, with a vertical line at every switch."""
+    figure = go.Figure()
+    label_lines = 0
+    for number, run in enumerate(runs):
+        colour = COLOURS[number % len(COLOURS)]
+        for stage in run.stages:
+            rows, _ = averaged(_drawable(run, "train", stage.index))
+            if rows:
+                kind = "token" if stage.patch_size == 1 else "patch"
+                figure.add_trace(_trace(run, number, kind, stage.patch_size, rows, axis, colour))
+        if rows := _drawable(run, "eval"):
+            figure.add_trace(_trace(run, number, "validation", 1, rows, axis, colour))
+        if run.events("switch"):
+            # One row of labels above the plot for each run: they cannot overlap.
+            _mark_switches(figure, run, label_lines, axis, colour)
+            label_lines += 1
+    figure.update_layout(
+        showlegend=False,
+        hovermode="closest",
+        margin={"l": 48, "r": 10, "t": 12 + 17 * label_lines, "b": 46},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"family": "system-ui, sans-serif", "size": 12, "color": "#777"},
+        template="none",
+    )
+    figure.update_xaxes(
+        title={"text": axis.title, "standoff": 8},
+        rangemode="tozero",
+        zeroline=False,
+        gridcolor="rgba(128,128,128,.18)",
+        nticks=7,
+    )
+    figure.update_yaxes(
+        title={"text": "loss (nats per token)", "standoff": 6},
+        range=_loss_range(runs),
+        zeroline=False,
+        gridcolor="rgba(128,128,128,.18)",
+        nticks=8,
+    )
+    return figure
+
+
+def _trace(
+    run: RunSummary,
+    number: int,
+    kind: str,
+    patch_size: int,
+    rows: list[Row],
+    axis: Axis,
+    colour: str,
+) -> go.Scatter:
+    lines = {
+        "patch": {"color": colour, "width": 1.6, "dash": "dot"},
+        "token": {"color": colour, "width": 1.1},
+        "validation": {"color": colour, "width": 2.6},
+    }
+    label = KINDS[kind] + (f" (K={patch_size})" if kind == "patch" else "")
+    return go.Scatter(
+        x=[row[axis.counter] / axis.divisor for row in rows],
+        y=[row["loss"] for row in rows],
+        customdata=[[row["step"], row.get("tokens")] for row in rows],
+        mode="lines+markers" if kind == "validation" else "lines",
+        line=lines[kind],
+        marker={"size": 6, "color": colour},
+        opacity=0.6 if kind == "token" else 1.0,
+        # The page's own legend shows and hides traces by this key.
+        meta=f"{number}-{kind}",
+        name=html.escape(f"{run.name}: {label}"),
+        hovertemplate=(
+            f"<b>{html.escape(run.name)}</b><br>{label}: %{{y:.3f}}<br>"
+            "step %{customdata[0]:,}, %{customdata[1]:,} tokens<extra></extra>"
+        ),
+    )
+
+
+def _mark_switches(
+    figure: go.Figure, run: RunSummary, label_line: int, axis: Axis, colour: str
+) -> None:
+    """A dashed line at each switch, labelled above the plot."""
+    largest = run.total(axis.counter) or 1
+    for row in run.events("switch"):
+        if not is_number(row.get(axis.counter)):
+            continue
+        x = row[axis.counter] / axis.divisor
+        to = int(row.get("patch_size", 1))
+        text = f"switch to {'tokens' if to == 1 else f'patches of {to}'}"
+        figure.add_shape(
+            type="line",
+            x0=x,
+            x1=x,
+            y0=0,
+            y1=1,
+            yref="paper",
+            line={"color": colour, "width": 1.4, "dash": "dash"},
+        )
+        figure.add_annotation(
+            x=x,
+            y=1,
+            yref="paper",
+            yanchor="bottom",
+            yshift=2 + 17 * label_line,
+            xanchor="right" if row[axis.counter] > 0.6 * largest else "left",
+            text=text,
+            showarrow=False,
+            font={"color": colour, "size": 12},
+        )
+
+
+def _loss_range(runs: Sequence[RunSummary]) -> list[float] | None:
+    """The range worth seeing: the fall of the first steps would flatten all the rest."""
+    every: list[float] = []
+    shown: list[float] = []
+    for run in runs:
+        rows = _train(run) + _drawable(run, "eval")
+        last = max((row["step"] for row in rows), default=0)
+        every += [row["loss"] for row in rows]
+        shown += [row["loss"] for row in rows if row["step"] >= 0.04 * last]
+    if len(every) < 3 or not shown:
+        return None
+    shown.sort()
+    low, high = shown[0], shown[min(len(shown) - 1, int(0.985 * len(shown)))]
+    space = 0.06 * (high - low or 1)
+    return [low - space, high + space]
+
+
+def _train(run: RunSummary) -> list[Row]:
+    return _drawable(run, "train")
+
+
+def _drawable(run: RunSummary, event: str, stage: int | None = None) -> list[Row]:
+    """Rows that have a place in the figure: a finite loss and finite counters."""
+    return [
+        row
+        for row in run.events(event)
+        if (stage is None or row.get("stage") == stage)
+        and all(is_number(row.get(key)) for key in ("loss", "flops", "seconds"))
+    ]
+
+
+def _largest(runs: Sequence[RunSummary], counter: str) -> float:
+    return max((run.total(counter) or 0.0 for run in runs), default=0.0)

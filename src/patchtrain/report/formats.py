@@ -1,0 +1,82 @@
+"""Numbers as a reader wants them: short, with a unit, and a dash where there is none."""
+
+from __future__ import annotations
+
+import math
+from typing import TypeGuard
+
+NONE = "\N{EN DASH}"
+_PREFIXES = (
+    (1e24, "Y"),
+    (1e21, "Z"),
+    (1e18, "E"),
+    (1e15, "P"),
+    (1e12, "T"),
+    (1e9, "G"),
+    (1e6, "M"),
+)
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value from a JSON file is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Fixed decimals, with commas: ``3.142``."""
+    return f"{value:,.{digits}f}" if value is not None and is_number(value) else NONE
+
+
+def significant(value: float | None, digits: int = 3) -> str:
+    """``digits`` significant digits, never in exponents between 0.0001 and a million."""
+    if value is None or not is_number(value):
+        return NONE
+    if value == 0:
+        return "0"
+    if not 1e-4 <= abs(value) < 1e6:
+        return f"{value:.{digits - 1}e}"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{decimals}f}"
+
+
+def count(value: float | None) -> str:
+    """A count of tokens, steps or parameters: ``9,216``, ``12.3M``, ``1.20B``."""
+    if value is None or not is_number(value):
+        return NONE
+    for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+        if abs(value) >= size:
+            return f"{significant(value / size)}{suffix}"
+    return f"{value:,.0f}"
+
+
+def scale(largest: float) -> tuple[float, str]:
+    """The SI step below ``largest`` and its letter: ``(1e12, "T")``, or ``(1.0, "")``."""
+    return next(((size, letter) for size, letter in _PREFIXES if largest >= size), (1.0, ""))
+
+
+def flops(value: float | None, per_second: bool = False) -> str:
+    """Floating-point operations: ``1.23 PFLOP``, or ``1.23 TFLOP/s``."""
+    if value is None or not is_number(value):
+        return NONE
+    size, letter = scale(value)
+    return f"{significant(value / size)} {letter}FLOP{'/s' if per_second else ''}"
+
+
+def duration(seconds: float | None) -> str:
+    """``8.4 s``, ``3 min 10 s``, ``2 h 05 min``."""
+    if seconds is None or not is_number(seconds):
+        return NONE
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d} min"
+
+
+def percent(share: float | None) -> str:
+    """A share as ``50%``; below 10% with a decimal."""
+    if share is None or not is_number(share):
+        return NONE
+    return f"{share:.1%}" if share < 0.1 else f"{share:.0%}"

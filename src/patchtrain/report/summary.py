@@ -1,0 +1,175 @@
+"""What the page needs to know of one run, read from its folder and forgiving about gaps.
+
+A run that is still running, failed early or has no evaluations has a summary too: what is missing
+is None or empty, and ``missing`` says so in words.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from patchtrain.report.formats import count, is_number
+from patchtrain.runs import RunFolder
+
+Row = dict[str, Any]
+_COUNTERS = ("step", "tokens", "positions", "flops", "seconds")
+
+
+@dataclass(frozen=True)
+class StageSummary:
+    """One stage: what was planned, and what the metrics say was done (None before it began)."""
+
+    index: int
+    name: str
+    patch_size: int
+    planned_steps: int | None
+    done: dict[str, float] | None
+    """Steps, tokens, positions, flops and seconds spent in this stage so far."""
+    learning_rates: list[float] = field(default_factory=list)
+
+    def rate(self, counter: str) -> float | None:
+        """``counter`` per second of training."""
+        if not self.done or not self.done["seconds"]:
+            return None
+        return self.done[counter] / self.done["seconds"]
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One run as read from its folder. ``rows`` are its metrics, in the order of the steps."""
+
+    name: str
+    info: Row
+    rows: list[Row]
+    stages: list[StageSummary]
+    samples: list[dict[str, str]]
+    evals: dict[str, Row]
+    recipe: str | None
+
+    @classmethod
+    def read(cls, run: RunFolder) -> RunSummary:
+        """Read everything the folder has; ``PatchtrainError`` only for a file that is broken."""
+        info = run.info()
+        rows = _in_order(run.metrics())
+        recipe = run.recipe_file.read_text("utf-8") if run.recipe_file.is_file() else None
+        return cls(
+            name=str(info.get("name") or run.name),
+            info=info,
+            rows=rows,
+            stages=_stages(info, rows),
+            samples=run.samples(),
+            evals=run.evals(),
+            recipe=recipe,
+        )
+
+    def events(self, event: str) -> list[Row]:
+        return [row for row in self.rows if row.get("event") == event]
+
+    @property
+    def status(self) -> str:
+        return str(self.info.get("status") or "unknown")
+
+    @property
+    def plan(self) -> Row:
+        return self.info.get("plan") or {}
+
+    @property
+    def result(self) -> Row:
+        """The final validation result, empty if there is none yet."""
+        return self.info.get("result") or {}
+
+    @property
+    def token_level(self) -> bool:
+        """Whether every stage reads single tokens."""
+        return bool(self.stages) and all(stage.patch_size == 1 for stage in self.stages)
+
+    def total(self, counter: str) -> float | None:
+        """What the whole run has spent of ``tokens``, ``positions``, ``flops``, ``seconds``."""
+        if is_number(self.info.get(counter)):
+            return float(self.info[counter])
+        last = next((row for row in reversed(self.rows) if is_number(row.get(counter))), None)
+        return float(last[counter]) if last else None
+
+    @property
+    def word_perplexity(self) -> float | None:
+        """From the final result, or from the evaluation that scored the same split."""
+        if is_number(self.result.get("word_perplexity")):
+            return float(self.result["word_perplexity"])
+        found = self.evals.get("validation", {}).get("word_perplexity")
+        return float(found) if is_number(found) else None
+
+    @property
+    def missing(self) -> list[str]:
+        """What a reader might look for and will not find, in words."""
+        notes = []
+        if self.status == "running":
+            done, total = self.total("step"), self.plan.get("total_steps")
+            of = f" at step {count(done)} of {count(total)}" if done is not None and total else ""
+            notes.append(f"is not finished: its status is “running”{of}")
+        elif self.status != "finished":
+            notes.append(f"did not finish: its status is “{self.status}”")
+        if not self.events("train"):
+            notes.append("has no training metrics")
+        if not self.events("eval"):
+            notes.append("was not evaluated while training, so there is no validation curve")
+        if not self.result:
+            notes.append("has no final validation result")
+        if not self.samples:
+            notes.append("has no samples")
+        if not self.evals:
+            notes.append("has no separate evaluation (patchtrain eval makes one)")
+        if self.recipe is None:
+            notes.append("has no recipe.yaml")
+        return notes
+
+
+def _in_order(rows: list[Row]) -> list[Row]:
+    """Metrics with growing steps: a resumed run repeats the steps after its checkpoint."""
+    kept: list[Row] = []
+    for row in rows:
+        if not is_number(row.get("step")):
+            continue
+        while kept and kept[-1]["step"] > row["step"]:
+            kept.pop()
+        kept.append(row)
+    return kept
+
+
+def _stages(info: Row, rows: list[Row]) -> list[StageSummary]:
+    stages = []
+    for index, stage in enumerate((info.get("plan") or {}).get("stages") or []):
+        patch_size = int(stage.get("patch_size", 1))
+        rates = [
+            float(row["learning_rate"])
+            for row in rows
+            if row.get("event") == "train"
+            and row.get("stage") == index
+            and is_number(row.get("learning_rate"))
+        ]
+        name = str(
+            stage.get("name") or (f"patches of {patch_size}" if patch_size > 1 else "tokens")
+        )
+        stages.append(
+            StageSummary(index, name, patch_size, stage.get("steps"), _done(index, rows), rates)
+        )
+    return stages
+
+
+def _done(index: int, rows: list[Row]) -> dict[str, float] | None:
+    """Counters spent in a stage: from its switch, or zero, to the next switch or the last row."""
+    start: Row = dict.fromkeys(_COUNTERS, 0)
+    before = [row for row in rows if row.get("stage", 0) < index]
+    switch = [row for row in rows if row.get("event") == "switch" and row.get("stage") == index]
+    inside = [row for row in rows if row.get("event") != "switch" and row.get("stage") == index]
+    following = [
+        row for row in rows if row.get("event") == "switch" and row.get("stage") == index + 1
+    ]
+    if not inside:
+        return None
+    if switch or before:
+        start = (switch or before)[-1]
+    end = (following or inside)[-1]
+    return {
+        counter: float(end.get(counter, 0)) - float(start.get(counter, 0)) for counter in _COUNTERS
+    }
