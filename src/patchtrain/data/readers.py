@@ -56,8 +56,9 @@ def read_bytes(
                     yield data
             else:
                 raw: Any = counted
-                opened = lzma.LZMAFile(raw) if compression == "xz" else gzip.GzipFile(fileobj=raw)
-                with opened:
+                with (
+                    lzma.LZMAFile(raw) if compression == "xz" else gzip.GzipFile(fileobj=raw)
+                ) as opened:
                     while data := opened.read(_READ_BYTES):
                         yield data
     except EOFError as error:

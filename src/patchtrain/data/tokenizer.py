@@ -136,6 +136,8 @@ def _train_unigram(texts: Iterator[str], size: int) -> Any:
     )
     try:
         tokenizer.train_from_iterator(texts, trainer)
+    except PatchtrainError:  # from reading the texts
+        raise
     except Exception as error:  # the library raises bare exceptions
         raise PatchtrainError(
             f"the unigram tokenizer could not be trained ({one_line(error)}); "

@@ -1,0 +1,144 @@
+"""Turn a corpus into a token store: tokenised once, read by every run.
+
+sources (several can be mixed):
+  a file          text (.txt .md .py ...), JSON lines (.jsonl .json) or Parquet (.parquet),
+                  each also with .gz, .xz or .zst
+  a folder        every such file in it; hidden files are left out
+  a glob          'books/*.txt'
+  -               standard input, with --format text or jsonl
+  hf:owner/name   a Hugging Face dataset, streamed (hf:owner/name:config for a configuration)
+  stdlib          the Python standard library's own sources, about 12 MB, on every machine
+
+One text file is one document; a longer one than 16,384 characters is cut at line ends into several.
+--document-separator says what stands between documents instead. Documents of any format longer
+than 262,144 characters are cut too. The store records how many were.
+
+Without --tokenizer one is trained on the corpus: bpe with 8192 entries.
+
+examples:
+  patchtrain prepare book.txt --out store
+  patchtrain prepare corpus/ --out store --train-tokenizer bpe --vocab-size 8192
+  patchtrain prepare 'shards/*.jsonl.zst' --out store --tokenizer HuggingFaceTB/SmolLM2-135M
+  zcat pages.jsonl.gz | patchtrain prepare - --format jsonl --text-column body --out store
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from types import FrameType
+
+HELP = "turn a corpus into a token store"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="see above")
+    parser.add_argument("--out", required=True, metavar="STORE", help="the folder to make")
+    parser.add_argument("--overwrite", action="store_true", help="replace a store at --out")
+    group = parser.add_argument_group("tokenizer")
+    group.add_argument(
+        "--tokenizer", metavar="X", help="Hugging Face name, folder, store or tokenizer.json"
+    )
+    group.add_argument(
+        "--train-tokenizer",
+        metavar="KIND",
+        help="train one on the corpus: bpe, unigram, char or byte (default: bpe)",
+    )
+    group.add_argument(
+        "--vocab-size",
+        type=int,
+        metavar="N",
+        help="entries of the trained tokenizer (default: 8192; char 1024; byte is always 257)",
+    )
+    group = parser.add_argument_group("reading")
+    group.add_argument(
+        "--format", metavar="F", help="read all sources as text, jsonl or parquet, whatever named"
+    )
+    group.add_argument(
+        "--text-column",
+        default="text",
+        metavar="NAME",
+        help="column with the text, in JSON lines, Parquet and datasets (default: text)",
+    )
+    group.add_argument(
+        "--split", default="train", metavar="NAME", help="split of a dataset (default: train)"
+    )
+    group.add_argument(
+        "--document-separator",
+        metavar="TEXT",
+        help=r"what stands between documents in a text file; \n and \t are understood",
+    )
+    group.add_argument(
+        "--validation-fraction",
+        type=float,
+        default=0.02,
+        metavar="F",
+        help="share of the documents held out, chosen by a hash of their text (default: 0.02)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prepare, then say what came out and what to do next."""
+    # A stop signal must clean up like Ctrl-C does, not leave a partial folder behind.
+    before = signal.signal(signal.SIGTERM, _terminated)
+    try:
+        from patchtrain.data.prepare import prepare
+
+        if args.tokenizer is None and args.train_tokenizer is None:
+            size = f" with {args.vocab_size or 8192} entries"
+            print(f"no --tokenizer given: training a bpe tokenizer{size}", file=sys.stderr)
+        separator = args.document_separator
+        if separator is not None:
+            for written, meant in (("\\n", "\n"), ("\\t", "\t"), ("\\r", "\r"), ("\\f", "\f")):
+                separator = separator.replace(written, meant)
+        store = prepare(
+            args.sources,
+            args.out,
+            tokenizer=args.tokenizer,
+            train_tokenizer=args.train_tokenizer,
+            vocab_size=args.vocab_size,
+            validation_fraction=args.validation_fraction,
+            format=args.format,
+            text_column=args.text_column,
+            split=args.split,
+            document_separator=separator,
+            overwrite=args.overwrite,
+            progress=True,
+        )
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    made, tokenizer = store.meta["made"], store.meta["tokenizer"]
+    print(f"{'split':<12}{'documents':>14}{'tokens':>18}{'bytes':>18}{'bytes per token':>18}")
+    for part in (store.train, store.validation):
+        tokens = len(part.tokens)
+        per_token = f"{part.utf8_bytes / tokens:.2f}" if tokens else "-"
+        print(
+            f"{part.name:<12}{part.documents:>14,}{tokens:>18,}{part.utf8_bytes:>18,}{per_token:>18}"
+        )
+    size = (store.train.utf8_bytes + store.validation.utf8_bytes) / 1e6
+    seconds = max(made["seconds"], 1e-3)
+    kind = (
+        f"{tokenizer['trained']}, trained here" if "trained" in tokenizer else tokenizer["source"]
+    )
+    print(f"\ntokenizer  {origin}: {store.vocab_size:,} entries, {store.meta['dtype']} tokens")
+    print(f"time       {seconds:.1f} s, {size / seconds:.1f} MB/s")
+    for key, note in _NOTES.items():
+        if made[key]:
+            print(f"note       {made[key]:,} {note}")
+    print(f"store      {args.out}")
+    print(f"next       patchtrain train --help shows how to train on it (data.store={args.out})")
+    return 0
+
+
+_NOTES = {
+    "documents_cut": "long documents were cut into several",
+    "blank_documents": "blank documents were left out",
+    "files_not_utf8": "files that are not UTF-8 were left out",
+    "unknown_tokens": "tokens are unknown to the tokenizer: this text gets lost",
+}
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    print("patchtrain: error: terminated; nothing was written", file=sys.stderr)
+    raise SystemExit(128 + number)
