@@ -85,9 +85,6 @@ def run(args: argparse.Namespace) -> int:
     try:
         from patchtrain.data.prepare import prepare
 
-        if args.tokenizer is None and args.train_tokenizer is None:
-            size = f" with {args.vocab_size or 8192} entries"
-            print(f"no --tokenizer given: training a bpe tokenizer{size}", file=sys.stderr)
         separator = args.document_separator
         if separator is not None:
             for written, meant in (("\\n", "\n"), ("\\t", "\t"), ("\\r", "\r"), ("\\f", "\f")):
@@ -118,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
         )
     size = (store.train.utf8_bytes + store.validation.utf8_bytes) / 1e6
     seconds = max(made["seconds"], 1e-3)
-    kind = (
+    origin = (
         f"{tokenizer['trained']}, trained here" if "trained" in tokenizer else tokenizer["source"]
     )
     print(f"\ntokenizer  {origin}: {store.vocab_size:,} entries, {store.meta['dtype']} tokens")

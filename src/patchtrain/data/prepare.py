@@ -107,7 +107,9 @@ def prepare(
                 if corpus.reads_stdin:  # it is needed twice, but can be read once
                     corpus = _spool_stdin(corpus, spool, bar)
                 sample = _Sample(corpus, bar)
-                bar.start(f"training a {kind} tokenizer", None)
+                size = tokenizers.check_request(kind, vocab_size)
+                why = "" if train_tokenizer else " (no --tokenizer given)"
+                bar.start(f"training a {kind} tokenizer with {size:,} entries{why}", None)
                 texts = iter(sample)
                 if (first := next(texts, None)) is None:
                     raise _no_text(sources, sample.counts)
@@ -174,6 +176,9 @@ def _tokenizer_request(
 
 
 def _check_out(out: Path, overwrite: bool) -> None:
+    standing = next((parent for parent in out.absolute().parents if parent.exists()), None)
+    if standing is not None and not standing.is_dir():
+        raise UsageError(f"cannot make {out}: {standing} is not a folder")
     if not out.exists() and not out.is_symlink():
         return
     if not overwrite:
@@ -183,7 +188,7 @@ def _check_out(out: Path, overwrite: bool) -> None:
 
 
 def _no_text(sources: Sequence[str | Path], counts: Counts) -> PatchtrainError:
-    blank = f" ({counts.blank:,} blank documents)" if counts.blank else ""
+    blank = f": only blank documents ({counts.blank:,})" if counts.blank else ""
     return UsageError(f"there is no text in {', '.join(map(str, sources))}{blank}")
 
 
