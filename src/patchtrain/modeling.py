@@ -71,6 +71,15 @@ class PatchLevel:
         else:
             self.model.forward = self._own_forward
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Token level within the block, to evaluate between steps of patch-level training."""
+        active, self._active = self._active, False
+        try:
+            yield
+        finally:
+            self._active = active
+
     def __enter__(self) -> PatchLevel:
         return self
 

@@ -5,7 +5,7 @@
     RUN/recipe.yaml     the recipe as resolved
     RUN/run.json        status, versions, machine, resolved plan, model size, final result
     RUN/metrics.jsonl   one JSON object a line: events "train", "eval" and "switch"
-    RUN/checkpoints/    the trainer's checkpoints
+    RUN/checkpoint-N/   the trainer's checkpoints
     RUN/model/          the exported plain Hugging Face model with its tokenizer
     RUN/samples.json    completions of a few prompts by the final model
     RUN/eval/NAME.json  results of ``patchtrain eval``
@@ -59,10 +59,6 @@ class RunFolder:
     @property
     def metrics_file(self) -> Path:
         return self.path / "metrics.jsonl"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
 
     @property
     def model(self) -> Path:

@@ -1,0 +1,88 @@
+"""``PatchConfig``: transformers' TrainingArguments and a plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import TrainingArguments
+
+from patchtrain.errors import UsageError
+from patchtrain.plan import PlanSpec
+
+# Set by the plan, so a recipe must not set them a second time.
+DERIVED = {
+    "output_dir": "the run folder is",
+    "max_steps": "plan.steps is",
+    "num_train_epochs": "plan.epochs is",
+    "gradient_accumulation_steps": "it follows from plan.tokens_per_step and is",
+    "lr_scheduler_type": "plan.schedule is",
+    "lr_scheduler_kwargs": "plan.schedule is",
+    "warmup_steps": "plan.warmup_steps is",
+    "ignore_data_skip": "the data is always sought, never replayed: it is",
+    "deepspeed": "DeepSpeed is not supported: FSDP through accelerate is",
+    "auto_find_batch_size": "per_device_train_batch_size is",
+    "train_sampling_strategy": "the order of the data is a function of the seed, which is",
+}
+
+
+@dataclass
+class PatchConfig(TrainingArguments):
+    """Everything ``transformers.TrainingArguments`` takes, and ``plan``.
+
+    ``plan`` is a ``PlanSpec`` or a dict of its fields. What it leaves open is derived from the
+    ordinary arguments: ``context_length`` from the model's longest context, ``tokens_per_step``
+    from batch size times accumulation, the length from ``max_steps`` or ``num_train_epochs``, so an
+    existing script needs ``plan={"patch_size": 4, "patch_fraction": 2 / 3}`` and no more.
+    ``per_device_train_batch_size`` is the most sequences a device takes at a time; accumulation
+    follows from the plan, in each stage its own.
+
+    Defaults differ from TrainingArguments where pretraining does: the papers' AdamW (betas 0.9 and
+    0.95, weight decay 0.1, clipping at 1), evaluation every 5 % of the steps and a checkpoint
+    every 10 %, of which two are kept.
+    """
+
+    plan: dict[str, Any] | PlanSpec | None = field(
+        default=None, metadata={"help": "The stages of the run: a PlanSpec or its fields."}
+    )
+    eval_tokens: int = field(
+        default=131_072,
+        metadata={"help": "Validation tokens scored at each evaluation during training."},
+    )
+    learning_rate: float = 3e-4
+    adam_beta2: float = 0.95
+    weight_decay: float = 0.1
+    logging_steps: float = 10
+    logging_first_step: bool = True
+    eval_strategy: str = "steps"
+    eval_steps: float | None = 0.05
+    save_steps: float = 0.1
+    save_total_limit: int | None = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.eval_tokens < 2:
+            raise UsageError(f"eval_tokens must be at least 2, not {self.eval_tokens}")
+        # One device pass is one sequence batch of this process: torch's DataParallel would share
+        # it out once more. Several GPUs are used through torchrun or accelerate.
+        self._n_gpu = min(self.n_gpu, 1)
+
+    def plan_spec(self, longest_context: int | None) -> PlanSpec:
+        """The plan asked for, completed from the ordinary training arguments."""
+        if isinstance(self.plan, PlanSpec):
+            return self.plan
+        values = dict(self.plan or {})
+        if longest_context is not None:
+            values.setdefault("context_length", longest_context)
+        context_length = values.get("context_length")
+        if isinstance(context_length, int):
+            sequences = self.per_device_train_batch_size * self.gradient_accumulation_steps
+            values.setdefault("tokens_per_step", sequences * self.world_size * context_length)
+        if not {"steps", "tokens", "epochs"} & values.keys():
+            if self.max_steps > 0:
+                values["steps"] = self.max_steps
+            else:
+                values["epochs"] = self.num_train_epochs
+        if self.warmup_steps >= 1:
+            values.setdefault("warmup_steps", int(self.warmup_steps))
+        return PlanSpec.from_dict(values)

@@ -1,0 +1,92 @@
+"""What a run writes down while it trains: ``run.json`` and ``metrics.jsonl``."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from patchtrain import __version__
+from patchtrain.runs import FORMAT_VERSION, RunFolder
+
+
+class RunRecord:
+    """Writer of one run's folder. Only the first process should have one.
+
+    The training clock counts from ``start`` and stands still while ``pause`` says so, so that
+    evaluation does not count as training time.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = RunFolder(Path(folder))
+        self._started = time.perf_counter()
+        self._paused = 0.0
+        self._before = 0.0  # seconds of training before a resume
+
+    def start(self, info: dict[str, Any], step: int = 0) -> None:
+        """Begin the record, or with ``step`` > 0 go on with the one up to that step."""
+        self.folder.path.mkdir(parents=True, exist_ok=True)
+        kept = [row for row in self.folder.metrics() if row["step"] <= step] if step else []
+        self._before = max((row["seconds"] for row in kept), default=0.0)
+        text = "".join(json.dumps(row) + "\n" for row in kept)
+        self.folder.metrics_file.write_text(text, encoding="utf-8")
+        self._info = {**describe_process(), **info}
+        self.folder.write_info(self._info)
+        self._started = time.perf_counter()
+        self._paused = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Training time so far."""
+        return self._before + time.perf_counter() - self._started - self._paused
+
+    def pause(self, seconds: float) -> None:
+        """Take ``seconds`` that just passed out of the training time."""
+        self._paused += seconds
+
+    def event(self, row: dict[str, Any]) -> None:
+        """Append one line to ``metrics.jsonl``."""
+        with self.folder.metrics_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def update(self, **values: Any) -> None:
+        """Change entries of ``run.json``."""
+        self._info.update(values)
+        self.folder.write_info(self._info)
+
+
+def describe_process() -> dict[str, Any]:
+    """Command, time, versions and machine: what a reader needs to place a result."""
+    import torch
+    import transformers
+
+    cuda = torch.cuda.is_available()
+    return {
+        "format_version": FORMAT_VERSION,
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "started": now(),
+        "finished": None,
+        "versions": {
+            "patchtrain": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "machine": {
+            "platform": f"{platform.system()} {platform.machine()}",
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "device": torch.cuda.get_device_name(0) if cuda else "cpu",
+        },
+        "result": None,
+    }
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

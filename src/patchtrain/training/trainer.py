@@ -1,0 +1,431 @@
+"""``PatchTrainer``: all stages of a plan in one ``train()`` of transformers' Trainer.
+
+To the Trainer, one item of the data set is one optimizer step: all sequences this process reads
+in it. ``training_step`` cuts them into device passes, which have the same number of positions in
+every stage, and sums the loss over them, divided once by the true number of targets. What the
+Trainer then sees is a plain run of ``plan.total_steps`` steps: its optimizer, checkpoints,
+logging, callbacks, DDP, FSDP, compilation and mixed precision are left as they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader, Dataset, Sampler
+from transformers import Trainer
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
+
+from patchtrain.cost import model_size
+from patchtrain.data.batches import PlanBatches, token_array
+from patchtrain.errors import PatchtrainError, UsageError
+from patchtrain.evaluation.perplexity import stream_loss
+from patchtrain.files import whole_folder
+from patchtrain.modeling import PatchLevel, patch_level, probe
+from patchtrain.plan import Plan, Stage
+from patchtrain.training.config import PatchConfig
+from patchtrain.training.progress import StageProgress
+from patchtrain.training.record import RunRecord, now
+
+
+class PatchTrainer(Trainer):
+    """Trains a causal LM through the stages of ``args.plan``.
+
+    Args:
+        model: any transformers causal LM on which patch level is exact (``modeling.probe``).
+        args: a ``PatchConfig``.
+        train_dataset: tokens: a ``TokenStore`` or its split, a ``datasets.Dataset`` with a column
+            ``input_ids``, or a flat array of token ids. Of a store, the validation split is taken
+            for evaluation and its tokenizer goes into the exported model.
+        eval_dataset: the same for validation.
+        kwargs: what else ``Trainer`` takes (``callbacks``, ``optimizers``, ...).
+
+    Raises:
+        UsageError: where plan, data and model do not fit, before anything is trained.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: PatchConfig,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        if train_dataset is None:
+            raise UsageError("PatchTrainer needs a train_dataset")
+        bytes_per_token = None
+        if hasattr(train_dataset, "train") and hasattr(train_dataset, "load_tokenizer"):
+            store, train_dataset = train_dataset, train_dataset.train
+            eval_dataset = store.validation if eval_dataset is None else eval_dataset
+            processing_class = processing_class or store.load_tokenizer()
+        if eval_dataset is not None and hasattr(eval_dataset, "utf8_bytes"):
+            bytes_per_token = eval_dataset.utf8_bytes / max(len(eval_dataset.tokens), 1)
+        tokens = token_array(train_dataset)
+        longest = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+        spec = args.plan_spec(longest)
+        self.plan: Plan = spec.resolve(
+            store_tokens=len(tokens),
+            device_sequences=args.per_device_train_batch_size,
+            processes=args.world_size,
+        )
+        if longest is not None and self.plan.context_length > longest:
+            raise UsageError(
+                f"context_length {self.plan.context_length} is beyond the model's "
+                f"max_position_embeddings of {longest}"
+            )
+        self.batches = PlanBatches(tokens, self.plan, args.data_seed or args.seed)
+        self.bytes_per_token = bytes_per_token
+        eval_tokens = None if eval_dataset is None else token_array(eval_dataset)
+        if eval_tokens is not None and len(eval_tokens) < 2:
+            eval_tokens = None
+        if eval_tokens is None:
+            args.eval_strategy = "no"
+        args.max_steps = self.plan.total_steps
+        args.gradient_accumulation_steps = 1  # training_step does it, per stage
+        args.ignore_data_skip = True  # the sampler seeks instead
+        args.remove_unused_columns = False
+        args.logging_nan_inf_filter = False  # a NaN stops the run, it is not averaged away
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=_Steps(self.batches, args.process_index),
+            eval_dataset=eval_tokens,
+            processing_class=processing_class,
+            **kwargs,
+        )
+        self.eval_tokens = eval_tokens
+        self.probe = probe(self.model)
+        self.size = model_size(self.model)
+        self.flops_per_position = self.size.flops_per_position(self.plan.context_length)
+        self.record = RunRecord(Path(args.output_dir)) if self.is_world_process_zero() else None
+        self._handle: PatchLevel | None = None
+        self._stage: Stage | None = None
+        self._logged = (0, 0, 0.0)  # tokens, positions and seconds at the last log
+        self.remove_callback(ProgressCallback)
+        self.remove_callback(PrinterCallback)
+        self.add_callback(StageProgress(self.plan, quiet=args.disable_tqdm))
+        self.add_callback(_StageEnds(self.plan))
+
+    # ---- one run through all stages
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train all stages; arguments as ``Trainer.train``. The model ends at token level."""
+        try:
+            output = super().train(*args, **kwargs)
+        except BaseException as error:
+            if self.record is not None and self._stage is not None:
+                stopped = isinstance(error, KeyboardInterrupt)
+                with contextlib.suppress(OSError):  # the disk may be what failed
+                    self.record.update(
+                        status="interrupted" if stopped else "failed", finished=now()
+                    )
+            raise
+        finally:
+            self._leave_stage()
+        if self.record is not None:
+            self.record.update(
+                status="finished",
+                finished=now(),
+                seconds=self.record.seconds,
+                flops=self.plan.total_positions * self.flops_per_position,
+            )
+        return output
+
+    def get_train_dataloader(self) -> DataLoader:
+        """One item a step, already this process's share: nothing is left for accelerate to shard.
+
+        The sampler begins at the trainer's current step, so resuming is a seek.
+        """
+        return DataLoader(
+            self.train_dataset,
+            batch_size=None,
+            sampler=_FromCurrentStep(self),
+            num_workers=self.args.dataloader_num_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
+        )
+
+    def get_total_train_batch_size(self, args: Any) -> int:
+        """Sequences of a step, on average over the stages (only Trainer's own messages use it)."""
+        sequences = sum(stage.steps * stage.sequences_per_step for stage in self.plan.stages)
+        return round(sequences / self.plan.total_steps)
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> Any:
+        """The plan's rate at every step: restarted or continuous is the plan's affair."""
+        if self.lr_scheduler is None:  # type: ignore[has-type]
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, self.plan.rate_at)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Any],
+        num_items_in_batch: Any = None,
+    ) -> Tensor:
+        """All device passes of one optimizer step; returns the step's mean loss of this process."""
+        stage = self._enter_stage(self.plan.stage_at(self.state.global_step))
+        model.train()
+        if callable(getattr(self.optimizer, "train", None)):
+            self.optimizer.train()
+        rows = self._prepare_inputs(dict(inputs))["input_ids"]
+        passes = rows.split(self.plan.pass_sequences)
+        # DDP and FSDP average gradients over processes, and each has the same number of targets:
+        # dividing by this process's count is dividing the global sum by the global count.
+        targets = torch.tensor(stage.targets_per_step / self.plan.processes, device=rows.device)
+        step_loss = torch.zeros((), device=rows.device)
+        for number, ids in enumerate(passes, 1):
+            last = number == len(passes)
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+                with self.accelerator.autocast():
+                    loss = self._sum_over(model, ids, targets)
+                self.accelerator.backward(loss)
+            step_loss += loss.detach()
+        return step_loss
+
+    def _sum_over(self, model: nn.Module, ids: Tensor, targets: Tensor) -> Tensor:
+        """The loss of one pass, summed over its targets and divided by those of the step."""
+        if self._handle is not None or self.model_accepts_loss_kwargs:
+            return model(input_ids=ids, labels=ids, num_items_in_batch=targets).loss
+        share = ids.shape[0] * (ids.shape[1] - 1) / targets
+        return model(input_ids=ids, labels=ids).loss * share
+
+    # ---- stages
+
+    def _enter_stage(self, stage: Stage) -> Stage:
+        """Put the model at the stage's patch size; at its first step, do what the switch does."""
+        if self._stage is stage:
+            return stage
+        entered = self._stage
+        self._leave_stage()
+        plain = self.accelerator.unwrap_model(self.model_wrapped, keep_torch_compile=False)
+        if stage.patch_size > 1:
+            self._handle = patch_level(
+                plain, stage.patch_size, stage.slot_weights, checked=self.probe
+            )
+        self._stage = stage
+        if entered is None and self.record is not None:
+            self.record.start(self._describe(), self.state.global_step)
+            self._logged = (*self._counted(), self.record.seconds)
+        if stage.index > 0 and self.state.global_step == stage.first_step:
+            if self.plan.spec.optimizer_at_switch == "reset":
+                self.optimizer.state.clear()
+            if self.args.torch_compile:
+                torch.compiler.reset()  # compiled code has the other stage's forward inlined
+            self._write("switch", {})
+        return stage
+
+    def _leave_stage(self) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+        self._handle = self._stage = None
+
+    def _describe(self) -> dict[str, Any]:
+        return {
+            "name": self.args.run_name or Path(self.args.output_dir).resolve().name,
+            "status": "running",
+            "seed": self.args.seed,
+            "model": {"class": type(self.model).__name__, **self.size.to_dict()},
+            "flops_per_position": self.flops_per_position,
+            "learning_rate": self.args.learning_rate,
+            "loss": self.probe.reason if not self.probe.fused else "fused",
+            "plan": self.plan.to_dict(),
+        }
+
+    # ---- counting and logging
+
+    def floating_point_ops(self, inputs: Mapping[str, Any]) -> float:
+        """FLOPs of this process's share of a step, by positions: a patch costs one token."""
+        stage = self.plan.stage_at(self.state.global_step)
+        return stage.positions_per_step / self.plan.processes * self.flops_per_position
+
+    def _counted(self) -> tuple[int, int]:
+        step = self.state.global_step
+        return self.plan.tokens_before(step), self.plan.positions_before(step)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds stage, tokens, positions and throughput; writes metrics; stops at a NaN."""
+        if "loss" in logs:
+            self._refuse_nonfinite(logs)
+            stage = self.plan.stage_at(self.state.global_step - 1)
+            tokens, positions = self._counted()
+            logs.update(stage=stage.index, patch_size=stage.patch_size, tokens=tokens)
+            if self.record is not None:
+                before_tokens, before_positions, before = self._logged
+                seconds = self.record.seconds
+                elapsed = max(seconds - before, 1e-9)
+                logs["tokens_per_s"] = (tokens - before_tokens) / elapsed
+                logs["positions_per_s"] = (positions - before_positions) / elapsed
+                self._logged = (tokens, positions, seconds)
+            self._write("train", logs, stage)
+        elif "eval_loss" in logs:
+            self._write("eval", {key.removeprefix("eval_"): value for key, value in logs.items()})
+        super().log(logs, start_time)
+
+    def _refuse_nonfinite(self, logs: Mapping[str, float]) -> None:
+        for name in ("loss", "grad_norm"):
+            value = logs.get(name)
+            if value is not None and not math.isfinite(value):
+                stage = self.plan.stage_at(self.state.global_step - 1)
+                raise PatchtrainError(
+                    f"{name} became {value} by step {self.state.global_step} ({stage.name}); "
+                    f"lower training.learning_rate ({self.args.learning_rate:g}) or lengthen "
+                    f"plan.warmup_steps, and check the data"
+                )
+
+    def _write(self, event: str, values: Mapping[str, Any], stage: Stage | None = None) -> None:
+        if self.record is None:
+            return
+        stage = stage or self._stage or self.plan.stage_at(self.state.global_step)
+        tokens, positions = self._counted()
+        self.record.event(
+            {
+                **{key: value for key, value in values.items() if key != "epoch"},
+                "event": event,
+                "step": self.state.global_step,
+                "stage": stage.index,
+                "patch_size": stage.patch_size,
+                "tokens": tokens,
+                "positions": positions,
+                "flops": positions * self.flops_per_position,
+                "seconds": self.record.seconds,
+            }
+        )
+
+    # ---- evaluation and result
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Token-level loss on validation text, and at patch level the patch loss too.
+
+        Processes score equal parts of the first ``args.eval_tokens`` tokens, in windows of the
+        context length. ``eval_loss`` is in nats per token, comparable across stages.
+        """
+        if self.eval_tokens is None:
+            raise UsageError("there is no validation text to evaluate on")
+        begin = time.perf_counter()
+        part = self._eval_part()
+        with self._at_token_level():
+            nats, targets = stream_loss(self.model, part, self.plan.context_length)
+        metrics = {"eval_loss": self._global_mean(nats, targets)}
+        if self.bytes_per_token:
+            metrics["eval_bits_per_byte"] = (
+                metrics["eval_loss"] / math.log(2) / self.bytes_per_token
+            )
+        if self._handle is not None:
+            metrics["eval_patch_loss"] = self._patch_loss(part)
+        if self.record is not None:
+            self.record.pause(time.perf_counter() - begin)
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(
+            self.args,
+            self.state,
+            self.control,  # type: ignore[has-type]
+            metrics,
+        )
+        return metrics
+
+    def _eval_part(self) -> np.ndarray:
+        assert self.eval_tokens is not None
+        tokens = self.eval_tokens[: self.args.eval_tokens]
+        share = len(tokens) // self.plan.processes
+        return tokens[self.args.process_index * share :][:share]
+
+    @torch.no_grad()
+    def _patch_loss(self, tokens: np.ndarray) -> float:
+        """The stage's own loss on whole sequences of ``tokens``; NaN if there is not one."""
+        assert self._stage is not None
+        length = self._stage.sequence_tokens
+        rows = len(tokens) // length
+        ids = torch.from_numpy(tokens[: rows * length].astype(np.int64)).view(rows, length)
+        total = 0.0
+        self.model.eval()
+        for part in ids.split(self.plan.pass_sequences):
+            part = part.to(self.args.device)
+            with self.accelerator.autocast():
+                total += float(self.model(input_ids=part, labels=part).loss) * len(part)
+        self.model.train()
+        return self._global_mean(total, rows)
+
+    def _global_mean(self, total: float, count: int) -> float:
+        pair = torch.tensor([total, count], dtype=torch.float64).to(
+            self.args.device, torch.float64 if self.args.device.type != "mps" else torch.float32
+        )
+        total, count = self.accelerator.reduce(pair, "sum").tolist()
+        return total / count if count else math.nan
+
+    @contextlib.contextmanager
+    def _at_token_level(self) -> Iterator[None]:
+        if self._handle is None:
+            yield
+            return
+        with self._handle.paused():
+            yield
+
+    def export(self, path: str | Path) -> Path:
+        """Write the model as a plain Hugging Face checkpoint, with its tokenizer if there is one.
+
+        Nothing of patches is in it. Called on all processes (a sharded model is gathered).
+        """
+        path = Path(path)
+        state = self.accelerator.get_state_dict(self.model_wrapped)
+        if self.is_world_process_zero():
+            plain = self.accelerator.unwrap_model(self.model_wrapped, keep_torch_compile=False)
+            plain.config.use_cache = True  # off while training; a reader wants fast generation
+            with whole_folder(path, replace=True) as folder:
+                plain.save_pretrained(folder, state_dict=state)
+                if self.processing_class is not None:
+                    self.processing_class.save_pretrained(folder)
+        self.accelerator.wait_for_everyone()
+        return path
+
+
+class _Steps(Dataset):
+    """Item i is what this process reads in optimizer step i."""
+
+    def __init__(self, batches: PlanBatches, process: int) -> None:
+        self.batches = batches
+        self.process = process
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, step: int) -> dict[str, Tensor]:
+        return {"input_ids": torch.from_numpy(self.batches.step(step, self.process))}
+
+
+class _FromCurrentStep(Sampler):
+    """All steps from the trainer's current one on."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+
+    def __len__(self) -> int:
+        return len(self.trainer.train_dataset)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.trainer.state.global_step, len(self)))
+
+
+class _StageEnds(TrainerCallback):
+    """Evaluates at the end of every stage, whatever the evaluation interval."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.ends = {stage.last_step for stage in plan.stages}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        if state.global_step in self.ends:
+            control.should_log = True
+            control.should_evaluate = args.eval_strategy != "no"
+        return control

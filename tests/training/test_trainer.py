@@ -1,0 +1,298 @@
+"""PatchTrainer against a plain loop: same weights, stages, counts, and a plain result."""
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from patchtrain import (
+    PatchConfig,
+    PatchTrainer,
+    PatchtrainError,
+    UsageError,
+    patch_loss_reference,
+    patch_targets,
+)
+from patchtrain.runs import RunFolder
+from tests.models import VOCAB, tiny_model
+
+T = 8
+
+
+def corpus(length: int = 6000, seed: int = 0) -> np.ndarray:
+    """Tokens with something to learn: each is likely the previous plus one."""
+    rng = np.random.default_rng(seed)
+    steps = np.where(rng.random(length) < 0.8, 1, rng.integers(0, VOCAB, length))
+    return (np.cumsum(steps) % VOCAB).astype(np.uint16)
+
+
+def trainer(folder: Path, model: Any = None, **values: Any) -> PatchTrainer:
+    plan = {
+        "preset": "superposition",
+        "context_length": T,
+        "tokens_per_step": 8 * T,
+        "patch_size": 2,
+        "step_fraction": 0.4,
+        "steps": 10,
+        **values.pop("plan", {}),
+    }
+    settings = {"per_device_train_batch_size": 4, "learning_rate": 1e-2, "disable_tqdm": True}
+    args = PatchConfig(str(folder), plan=plan, use_cpu=True, **{**settings, **values})
+    return PatchTrainer(model or tiny_model(), args, corpus(), eval_dataset=corpus(500, seed=1))
+
+
+def plain_loop(trained: PatchTrainer, model: Any) -> list[float]:
+    """What the trainer must do, as a page of ordinary PyTorch over the papers' formula."""
+    plan, args = trained.plan, trained.args
+    decay = trained.get_decay_parameter_names(model)
+    named = dict(model.named_parameters())
+    groups = [
+        {"params": [p for n, p in named.items() if n in decay], "weight_decay": args.weight_decay},
+        {"params": [p for n, p in named.items() if n not in decay], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, 0.95), eps=1e-8)
+    losses = []
+    for step in range(plan.total_steps):
+        stage = plan.stage_at(step)
+        if step == stage.first_step > 0 and plan.spec.optimizer_at_switch == "reset":
+            optimizer.state.clear()
+        ids = torch.from_numpy(trained.batches.step(step))
+        K = stage.patch_size
+        embeddings = model.get_input_embeddings()(ids)
+        pooled = embeddings.view(len(ids), T, K, -1).mean(2)
+        logits = model(inputs_embeds=pooled).logits
+        loss = patch_loss_reference(logits[:, :-1], patch_targets(ids, K), stage.slot_weights)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = args.learning_rate * plan.rate_at(step)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        {"preset": "superposition"},
+        {"preset": "superposition", "optimizer_at_switch": "reset", "slot_weights": [3, 1]},
+        {"preset": "paper", "patch_fraction": 0.5, "step_fraction": None},
+        {"stages": [[4, 0.3], [2, 0.3], [1, 0.4]], "step_fraction": None},
+        {"patch_fraction": 0.0, "step_fraction": None},
+    ],
+)
+def test_weights_and_losses_equal_a_plain_loop(tmp_path: Path, plan: dict[str, Any]) -> None:
+    trained = trainer(tmp_path, plan=plan, logging_steps=1)
+    trained.train()
+    expected = tiny_model()
+    losses = plain_loop(trained, expected)
+    rows = RunFolder.open(tmp_path).metrics("train")
+    assert [row["loss"] for row in rows] == pytest.approx(losses, rel=1e-4)
+    for (name, got), want in zip(
+        trained.model.named_parameters(), expected.parameters(), strict=True
+    ):
+        torch.testing.assert_close(got, want, rtol=2e-3, atol=2e-5, msg=name)
+
+
+def test_smaller_passes_give_the_same_run(tmp_path: Path) -> None:
+    whole = trainer(tmp_path / "whole", per_device_train_batch_size=8)
+    parts = trainer(tmp_path / "parts", per_device_train_batch_size=2)
+    assert [parts.plan.passes(stage) for stage in parts.plan.stages] == [4, 4]
+    whole.train()
+    parts.train()
+    for got, want in zip(parts.model.parameters(), whole.model.parameters(), strict=True):
+        torch.testing.assert_close(got, want, rtol=2e-3, atol=2e-5)
+
+
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    script = tmp_path / "two.py"
+    script.write_text(
+        "import sys; from pathlib import Path\n"
+        "from tests.training.test_trainer import trainer\n"
+        "run = trainer(Path(sys.argv[1]), per_device_train_batch_size=2, logging_steps=1)\n"
+        "run.train(); run.export(Path(sys.argv[1]) / 'model')\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
+               "--master_port=0", "--rdzv_backend=c10d", "--rdzv_endpoint=127.0.0.1:0",
+               str(script), str(tmp_path / "two")]  # fmt: skip
+    root = Path(__file__).parents[2]
+    environment = {"PYTHONPATH": str(root), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one = trainer(tmp_path / "one", logging_steps=1)
+    one.train()
+    both = [RunFolder.open(tmp_path / name) for name in ("one", "two")]
+    for event in ("train", "eval"):
+        first, second = (
+            [(row["step"], row["tokens"], row["flops"]) for row in run.metrics(event)]
+            for run in both
+        )
+        assert first == second
+    losses = [[row["loss"] for row in run.metrics("train")] for run in both]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "two" / "model")
+    for got, want in zip(exported.parameters(), one.model.parameters(), strict=True):
+        torch.testing.assert_close(got, want, rtol=2e-3, atol=2e-5)
+
+
+def test_the_run_folder_counts_tokens_positions_and_flops(tmp_path: Path) -> None:
+    run = trainer(tmp_path, logging_steps=1)
+    run.train()
+    folder = RunFolder.open(tmp_path)
+    rows = folder.metrics("train")
+    assert [row["patch_size"] for row in rows] == [2] * 4 + [1] * 6
+    assert rows[3]["tokens"] == 4 * 8 * T * 2
+    assert rows[-1]["tokens"] == run.plan.total_tokens == (4 * 2 + 6) * 8 * T
+    assert rows[-1]["positions"] == 10 * 8 * T
+    assert rows[-1]["flops"] == pytest.approx(10 * 8 * T * run.flops_per_position)
+    assert run.state.total_flos == pytest.approx(rows[-1]["flops"])
+    assert all(row["tokens_per_s"] > 0 for row in rows)
+    (switch,) = folder.metrics("switch")
+    assert (switch["step"], switch["stage"], switch["patch_size"]) == (4, 1, 1)
+    evals = folder.metrics("eval")
+    assert {4, 10} <= {row["step"] for row in evals}
+    assert all(("patch_loss" in row) == (row["patch_size"] == 2) for row in evals)
+    info = folder.info()
+    assert info["status"] == "finished"
+    assert info["plan"]["total_tokens"] == run.plan.total_tokens
+    seconds = [row["seconds"] for row in folder.metrics()]
+    assert seconds == sorted(seconds)
+
+
+def test_evaluation_is_the_models_own_loss_and_changes_nothing(tmp_path: Path) -> None:
+    with_evals = trainer(tmp_path / "a", eval_steps=1, eval_tokens=400)
+    with_evals.train()
+    without = trainer(tmp_path / "b", eval_strategy="no")
+    without.train()
+    for got, want in zip(with_evals.model.parameters(), without.model.parameters(), strict=True):
+        assert torch.equal(got, want)
+    last = RunFolder.open(tmp_path / "a").metrics("eval")[-1]
+    tokens = torch.from_numpy(corpus(500, seed=1)[:400].astype(np.int64))
+    model = with_evals.model.eval()
+    losses = []
+    with torch.no_grad():
+        for begin in range(0, 399, T):
+            window = tokens[begin : begin + T + 1]
+            logits = model(input_ids=window[None, :-1]).logits[0]
+            losses.append(torch.nn.functional.cross_entropy(logits, window[1:], reduction="none"))
+    assert last["loss"] == pytest.approx(torch.cat(losses).mean().item(), rel=1e-5)
+
+
+def test_the_patch_loss_of_an_evaluation_is_the_stages_own(tmp_path: Path) -> None:
+    run = trainer(tmp_path, plan={"step_fraction": 1.0, "patch_size": 4}, eval_tokens=320)
+    run.train()
+    last = RunFolder.open(tmp_path).metrics("eval")[-1]
+    ids = torch.from_numpy(corpus(500, seed=1)[:320].astype(np.int64)).view(-1, 4 * T)
+    model = run.model.eval()
+    with torch.no_grad():
+        pooled = model.get_input_embeddings()(ids).view(len(ids), T, 4, -1).mean(2)
+        logits = model(inputs_embeds=pooled).logits
+    expected = patch_loss_reference(logits[:, :-1], patch_targets(ids, 4))
+    assert last["patch_loss"] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_it_learns_and_the_export_is_a_plain_model(tmp_path: Path) -> None:
+    run = trainer(tmp_path, plan={"steps": 60}, learning_rate=3e-2)
+    run.train()
+    rows = RunFolder.open(tmp_path).metrics("eval")
+    assert rows[-1]["loss"] < 0.6 * math.log(VOCAB) < rows[0]["loss"]
+    exported = run.export(tmp_path / "model")
+    assert "forward" not in run.model.__dict__
+    names = {file.name for file in exported.iterdir()}
+    assert names == {"config.json", "generation_config.json", "model.safetensors"}
+    assert "patch" not in (exported / "config.json").read_text()
+    assert json.loads((exported / "config.json").read_text())["use_cache"] is True
+    again = AutoModelForCausalLM.from_pretrained(exported)
+    assert type(again) is type(run.model)
+    ids = torch.arange(T)[None] % VOCAB
+    torch.testing.assert_close(again(ids).logits, run.model.eval()(ids).logits)
+
+
+def test_bf16_accumulation_checkpointing_and_compile_settings_train(tmp_path: Path) -> None:
+    run = trainer(tmp_path, bf16=True, activation_checkpointing=True, per_device_train_batch_size=2)
+    run.train()
+    losses = [row["loss"] for row in RunFolder.open(tmp_path).metrics("eval")]
+    assert all(math.isfinite(loss) for loss in losses)
+    plain = trainer(tmp_path / "plain")
+    plain.train()
+    reference = [row["loss"] for row in RunFolder.open(tmp_path / "plain").metrics("eval")]
+    assert losses == pytest.approx(reference, rel=0.05)
+
+
+def test_existing_arguments_are_enough(tmp_path: Path) -> None:
+    args = PatchConfig(
+        str(tmp_path),
+        plan={"patch_size": 2, "patch_fraction": 0.5},
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+        max_steps=20,
+        warmup_steps=3,
+        use_cpu=True,
+    )
+    run = PatchTrainer(tiny_model(max_position_embeddings=16), args, corpus())
+    assert run.plan.context_length == 16
+    assert run.plan.spec.tokens_per_step == 8 * 16
+    assert run.plan.total_steps == 20
+    assert run.plan.spec.warmup_steps == 3
+
+
+def test_a_nan_stops_the_run_and_says_what_to_do(tmp_path: Path) -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.lm_head.weight[3] = float("nan")
+    run = trainer(tmp_path, model=tiny_model())
+    run.model.load_state_dict(model.state_dict())
+    with pytest.raises(PatchtrainError, match=r"loss became nan by step 1 \(patches of 2\)"):
+        run.train()
+    assert RunFolder.open(tmp_path).info()["status"] == "failed"
+    assert "forward" not in run.model.__dict__
+
+
+def test_resuming_seeks_to_the_step_and_gives_the_same_weights(tmp_path: Path) -> None:
+    whole = trainer(tmp_path / "whole", save_steps=3, save_total_limit=9)
+    whole.train()
+    for step in (3, 6):
+        again = trainer(tmp_path / "whole", save_strategy="no")
+        again.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
+        for got, want in zip(again.model.parameters(), whole.model.parameters(), strict=True):
+            assert torch.equal(got, want)
+        steps = [row["step"] for row in RunFolder.open(tmp_path / "whole").metrics("eval")]
+        assert steps == sorted(steps)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"plan": {"context_length": 256, "tokens_per_step": 1024, "max_epochs": 9}},
+            "max_position_embeddings",
+        ),
+        ({"plan": {"patch_size": 3, "tokens_per_step": 100}}, "not a multiple"),
+        ({"plan": {"steps": 500}}, "epochs"),
+        ({"plan": {"stepz": 3}}, "did you mean 'steps'"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_training(
+    tmp_path: Path, values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        trainer(tmp_path / "run", **values)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny matrices: more threads only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
