@@ -344,15 +344,16 @@ def _map(file: Path, dtype: np.dtype) -> np.ndarray:
 
 def _open_split(path: Path, name: str, dtype: np.dtype, meta: dict[str, Any]) -> Split:
     counts = meta["splits"][name]
-    tokens = _map(path / f"{name}.tokens.bin", dtype)
-    offsets = _map(path / f"{name}.offsets.bin", np.dtype("<i8"))
-    if len(tokens) != counts["tokens"] or len(offsets) != counts["documents"] + 1:
+    token_file, offset_file = path / f"{name}.tokens.bin", path / f"{name}.offsets.bin"
+    expected = counts["tokens"] * dtype.itemsize, 8 * (counts["documents"] + 1)
+    if (token_file.stat().st_size, offset_file.stat().st_size) != expected:
         raise UsageError(
             f"{path}: the {name} files do not hold the {counts['documents']:,} documents and "
             f"{counts['tokens']:,} tokens that store.json counts"
         )
+    tokens, offsets = _map(token_file, dtype), _map(offset_file, np.dtype("<i8"))
     if offsets[0] != 0 or offsets[-1] != len(tokens):
-        raise UsageError(f"{path / name}.offsets.bin is damaged: it does not span the tokens")
+        raise UsageError(f"{offset_file} is damaged: it does not span the tokens")
     return Split(name, tokens, offsets, counts["utf8_bytes"], counts["words"])
 
 
