@@ -133,7 +133,8 @@ def stream_loss(
     model's vocabulary.
     """
     stride = check_stride(context_length, stride)
-    tokens = tokens if max_tokens is None else tokens[:max_tokens]
+    if max_tokens is not None:
+        tokens = tokens[: max(0, max_tokens)]
     if len(tokens) < 2:
         raise UsageError(f"{len(tokens)} tokens cannot be scored: at least 2 are needed")
     spans = (

@@ -25,6 +25,7 @@ from patchtrain.report.summary import Row, RunSummary
 # Readable on white and on near-black, and apart for the colour-blind (after Okabe and Ito).
 COLOURS = ("#d5641c", "#2f7fc1", "#159a7a", "#b9599b", "#a38a1d", "#6f6fd0")
 POINTS_PER_STAGE = 500
+_LABEL_LINES = 6
 
 KINDS = {
     "patch": "patch loss, training",
@@ -99,18 +100,16 @@ def loss_figure(runs: Sequence[RunSummary], axis: Axis) -> go.Figure:
                 figure.add_trace(_trace(run, number, kind, stage.patch_size, rows, axis, colour))
         if rows := _drawable(run, "eval"):
             figure.add_trace(_trace(run, number, "validation", 1, rows, axis, colour))
-        if run.events("switch"):
-            # One row of labels above the plot for each run: they cannot overlap.
-            _mark_switches(figure, run, label_lines, axis, colour)
-            label_lines += 1
+        label_lines += _mark_switches(figure, run, label_lines, axis, colour)
     figure.update_layout(
         showlegend=False,
         hovermode="closest",
-        margin={"l": 48, "r": 10, "t": 12 + 17 * label_lines, "b": 46},
+        margin={"l": 48, "r": 10, "t": 12 + 17 * min(label_lines, _LABEL_LINES), "b": 46},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"family": "system-ui, sans-serif", "size": 12, "color": "#777"},
         template="none",
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": "#999", "activecolor": "#666"},
     )
     figure.update_xaxes(
         title={"text": axis.title, "standoff": 8},
@@ -164,12 +163,14 @@ def _trace(
 
 def _mark_switches(
     figure: go.Figure, run: RunSummary, label_line: int, axis: Axis, colour: str
-) -> None:
-    """A dashed line at each switch, labelled above the plot."""
+) -> int:
+    """A dashed line at each switch, labelled above the plot; how many there are.
+
+    Every label has a line of its own, from ``label_line`` on, so that none hides another.
+    """
     largest = run.total(axis.counter) or 1
-    for row in run.events("switch"):
-        if not is_number(row.get(axis.counter)):
-            continue
+    switches = [row for row in run.events("switch") if is_number(row.get(axis.counter))]
+    for number, row in enumerate(switches, label_line):
         x = row[axis.counter] / axis.divisor
         to = int(row.get("patch_size", 1))
         text = f"switch to {'tokens' if to == 1 else f'patches of {to}'}"
@@ -187,12 +188,13 @@ def _mark_switches(
             y=1,
             yref="paper",
             yanchor="bottom",
-            yshift=2 + 17 * label_line,
+            yshift=2 + 17 * (number % _LABEL_LINES),
             xanchor="right" if row[axis.counter] > 0.6 * largest else "left",
             text=text,
             showarrow=False,
             font={"color": colour, "size": 12},
         )
+    return len(switches)
 
 
 def _loss_range(runs: Sequence[RunSummary]) -> list[float] | None:

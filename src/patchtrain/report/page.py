@@ -100,7 +100,7 @@ def _note(text: str) -> str:
 
 
 def _missing(runs: Sequence[RunSummary]) -> str:
-    notes = [f"{run.name} {note}." for run in runs for note in run.missing]
+    notes = [run.gaps for run in runs if run.gaps]
     return f'<div class="missing">{_paragraphs(notes)}</div>' if notes else ""
 
 
@@ -184,8 +184,8 @@ def _stages(runs: Sequence[RunSummary]) -> str:
 
 def _evaluations(runs: Sequence[RunSummary]) -> str:
     if not any(run.evals for run in runs):
-        return ""
-    return f'<div class="wide">{tables.evals_table(runs)}</div>'
+        return _note("There is no separate evaluation yet: patchtrain eval makes one.")
+    return f'<div class="last">{tables.evals_table(runs)}</div>'
 
 
 def _samples(runs: Sequence[RunSummary]) -> str:

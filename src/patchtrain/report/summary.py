@@ -1,7 +1,7 @@
 """What the page needs to know of one run, read from its folder and forgiving about gaps.
 
 A run that is still running, failed early or has no evaluations has a summary too: what is missing
-is None or empty, and ``missing`` says so in words.
+is None or empty, and ``gaps`` says so in words.
 """
 
 from __future__ import annotations
@@ -100,28 +100,26 @@ class RunSummary:
         return float(found) if is_number(found) else None
 
     @property
-    def missing(self) -> list[str]:
-        """What a reader might look for and will not find, in words."""
-        notes = []
+    def gaps(self) -> str:
+        """One sentence on what a reader might look for and will not find; empty if all is there."""
+        lacks = {
+            "training metrics": bool(self.events("train")),
+            "validation curve": bool(self.events("eval")),
+            "final validation result": bool(self.result),
+            "samples": bool(self.samples),
+            "recipe": self.recipe is not None,
+        }
+        missing = [f"no {what}" for what, there in lacks.items() if not there]
+        parts = []
         if self.status == "running":
             done, total = self.total("step"), self.plan.get("total_steps")
-            of = f" at step {count(done)} of {count(total)}" if done is not None and total else ""
-            notes.append(f"is not finished: its status is “running”{of}")
+            at = f", at step {count(done)} of {count(total)}" if is_number(total) else ""
+            parts.append(f"is not finished (“running”{at})")
         elif self.status != "finished":
-            notes.append(f"did not finish: its status is “{self.status}”")
-        if not self.events("train"):
-            notes.append("has no training metrics")
-        if not self.events("eval"):
-            notes.append("was not evaluated while training, so there is no validation curve")
-        if not self.result:
-            notes.append("has no final validation result")
-        if not self.samples:
-            notes.append("has no samples")
-        if not self.evals:
-            notes.append("has no separate evaluation (patchtrain eval makes one)")
-        if self.recipe is None:
-            notes.append("has no recipe.yaml")
-        return notes
+            parts.append(f"did not finish (“{self.status}”)")
+        if missing:
+            parts.append(f"has {', '.join(missing)}")
+        return f"{self.name} {' and '.join(parts)}." if parts else ""
 
 
 def _in_order(rows: list[Row]) -> list[Row]:

@@ -49,13 +49,15 @@ def results_table(runs: Sequence[RunSummary]) -> str:
         ("validation loss (nats per token)", [number(run.result.get("loss"), 4) for run in runs]),
         ("perplexity per token", [number(run.result.get("perplexity"), 2) for run in runs]),
         ("perplexity per word", [significant(run.word_perplexity, 4) for run in runs]),
-        ("measured on", [_targets(run) for run in runs]),
+        ("tokens measured", [count(run.result.get("targets")) for run in runs]),
+        ("window and stride", [_window(run.result) for run in runs]),
         ("tokens read", [count(run.total("tokens")) for run in runs]),
         ("positions computed", [count(run.total("positions")) for run in runs]),
         ("compute", [flops(run.total("flops")) for run in runs]),
         ("training time", [duration(run.total("seconds")) for run in runs]),
-        ("planned compute against token level", [_ratio(run) for run in runs]),
-        ("parameters", [_parameters(run) for run in runs]),
+        ("plan against token level", [_ratio(run) for run in runs]),
+        ("parameters", [count(_model(run).get("parameters")) for run in runs]),
+        ("without embeddings", [count(_model(run).get("body_parameters")) for run in runs]),
         ("status", [run.status for run in runs]),
     ]
     rows = [[name, *cells] for name, cells in lines if set(cells) != {NONE}]
@@ -130,7 +132,7 @@ def evals_table(runs: Sequence[RunSummary]) -> str:
         for name, values in run.evals.items()
     ]
     head = ["run", "evaluation", "bits per byte", "loss", "perplexity per token"]
-    head += ["per word", "tokens scored", "window, stride", "what was scored"]
+    head += ["per word", "tokens scored", "window and stride", "what was scored"]
     return table(head, rows, "Evaluations")
 
 
@@ -167,12 +169,6 @@ def samples_grid(runs: Sequence[RunSummary]) -> str:
     return "".join(blocks)
 
 
-def _targets(run: RunSummary) -> str:
-    if not is_number(run.result.get("targets")):
-        return NONE
-    return f"{count(run.result['targets'])} tokens, window {_window(run.result)}"
-
-
 def _window(values: dict[str, Any]) -> str:
     if not is_number(values.get("context_length")):
         return NONE
@@ -184,13 +180,8 @@ def _ratio(run: RunSummary) -> str:
     return percent(ratio) if is_number(ratio) else NONE
 
 
-def _parameters(run: RunSummary) -> str:
-    model = run.info.get("model") or {}
-    if not is_number(model.get("parameters")):
-        return NONE
-    body = model.get("body_parameters")
-    inside = f" ({count(body)} without embeddings)" if is_number(body) else ""
-    return count(model["parameters"]) + inside
+def _model(run: RunSummary) -> dict[str, Any]:
+    return run.info.get("model") or {}
 
 
 def _compute_shares(run: RunSummary) -> list[float | None]:

@@ -38,11 +38,12 @@ p { margin: .5rem 0; overflow-wrap: anywhere; }
 table { border-collapse: collapse; font-size: .9rem; min-width: 100%; }
 th, td { padding: .4rem .9rem .4rem 0; text-align: right; vertical-align: top;
   border-bottom: 1px solid var(--line); font-variant-numeric: tabular-nums; }
-td { min-width: 4.2rem; }
+td { min-width: 4.2rem; white-space: nowrap; }
 thead th { color: var(--soft); font-weight: 500; vertical-align: bottom; }
 th:first-child, tbody th { text-align: left; font-weight: 500; }
 th:last-child, td:last-child { padding-right: 0; }
-.wide td { max-width: 22rem; overflow-wrap: anywhere; }
+.wide td { min-width: 11rem; max-width: 24rem; white-space: normal; overflow-wrap: anywhere; }
+.last td:last-child { min-width: 13rem; white-space: normal; }
 .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 18rem), 1fr));
   gap: .8rem; margin: .8rem 0; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: .5rem;

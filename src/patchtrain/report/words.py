@@ -104,7 +104,7 @@ def cautions(runs: Sequence[RunSummary]) -> list[str]:
 
 
 def _titled(run: RunSummary) -> str:
-    return f"{run.name} ({_kind(run)})"
+    return run.name if run.name == _kind(run) else f"{run.name} ({_kind(run)})"
 
 
 def _kind(run: RunSummary) -> str:
@@ -205,10 +205,8 @@ def _equal_loss(run: RunSummary, base: RunSummary) -> str | None:
     reached = next((row for row in ours if row["loss"] <= goal), None)
     where = f"the last validation loss of {base.name} ({number(goal)})"
     if reached is None or not is_number(reached.get("flops")):
-        return f"It did not reach {where}." if run.status == "finished" else None
-    share = percent(reached["flops"] / theirs[-1]["flops"]) if theirs[-1].get("flops") else None
-    return (
-        f"It was at {where} or below after {share} of the FLOPs that took {base.name} there."
-        if share
-        else None
-    )
+        return f"{run.name} did not reach {where}." if run.status == "finished" else None
+    if not theirs[-1].get("flops"):
+        return None
+    share = percent(reached["flops"] / theirs[-1]["flops"])
+    return f"{run.name} first came to {where} or below with {share} of the FLOPs."

@@ -1,0 +1,211 @@
+"""Measure how well a model predicts text: bits per byte, perplexity per token and per word.
+
+RUN is a run folder, or with --text any plain Hugging Face model folder.
+
+  patchtrain eval runs/textbooks                        the validation split of the run's store
+  patchtrain eval runs/textbooks --text book.txt more.jsonl.zst
+  patchtrain eval my-gpt2/ --text test.parquet --text-column content --stride 512
+
+A text longer than the context is read in windows that start --stride tokens apart; every token is
+scored once. A smaller stride gives each token more context, a lower loss, and costs more time: name
+both numbers when you compare. The result goes to RUN/eval/NAME.json, which the report shows."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from patchtrain.errors import PatchtrainError, UsageError
+
+HELP = "measure perplexity and bits per byte of a model"
+
+_SECONDS_BETWEEN_LINES = 30
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_folder", metavar="RUN", help="a run folder or a model folder")
+    parser.add_argument(
+        "--text",
+        nargs="+",
+        metavar="FILE",
+        help="score these documents instead (text, JSON lines or Parquet, also .gz, .xz, .zst)",
+    )
+    parser.add_argument(
+        "--text-column", default="text", metavar="NAME", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--store",
+        metavar="STORE",
+        help="a token store with the same tokenizer (default: the run's)",
+    )
+    parser.add_argument(
+        "--context-length",
+        type=int,
+        metavar="N",
+        help="positions the model sees at most (default: as in training)",
+    )
+    parser.add_argument("--stride", type=int, metavar="N", help="default: half the context length")
+    parser.add_argument(
+        "--batch-size", type=int, metavar="N", help="windows at a time (default: by memory)"
+    )
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="score only the first N tokens")
+    parser.add_argument(
+        "--name", help="name of the result (default: validation, or the first file's name)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    name = _name(args)
+    if args.text and args.store:
+        raise UsageError("--text and --store both say what to score: give one")
+
+    from patchtrain.evaluation import evaluate
+    from patchtrain.evaluation.loading import find_model, load_model
+
+    _, run_folder = find_model(args.run_folder)
+    if run_folder is None and not (args.text or args.store):
+        raise UsageError(
+            f"{args.run_folder} is a model without a run: say what to score, --text FILE"
+        )
+    loaded = load_model(args.run_folder)
+    window = evaluate.choose_window(loaded, args.context_length, args.stride)
+    begun = time.monotonic()
+    if args.text:
+        with _progress(None) as advance:
+            loss, documents = evaluate.evaluate_text(
+                loaded,
+                args.text,
+                window,
+                args.text_column,
+                args.batch_size,
+                args.max_tokens,
+                advance,
+            )
+        files = ", ".join(args.text)
+        scored = f"{documents:,} documents of {files}, each on its own after a start token"
+    else:
+        from patchtrain.data.store import TokenStore
+
+        store = TokenStore.open(args.store) if args.store else evaluate.open_run_store(loaded)
+        tokens = len(store.validation.tokens)
+        total = min(tokens, args.max_tokens or tokens)
+        with _progress(total) as advance:
+            loss = evaluate.evaluate_store(
+                loaded, store, window, args.batch_size, args.max_tokens, advance
+            )
+        part = f"the first {total:,} of {tokens:,} tokens of " if total < tokens else ""
+        scored = f"{part}the validation split of {store.path}, as one stream"
+    if not math.isfinite(loss.nats):
+        raise PatchtrainError(f"the loss of {args.run_folder} is {loss.nats}: the model is broken")
+
+    result = {
+        "name": name,
+        **loss.to_dict(),
+        "context_length": window.context_length,
+        "stride": window.stride,
+        "scored": scored,
+        "max_tokens": args.max_tokens,
+        "model": {"path": str(loaded.path), "class": type(loaded.model).__name__},
+        "device": str(loaded.model.device),
+        "seconds": round(time.monotonic() - begun, 3),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": _command(),
+        "versions": _versions(),
+    }
+    written = _write(run_folder.eval_folder, name, result) if run_folder else None
+    if args.json:
+        print(json.dumps(result, indent=2, ensure_ascii=False))
+    else:
+        _show(args.run_folder, loss, result, written)
+    return 0
+
+
+def _name(args: argparse.Namespace) -> str:
+    name = args.name
+    if name is None:
+        name = re.sub(r"[^\w.-]+", "-", Path(args.text[0]).name) if args.text else "validation"
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise UsageError(f"--name '{name}' cannot name a file: use letters, digits, '.', '-', '_'")
+    return str(name)
+
+
+def _show(run_folder: str, loss: Any, result: dict[str, Any], written: Path | None) -> None:
+    words = f", {loss.word_perplexity:,.2f} per word" if loss.words else ""
+    lines = [
+        ("bits per byte", f"{loss.bits_per_byte:.4f}"),
+        ("perplexity", f"{loss.perplexity:,.2f} per token{words}"),
+        ("loss", f"{loss.loss:.4f} nats per token"),
+        ("scored", result["scored"]),
+        ("", f"{loss.targets:,} tokens, {loss.words:,} words, {loss.utf8_bytes:,} bytes"),
+        ("window", f"context length {result['context_length']}, stride {result['stride']}"),
+    ]
+    if written:
+        lines.append(("written to", str(written)))
+    print(run_folder)
+    for label, value in lines:
+        print(f"  {label:14}{value}")
+
+
+def _write(folder: Path, name: str, result: dict[str, Any]) -> Path:
+    from patchtrain.files import write_text
+
+    folder.mkdir(exist_ok=True)
+    file = folder / f"{name}.json"
+    write_text(file, json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    return file
+
+
+def _command() -> str:
+    import shlex
+
+    return shlex.join(["patchtrain", *sys.argv[1:]])
+
+
+def _versions() -> dict[str, str]:
+    import platform
+
+    import torch
+    import transformers
+
+    from patchtrain import __version__
+
+    return {
+        "patchtrain": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+@contextmanager
+def _progress(total: int | None) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal, now and then a line elsewhere; both on stderr."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import Progress
+
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("scoring tokens", total=total)
+            yield lambda count: bar.advance(task, count)
+        return
+    done, last = 0, time.monotonic()
+
+    def advance(count: int) -> None:
+        nonlocal done, last
+        done += count
+        if time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            of = f" of {total:,}" if total else ""
+            print(f"patchtrain: {done:,}{of} tokens scored", file=sys.stderr, flush=True)
+
+    yield advance

@@ -1,0 +1,168 @@
+"""What ``patchtrain eval`` measures: a run's validation split, or any text by document.
+
+* A store's split is read as one stream, as in training: every token but the first is scored, the
+  end-of-text tokens between documents too, and a window may reach back over a document's beginning.
+* Text is read by document: each starts with the BOS (or EOS) token, which is not scored, sees no
+  other document, and has nothing appended.
+
+Both divide by the UTF-8 bytes and the words of the text itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from patchtrain.data.store import TokenStore
+from patchtrain.errors import UsageError
+from patchtrain.evaluation.loading import LoadedModel
+from patchtrain.evaluation.perplexity import (
+    Progress,
+    TextLoss,
+    check_stride,
+    documents_loss,
+    stream_loss,
+    text_size,
+)
+
+
+@dataclass(frozen=True)
+class Window:
+    """How a text longer than the context is read; see ``patchtrain.evaluation.perplexity``."""
+
+    context_length: int
+    stride: int
+
+
+def choose_window(loaded: LoadedModel, context_length: int | None, stride: int | None) -> Window:
+    """The window asked for, or the context of training and half of it as stride.
+
+    ``UsageError``: a stride that does not fit, a context beyond what the model allows, or no
+    context length known.
+    """
+    if context_length is None:
+        context_length = loaded.context_length
+    if context_length is None:
+        raise UsageError(f"{loaded.path} does not tell its context length; give --context-length")
+    limit = loaded.position_limit
+    if limit is not None and context_length > limit:
+        raise UsageError(
+            f"a context length of {context_length} is more than the {limit} positions "
+            f"of the model in {loaded.path}"
+        )
+    half = max(1, context_length // 2)
+    return Window(context_length, check_stride(context_length, half if stride is None else stride))
+
+
+def open_run_store(loaded: LoadedModel) -> TokenStore:
+    """The token store a run was trained on; ``UsageError`` if there is none to be found."""
+    path = (loaded.run.info().get("store") or {}).get("path") if loaded.run else None
+    if not path:
+        what = "run does not name a token store" if loaded.run else "model folder has no store"
+        raise UsageError(f"this {what}: give the text to score with --text FILE")
+    if not Path(path).is_dir():
+        raise UsageError(
+            f"the run's token store is not at {path} any more: "
+            "give its place with --store, or a text with --text"
+        )
+    return TokenStore.open(path)
+
+
+def evaluate_store(
+    loaded: LoadedModel,
+    store: TokenStore,
+    window: Window,
+    batch_size: int | None = None,
+    max_tokens: int | None = None,
+    progress: Progress | None = None,
+) -> TextLoss:
+    """Score the validation split of ``store`` as one stream, or its first ``max_tokens`` tokens.
+
+    ``UsageError``: an empty split, or a store of another tokenizer than the model's.
+    """
+    tokenizer = store.load_tokenizer()
+    if tokenizer.get_vocab() != loaded.tokenizer.get_vocab():
+        raise UsageError(
+            f"the token store {store.path} was made with another tokenizer than the model in "
+            f"{loaded.path}: its token ids mean something else"
+        )
+    split = store.validation
+    if len(split.tokens) < 2:
+        raise UsageError(f"the validation split of {store.path} is empty")
+    nats, targets = stream_loss(
+        loaded.model,
+        split.tokens,
+        window.context_length,
+        window.stride,
+        batch_size,
+        progress,
+        max_tokens,
+    )
+    utf8_bytes, words = split.utf8_bytes, split.words
+    if max_tokens is not None and max_tokens < len(split.tokens):
+        # The store knows the size of the whole split only: decode the part that was scored.
+        part = np.asarray(split.tokens[:max_tokens])
+        utf8_bytes, words = text_size(_decoded(tokenizer, part, store.eos_token_id))
+    return TextLoss(nats, targets, utf8_bytes, words)
+
+
+def evaluate_text(
+    loaded: LoadedModel,
+    files: Sequence[str],
+    window: Window,
+    text_column: str = "text",
+    batch_size: int | None = None,
+    max_tokens: int | None = None,
+    progress: Progress | None = None,
+) -> tuple[TextLoss, int]:
+    """Score the documents of some files; also returns how many documents there were.
+
+    ``files`` are whatever ``patchtrain prepare`` reads: text (one document a file), JSON lines,
+    Parquet, also compressed. With ``max_tokens`` the last document is the one that reaches it.
+    """
+    from patchtrain.data.sources import read_documents
+
+    texts = read_documents(files, text_column=text_column)
+    counts = {"documents": 0, "tokens": 0, "bytes": 0, "words": 0}
+
+    def tokens() -> Iterator[list[int]]:
+        for text in texts:
+            ids = loaded.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+            utf8_bytes, words = text_size([text])
+            counts["documents"] += 1
+            counts["tokens"] += len(ids)
+            counts["bytes"] += utf8_bytes
+            counts["words"] += words
+            yield ids
+            if max_tokens is not None and counts["tokens"] >= max_tokens:
+                return
+
+    if max_tokens is not None and max_tokens < 1:
+        raise UsageError(f"the number of tokens to score must be at least 1, not {max_tokens}")
+    try:
+        nats, targets = documents_loss(
+            loaded.model,
+            tokens(),
+            loaded.start_token_id,
+            window.context_length,
+            window.stride,
+            batch_size,
+            progress,
+        )
+    except UsageError as error:
+        if counts["tokens"]:
+            raise
+        raise UsageError(f"there is no text to score in {', '.join(map(str, files))}") from error
+    return TextLoss(nats, targets, counts["bytes"], counts["words"]), counts["documents"]
+
+
+def _decoded(tokenizer: Any, tokens: np.ndarray, eos_token_id: int) -> Iterator[str]:
+    ends = [*(np.flatnonzero(tokens == eos_token_id) + 1).tolist(), len(tokens)]
+    begin = 0
+    for end in ends:
+        yield tokenizer.decode(tokens[begin:end].tolist(), skip_special_tokens=True)
+        begin = end

@@ -1,0 +1,210 @@
+"""``patchtrain eval`` as a person calls it, on a store and on files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import zstandard
+
+from patchtrain.cli import eval as eval_command
+from patchtrain.data.store import StoreWriter
+from patchtrain.errors import PatchtrainError, UsageError
+from patchtrain.evaluation.loading import load_model
+from patchtrain.evaluation.perplexity import stream_loss
+from tests.evaluation.tiny import CONTEXT, TEXT, save_tiny_model, save_tiny_run, tiny_tokenizer
+
+DOCUMENTS = [TEXT, "Le café est fermé.", "A cell divides. " * 9]
+
+
+def call(*words: object) -> int:
+    parser = argparse.ArgumentParser()
+    eval_command.add_arguments(parser)
+    return eval_command.run(parser.parse_args([str(word) for word in words]))
+
+
+def result_of(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, Any]:
+    assert call(*words, "--json") == 0
+    values: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return values
+
+
+def write_store(folder: Path, tokenizer: Any, documents: list[str]) -> Path:
+    folder.mkdir()
+    with StoreWriter(folder, tokenizer) as writer:
+        for split in ("train", "validation"):
+            for text in documents:
+                ids = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
+                size = len(text.encode()), len(text.split())
+                writer.add(split, np.array(ids), [len(ids)], *size)
+        writer.finish({})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_store(tmp_path_factory.mktemp("stores") / "store", tiny_tokenizer(), DOCUMENTS)
+
+
+@pytest.fixture(scope="module")
+def run(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_run(tmp_path_factory.mktemp("runs") / "tiny", store)
+
+
+def test_validation_split_is_one_stream(
+    run: Path, store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = result_of(capsys, run)
+    tokenizer = tiny_tokenizer()
+    stream = [
+        token
+        for text in DOCUMENTS
+        for token in [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
+    ]
+    # The context of training and half of it, not the model's own limit.
+    assert (result["context_length"], result["stride"]) == (CONTEXT // 2, CONTEXT // 4)
+    model = load_model(run).model
+    nats, targets = stream_loss(model, np.array(stream), CONTEXT // 2, CONTEXT // 4)
+    size = sum(len(text.encode()) for text in DOCUMENTS)
+    assert result["targets"] == targets == len(stream) - 1
+    assert result["nats"] == pytest.approx(nats, rel=1e-6)
+    assert result["bits_per_byte"] == pytest.approx(nats / math.log(2) / size)
+    assert result["words"] == sum(len(text.split()) for text in DOCUMENTS)
+    assert "validation split" in result["scored"]
+    assert json.loads((run / "eval" / "validation.json").read_text("utf-8")) == result
+
+
+def test_text_output_states_the_window(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(run, "--stride", 16, "--name", "wide") == 0
+    out = capsys.readouterr().out
+    assert "context length 16, stride 16" in out
+    assert "per word" in out
+    assert "one stream" in out
+    assert str(run / "eval" / "wide.json") in out
+
+
+def test_max_tokens_counts_only_the_text_scored(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = tiny_tokenizer()
+    first = len(tokenizer(DOCUMENTS[0])["input_ids"]) + 1
+    result = result_of(capsys, run, "--max-tokens", first, "--name", "part")
+    assert result["targets"] == first - 1
+    assert result["utf8_bytes"] == len(DOCUMENTS[0].encode())
+    assert result["words"] == len(DOCUMENTS[0].split())
+    assert f"the first {first:,} of" in result["scored"]
+
+
+def test_the_same_documents_in_every_format_score_the_same(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = "".join(json.dumps({"body": text}) + "\n" for text in DOCUMENTS)
+    plain, packed, table = (tmp_path / n for n in ("a.jsonl", "a.jsonl.zst", "a.parquet"))
+    plain.write_text(lines, encoding="utf-8")
+    packed.write_bytes(zstandard.compress(lines.encode()))
+    pq.write_table(pa.table({"body": DOCUMENTS}), table)
+    texts = [tmp_path / f"{number}.txt" for number in range(len(DOCUMENTS))]
+    for path, text in zip(texts, DOCUMENTS, strict=True):
+        path.write_text(text, encoding="utf-8")
+
+    whole = result_of(capsys, run, "--text", *texts, "--name", "x")
+    tokens = sum(len(tiny_tokenizer()(text)["input_ids"]) for text in DOCUMENTS)
+    # Every token is scored: the start token that precedes a document gives its first one.
+    assert whole["targets"] == tokens
+    assert whole["utf8_bytes"] == sum(len(text.encode()) for text in DOCUMENTS)
+    assert whole["scored"].startswith("3 documents of")
+    for path in (plain, packed, table):
+        values = result_of(capsys, run, "--text", path, "--text-column", "body", "--name", "x")
+        assert values["nats"] == pytest.approx(whole["nats"], rel=1e-6)
+        assert values["targets"] == whole["targets"]
+
+
+def test_a_plain_model_folder_needs_text_and_is_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = save_tiny_model(tmp_path / "model")
+    before = sorted(model.iterdir())
+    text = tmp_path / "book.txt"
+    text.write_text(TEXT, encoding="utf-8")
+    assert result_of(capsys, model, "--text", text)["context_length"] == CONTEXT
+    assert sorted(model.iterdir()) == before
+    with pytest.raises(UsageError, match="--text FILE"):
+        call(model)
+
+
+def test_results_take_the_name_of_the_file(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "my book.txt"
+    text.write_text(TEXT, encoding="utf-8")
+    call(run, "--text", text)
+    assert (run / "eval" / "my-book.txt.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--stride", "0"], "between 1 and the context length 16, not 0"),
+        (["--stride", "17"], "between 1 and the context length 16, not 17"),
+        (["--context-length", "33"], "more than the 32 positions"),
+        (["--context-length", "0"], "at least 1"),
+        (["--batch-size", "0"], "batch size must be at least 1"),
+        (["--max-tokens", "1"], "at least 2"),
+        (["--max-tokens", "-5"], "at least 2"),
+        (["--text", "no-such-file.txt"], "no-such-file.txt"),
+        (["--name", "../evil"], "cannot name a file"),
+        (["--store", "s", "--text", "t"], "give one"),
+        (["--store", "no-such-store"], "no-such-store"),
+    ],
+)
+def test_bad_input_is_one_clear_line(run: Path, words: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        call(run, *words)
+    assert "\n" not in str(caught.value)
+
+
+def test_runs_that_cannot_be_scored(tmp_path: Path, store: Path) -> None:
+    with pytest.raises(UsageError, match="no run or model folder"):
+        call(tmp_path / "none")
+    (tmp_path / "young").mkdir()
+    (tmp_path / "young" / "run.json").write_text('{"status": "running"}', encoding="utf-8")
+    with pytest.raises(UsageError, match="no model yet"):
+        call(tmp_path / "young")
+    moved = save_tiny_run(tmp_path / "moved", tmp_path / "gone")
+    with pytest.raises(UsageError, match=r"not at .*gone any more.*--store"):
+        call(moved)
+    assert call(moved, "--store", store) == 0
+
+
+def test_blank_text_and_a_foreign_tokenizer_are_named(run: Path, tmp_path: Path) -> None:
+    blank = tmp_path / "blank.txt"
+    blank.write_text(" \n", encoding="utf-8")
+    with pytest.raises(UsageError, match="no text to score in"):
+        call(run, "--text", blank)
+    other = tiny_tokenizer()
+    other.add_tokens(["surprise"])
+    with pytest.raises(UsageError, match="another tokenizer"):
+        call(run, "--store", write_store(tmp_path / "other", other, DOCUMENTS))
+    book = tmp_path / "book.txt"
+    book.write_text(TEXT, encoding="utf-8")
+    small = save_tiny_model(tmp_path / "small", vocab_size=20)
+    with pytest.raises(UsageError, match="outside the model's vocabulary of 20"):
+        call(small, "--text", book)
+
+
+def test_a_model_of_nan_fails_and_writes_nothing(tmp_path: Path, store: Path) -> None:
+    broken = save_tiny_run(tmp_path / "broken", store)
+    model = load_model(broken / "model").model
+    torch.nn.init.constant_(model.lm_head.weight, math.nan)
+    model.save_pretrained(broken / "model")
+    with pytest.raises(PatchtrainError, match=r"the loss of .* is nan"):
+        call(broken)
+    assert not (broken / "eval").exists()
