@@ -58,8 +58,10 @@ class RunSummary:
             info=info,
             rows=rows,
             stages=_stages(info, rows),
-            samples=run.samples(),
-            evals=run.evals(),
+            samples=_checked_samples(run),
+            evals={
+                name: values for name, values in run.evals().items() if isinstance(values, dict)
+            },
             recipe=recipe,
         )
 
@@ -70,14 +72,18 @@ class RunSummary:
     def status(self) -> str:
         return str(self.info.get("status") or "unknown")
 
+    def part(self, name: str) -> Row:
+        """A part of run.json such as ``model`` or ``store``; empty if it is not there."""
+        return self.info.get(name) or {}
+
     @property
     def plan(self) -> Row:
-        return self.info.get("plan") or {}
+        return self.part("plan")
 
     @property
     def result(self) -> Row:
         """The final validation result, empty if there is none yet."""
-        return self.info.get("result") or {}
+        return self.part("result")
 
     @property
     def token_level(self) -> bool:
@@ -122,14 +128,22 @@ class RunSummary:
         return f"{self.name} {' and '.join(parts)}." if parts else ""
 
 
+def _checked_samples(run: RunFolder) -> list[dict[str, str]]:
+    samples = run.samples()
+    if not all(isinstance(row["prompt"] + row["completion"], str) for row in samples):
+        raise TypeError("samples.json must hold texts")
+    return samples
+
+
 def _in_order(rows: list[Row]) -> list[Row]:
     """Metrics with growing steps: a resumed run repeats the steps after its checkpoint."""
     kept: list[Row] = []
     for row in rows:
         if not is_number(row.get("step")):
             continue
-        while kept and kept[-1]["step"] > row["step"]:
-            kept.pop()
+        if kept and kept[-1]["step"] > row["step"]:
+            while kept and kept[-1]["step"] >= row["step"]:
+                kept.pop()
         kept.append(row)
     return kept
 

@@ -56,8 +56,8 @@ def results_table(runs: Sequence[RunSummary]) -> str:
         ("compute", [flops(run.total("flops")) for run in runs]),
         ("training time", [duration(run.total("seconds")) for run in runs]),
         ("plan against token level", [_ratio(run) for run in runs]),
-        ("parameters", [count(_model(run).get("parameters")) for run in runs]),
-        ("without embeddings", [count(_model(run).get("body_parameters")) for run in runs]),
+        ("parameters", [count(run.part("model").get("parameters")) for run in runs]),
+        ("without embeddings", [count(run.part("model").get("body_parameters")) for run in runs]),
         ("status", [run.status for run in runs]),
     ]
     rows = [[name, *cells] for name, cells in lines if set(cells) != {NONE}]
@@ -141,9 +141,9 @@ def machine_table(runs: Sequence[RunSummary]) -> str:
     keys: list[tuple[str, str]] = []
     for run in runs:
         for part in ("versions", "machine", "store"):
-            keys += [(part, key) for key in run.info.get(part) or {} if (part, key) not in keys]
+            keys += [(part, key) for key in run.part(part) if (part, key) not in keys]
     rows = [
-        [_key_title(part, key), *(_plain((run.info.get(part) or {}).get(key)) for run in runs)]
+        [_key_title(part, key), *(_plain(run.part(part).get(key)) for run in runs)]
         for part, key in keys
     ]
     for key in ("seed", "started", "finished", "command"):
@@ -178,10 +178,6 @@ def _window(values: dict[str, Any]) -> str:
 def _ratio(run: RunSummary) -> str:
     ratio = run.plan.get("compute_ratio")
     return percent(ratio) if is_number(ratio) else NONE
-
-
-def _model(run: RunSummary) -> dict[str, Any]:
-    return run.info.get("model") or {}
 
 
 def _compute_shares(run: RunSummary) -> list[float | None]:

@@ -27,7 +27,7 @@ def baseline(runs: Sequence[RunSummary]) -> RunSummary:
 
 def describe(run: RunSummary) -> list[str]:
     """What was trained, what it cost, how it ended."""
-    parameters = run.info.get("model", {}).get("parameters")
+    parameters = run.part("model").get("parameters")
     what = f"a model of {count(parameters)} parameters" if is_number(parameters) else "a model"
     planned = run.plan.get("total_tokens")
     amount = f" on {count(planned)} tokens" if is_number(planned) else ""
@@ -82,7 +82,7 @@ def compare(run: RunSummary, base: RunSummary) -> list[str]:
 def cautions(runs: Sequence[RunSummary]) -> list[str]:
     """Why a difference between the runs may mean less than it seems to."""
     notes = []
-    stores = {run.info.get("store", {}).get("fingerprint") for run in runs}
+    stores = {run.part("store").get("fingerprint") for run in runs}
     if len(stores - {None}) > 1:
         notes.append(
             "The runs did not use the same token store: their losses are not on the same text."
@@ -92,7 +92,7 @@ def cautions(runs: Sequence[RunSummary]) -> list[str]:
     }
     if len(windows) > 1:
         notes.append("Their final losses were measured with different windows.")
-    sizes = {run.info.get("model", {}).get("parameters") for run in runs}
+    sizes = {run.part("model").get("parameters") for run in runs}
     if len(sizes - {None}) > 1:
         notes.append("Their models are not of the same size.")
     configurations = [str([stage.patch_size for stage in run.stages]) for run in runs]

@@ -1,0 +1,38 @@
+"""Numbers as the page writes them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from patchtrain.report import formats
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (formats.count(9216), "9,216"),
+        (formats.count(12_345_678), "12.3M"),
+        (formats.count(1.2e9), "1.20B"),
+        (formats.count(None), formats.NONE),
+        (formats.flops(3.1e14), "310 TFLOP"),
+        (formats.flops(1.234e15, per_second=True), "1.23 PFLOP/s"),
+        (formats.flops(12), "12.0 FLOP"),
+        (formats.duration(8.44), "8.4 s"),
+        (formats.duration(59.97), "1 min 00 s"),
+        (formats.duration(190), "3 min 10 s"),
+        (formats.duration(7500), "2 h 05 min"),
+        (formats.duration(3599.9), "1 h 00 min"),
+        (formats.percent(0.5), "50%"),
+        (formats.percent(0.051), "5.1%"),
+        (formats.significant(0.00012345), "0.000123"),
+        (formats.significant(1234.5), "1,234"),
+        (formats.significant(1e9), "1.00e+09"),
+        (formats.significant(0), "0"),
+        (formats.number(math.nan), formats.NONE),
+        (formats.number(True), formats.NONE),
+    ],
+)
+def test_numbers(value: str, expected: str) -> None:
+    assert value == expected
