@@ -1,5 +1,7 @@
 """Tokenizers trained here lose nothing; others are loaded or refused in one line."""
 
+import argparse
+import inspect
 import json
 import random
 
@@ -14,12 +16,13 @@ from patchtrain.errors import UsageError
 
 _TEXT = "the cell divides and its walls thicken über naïve Straße 細胞 分裂 12 345"
 _WORDS = _TEXT.split()
-_SIZES = {"bpe": 320, "unigram": 320, "char": 280, "byte": None}
+_SIZES = {"bpe": 400, "unigram": 400, "char": 280, "byte": None}
 
 
 def corpus():
     chosen = random.Random(0)
-    return [" ".join(chosen.choices(_WORDS, k=60)) for _ in range(40)]
+    sentences = [" ".join(chosen.choices(_WORDS, k=60)) for _ in range(40)]
+    return [*sentences, inspect.getsource(argparse)]
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +64,18 @@ def test_size_and_special_tokens(trained, kind):
 
 
 def test_training_shortens_the_text(trained):
-    text = corpus()[0]
+    text = corpus()[-1]
     lengths = {kind: len(tokenizer.encode(text)) for kind, tokenizer in trained.items()}
     assert lengths["byte"] == len(text.encode())
     assert lengths["char"] <= lengths["byte"]
     assert lengths["bpe"] < lengths["char"] / 1.5
     assert lengths["unigram"] < lengths["char"] / 1.5
+
+
+@pytest.mark.parametrize("kind", tokenizers.KINDS)
+def test_training_twice_gives_the_same(trained, kind):
+    again = tokenizers.train(kind, corpus(), _SIZES[kind])
+    assert again.backend_tokenizer.to_str() == trained[kind].backend_tokenizer.to_str()
 
 
 def test_unigram_of_tiny_text_knows_every_byte():

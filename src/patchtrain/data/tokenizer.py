@@ -147,20 +147,36 @@ def _train_unigram(texts: Iterator[str], size: int) -> Any:
 
 
 def _complete_alphabet(tokenizer: Any) -> Any:
-    """Add the bytes that a unigram vocabulary lacks, at its lowest score: nothing is unknown."""
+    """The trained unigram model with every byte in it, and the same for the same text.
+
+    The trainer drops bytes that longer pieces cover, sums in no fixed order, and gives the bytes it
+    never saw scores in the order of a hash table. Rounded, with one score for all bytes that were
+    not seen, and sorted, two trainings are equal.
+    """
     from tokenizers import models
 
-    state = json.loads(tokenizer.to_str())["model"]
-    vocab = [(piece, score) for piece, score in state["vocab"]]
-    known = {piece for piece, _ in vocab}
-    lowest = min(score for _, score in vocab)
-    missing = [letter for letter in _alphabet() if letter not in known]
-    # Take the place of the rarest longer pieces, so that the size stays what was asked for.
-    spare = [i for i, (piece, _) in enumerate(vocab) if len(piece) > 1 and piece != END_OF_TEXT]
-    drop = set(sorted(spare, key=lambda i: vocab[i][1])[: len(missing)])
-    vocab = [entry for i, entry in enumerate(vocab) if i not in drop]
-    vocab += [(letter, lowest - 1.0) for letter in missing]
-    done = _byte_level(models.Unigram(vocab, unk_id=None, byte_fallback=False))
+    vocab = json.loads(tokenizer.to_str())["model"]["vocab"]
+    scores = {piece: round(score, 6) for piece, score in vocab if piece != END_OF_TEXT}
+    lowest = min(scores.values(), default=0.0)
+    letters = _alphabet()
+    # What was not seen stands at the bottom in steps of 0.0001, the trainer's filler.
+    floor = lowest
+    for score in sorted(scores[letter] for letter in letters if letter in scores):
+        if score - floor > 1.5e-4:
+            break
+        floor = score
+    unseen = {letter for letter in letters if scores.get(letter, lowest) <= floor}
+    longer = sorted(
+        (piece for piece in scores if piece not in letters),
+        key=lambda piece: (-scores[piece], piece),
+    )
+    missing = sum(letter not in scores for letter in letters)
+    # What is added takes the place of the rarest pieces: the size stays what was asked for.
+    kept = longer[: max(0, len(longer) - missing)]
+    entries = [(piece, scores[piece]) for piece in kept]
+    entries += [(piece, lowest if piece in unseen else scores[piece]) for piece in letters]
+    entries.sort(key=lambda entry: (-entry[1], entry[0]))
+    done = _byte_level(models.Unigram([(END_OF_TEXT, 0.0), *entries], None, False))
     done.add_special_tokens([END_OF_TEXT])
     return done
 
