@@ -77,6 +77,20 @@ def test_a_long_prompt_is_cut_at_its_beginning(tokenizer) -> None:  # type: igno
     assert encode_prompt(tokenizer, text, 10, None)[1] == 0
 
 
+def test_samples_never_fail_for_want_of_room(model, tokenizer, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    asked = []
+    original = model.generate
+
+    def generate(ids, **arguments):  # type: ignore[no-untyped-def]
+        asked.append((ids.shape[1], arguments["max_new_tokens"]))
+        return original(ids, **arguments)
+
+    monkeypatch.setattr(model, "generate", generate)
+    (row,) = complete(model, tokenizer, ["The cell " * 50], 10 * CONTEXT)
+    assert row["completion"]
+    assert asked == [(CONTEXT // 2, CONTEXT // 2)]
+
+
 def test_an_empty_prompt_starts_a_document(tokenizer) -> None:  # type: ignore[no-untyped-def]
     ids, cut = encode_prompt(tokenizer, "", 4, CONTEXT)
     assert ids.tolist() == [[tokenizer.eos_token_id]]

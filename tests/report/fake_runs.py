@@ -127,6 +127,7 @@ def write_run(
         "result": {
             "loss": loss + 0.03,
             "perplexity": math.exp(loss + 0.03),
+            "word_perplexity": math.exp((loss + 0.03) * 1.31),
             "bits_per_byte": (loss + 0.03) * 0.37,
             "targets": 412_300,
             "context_length": 256,

@@ -122,11 +122,13 @@ def complete(
 
     The result depends on ``seed`` only and leaves the global random state as it was, so that a
     training run may call it at any time. ``context_length``: see ``encode_prompt``; the default is
-    the model's ``max_position_embeddings``.
+    the model's ``max_position_embeddings``. A completion takes at most half of it.
     """
     sampling = sampling or Sampling()
     if context_length is None:
         context_length = getattr(model.config, "max_position_embeddings", None)
+    if context_length is not None:
+        max_new_tokens = min(max_new_tokens, max(1, context_length // 2))
     device = device_of(model)
     results = []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

@@ -98,14 +98,6 @@ class RunSummary:
         return float(last[counter]) if last else None
 
     @property
-    def word_perplexity(self) -> float | None:
-        """From the final result, or from the evaluation that scored the same split."""
-        if is_number(self.result.get("word_perplexity")):
-            return float(self.result["word_perplexity"])
-        found = self.evals.get("validation", {}).get("word_perplexity")
-        return float(found) if is_number(found) else None
-
-    @property
     def gaps(self) -> str:
         """One sentence on what a reader might look for and will not find; empty if all is there."""
         lacks = {

@@ -48,7 +48,10 @@ def results_table(runs: Sequence[RunSummary]) -> str:
         ("bits per byte", [number(run.result.get("bits_per_byte"), 4) for run in runs]),
         ("validation loss (nats per token)", [number(run.result.get("loss"), 4) for run in runs]),
         ("perplexity per token", [number(run.result.get("perplexity"), 2) for run in runs]),
-        ("perplexity per word", [significant(run.word_perplexity, 4) for run in runs]),
+        (
+            "perplexity per word",
+            [significant(run.result.get("word_perplexity"), 4) for run in runs],
+        ),
         ("tokens measured", [count(run.result.get("targets")) for run in runs]),
         ("window and stride", [_window(run.result) for run in runs]),
         ("tokens read", [count(run.total("tokens")) for run in runs]),
