@@ -14,7 +14,7 @@ from patchtrain import __version__
 from patchtrain.errors import PatchtrainError
 
 # In the order a newcomer meets them.
-COMMANDS = ("demo", "prepare", "train", "eval", "generate", "report")
+COMMANDS = ("prepare", "train", "eval", "generate", "report")
 
 DESCRIPTION = """\
 Train causal language models at a fraction of the compute: first on patches of K tokens,

@@ -45,9 +45,12 @@ class PatchConfig(TrainingArguments):
     plan: dict[str, Any] | PlanSpec | None = field(
         default=None, metadata={"help": "The stages of the run: a PlanSpec or its fields."}
     )
-    eval_tokens: int = field(
-        default=131_072,
-        metadata={"help": "Validation tokens scored at each evaluation during training."},
+    eval_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "Validation tokens scored at each evaluation during training. Default: 1 % of "
+            "the run's positions, between 8,192 and 131,072."
+        },
     )
     learning_rate: float = 3e-4
     adam_beta2: float = 0.95
@@ -61,7 +64,7 @@ class PatchConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.eval_tokens < 2:
+        if self.eval_tokens is not None and self.eval_tokens < 2:
             raise UsageError(f"eval_tokens must be at least 2, not {self.eval_tokens}")
         # One device pass is one sequence batch of this process: torch's DataParallel would share
         # it out once more. Several GPUs are used through torchrun or accelerate.

@@ -338,7 +338,9 @@ class PatchTrainer(Trainer):
 
     def _eval_part(self) -> np.ndarray:
         assert self.eval_tokens is not None
-        tokens = self.eval_tokens[: self.args.eval_tokens]
+        # 1 % of the positions at every 5 % of the steps: some 7 % on top of the training time.
+        derived = min(max(self.plan.total_positions // 100, 8_192), 131_072)
+        tokens = self.eval_tokens[: self.args.eval_tokens or derived]
         share = len(tokens) // self.plan.processes
         return tokens[self.args.process_index * share :][:share]
 

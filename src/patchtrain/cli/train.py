@@ -1,0 +1,117 @@
+"""Train a recipe: one YAML file is one run, through all its stages.
+
+The run folder (by default runs/NAME) holds the exported plain model, the metrics, the
+resolved recipe and report.html. Any entry of the recipe can be replaced on the command line:
+
+  patchtrain train recipes/textbooks.yaml
+  patchtrain train recipes/textbooks.yaml plan.patch_size=2 out=runs/k2
+  patchtrain train recipes/textbooks.yaml --dry-run
+  torchrun --nproc_per_node 8 -m patchtrain train recipes/textbooks.yaml"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from patchtrain.training.run import Prepared
+
+HELP = "train a recipe, through all stages, to a plain model"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", help="the recipe, a YAML file")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="entries of the recipe to replace, such as plan.patch_size=2",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the resolved plan with its cost and an estimate of the time; train nothing",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a run folder that exists")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def run(args: argparse.Namespace) -> int:
+    from patchtrain.recipe import Recipe
+
+    recipe = Recipe.load(args.recipe, args.overrides)
+    from patchtrain.training import run as runs  # after the recipe's own errors: this takes seconds
+
+    if args.dry_run:
+        print_plan(runs.prepare_run(recipe))
+        return 0
+    folder = runs.run_recipe(recipe, args.overwrite, args.quiet)
+    if runs.is_first_process():
+        _print_result(folder.info(), str(recipe.out))
+    return 0
+
+
+def print_plan(prepared: Prepared) -> None:
+    """The resolved plan as a table, what it costs, and how long it would take here."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from patchtrain.report.formats import count, flops, percent
+    from patchtrain.training.progress import clock
+    from patchtrain.training.run import estimate_seconds
+
+    plan, trainer, store = prepared.plan, prepared.trainer, prepared.store
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("stage", "steps", "passes/step", "tokens/step", "tokens", "positions", "compute"):
+        table.add_column(name, justify="left" if name == "stage" else "right")
+    for stage in plan.stages:
+        table.add_row(
+            f"{stage.index + 1} {stage.name}",
+            f"{stage.steps:,}",
+            f"{plan.passes(stage)} x {plan.pass_sequences}",
+            f"{stage.tokens_per_step:,}",
+            f"{stage.tokens:,}",
+            f"{stage.positions:,}",
+            percent(stage.positions / plan.total_positions),
+        )
+    console.print(table)
+    spec = plan.spec
+    size = trainer.size
+    total = plan.total_positions * trainer.flops_per_position
+    lines = [
+        ("model", f"{type(trainer.model).__name__}, {count(size.parameters)} parameters, "
+                  f"{count(size.body_parameters)} of them in the body"),
+        ("data", f"{store.path}: {plan.total_tokens:,} of {len(store.train.tokens):,} training "
+                 f"tokens, {plan.epochs:.2f} epochs"),
+        ("schedule", f"{spec.schedule}, over each {spec.schedule_scope}, "
+                     f"peak rate {trainer.args.learning_rate:g}; "
+                     f"optimizer state at a switch: {spec.optimizer_at_switch}"),
+        ("steps", f"{plan.total_steps:,}, context length {plan.context_length}, "
+                  f"{plan.processes} process{'es' if plan.processes > 1 else ''}"),
+        ("compute", f"{flops(total)}, {plan.compute_ratio:.3f} of token-level training on the "
+                    f"same tokens"),
+        ("loss", f"{'fused' if trainer.probe.fused else 'plain'}: {trainer.probe.reason}"),
+        ("time", f"about {clock(estimate_seconds(prepared))} on this machine, "
+                 f"evaluation aside (from a few timed passes)"),
+        ("run folder", str(prepared.recipe.out)),
+    ]  # fmt: skip
+    for name, text in lines:
+        console.print(f"  {name:<11}{text}", soft_wrap=True)
+
+
+def _print_result(info: dict, out: str) -> None:
+    result, plan = info["result"], info["plan"]
+    print(
+        f"trained {plan['total_tokens']:,} tokens in {info['seconds']:.0f} s, "
+        f"at {plan['compute_ratio']:.3f} of what token-level training on them costs"
+    )
+    if result:
+        print(
+            f"validation: {result['loss']:.4f} nats a token, perplexity "
+            f"{result['perplexity']:.2f}, {result['bits_per_byte']:.4f} bits per byte"
+        )
+    print(f"model       {out}/model\npage        {out}/report.html")
+    print(f'try it      patchtrain generate {out} "..."')

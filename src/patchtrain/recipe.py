@@ -1,0 +1,286 @@
+"""A recipe: one YAML file that is one run.
+
+::
+
+    store: stores/textbooks          # made by `patchtrain prepare`
+    model:
+      config: {model_type: llama, hidden_size: 256, ...}    # from scratch: any transformers config
+      # pretrained: path-or-name                            # or go on from a checkpoint
+    plan: {preset: paper, patch_size: 4, ...}               # fields of PlanSpec
+    training: {learning_rate: 3e-4, ...}                    # transformers.TrainingArguments
+    samples: ["Once upon a time"]    # prompts the final model completes for the page
+    seed: 0
+    out: runs/textbooks              # the run folder; default runs/<name of the file>
+
+``key=value`` pairs on the command line replace single entries (``plan.patch_size=2``). Every wrong
+key or value is named, all at once, with the nearest right key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from patchtrain.errors import UsageError, nearest
+from patchtrain.plan import PlanSpec
+
+
+class ModelSection(BaseModel):
+    """Exactly one of ``config`` (from scratch) and ``pretrained`` (go on from a checkpoint)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    config: dict[str, Any] | None = None
+    pretrained: str | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    trust_remote_code: bool = False
+
+
+class Recipe(BaseModel):
+    """One run as asked for. ``load`` reads and checks it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    store: Path
+    model: ModelSection
+    plan: dict[str, Any]
+    training: dict[str, Any] = Field(default_factory=dict)
+    samples: list[str] = Field(default_factory=list)
+    seed: int = 0
+    out: Path
+
+    @classmethod
+    def load(cls, file: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+        """Read ``file``, apply ``key=value`` overrides, check everything.
+
+        Raises:
+            UsageError: no such file, no YAML, or the list of all wrong keys and values.
+        """
+        file = Path(file)
+        if not file.is_file():
+            raise UsageError(f"no recipe at {file}{_other_recipes(file)}")
+        try:
+            values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except UnicodeDecodeError as error:
+            raise UsageError(
+                f"{file}: not UTF-8 text: {error.reason} at byte {error.start}"
+            ) from error
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            line = f" line {mark.line + 1}:" if mark else ""
+            problem = getattr(error, "problem", None) or "cannot be read"
+            raise UsageError(f"{file}:{line} not valid YAML: {problem}") from error
+        if not isinstance(values, dict):
+            raise UsageError(
+                f"{file}: a recipe is a mapping of keys, starting with store and model"
+            )
+        for override in overrides:
+            _apply(values, override)
+        values.setdefault("out", str(Path("runs") / file.stem))
+        return cls.check(values, str(file))
+
+    @classmethod
+    def check(cls, values: Mapping[str, Any], where: str = "recipe") -> Recipe:
+        """A recipe from plain values; ``UsageError`` names every problem."""
+        problems: list[str] = []
+        recipe = None
+        values = _with_numbers(values)
+        try:
+            recipe = cls.model_validate(values)
+        except ValidationError as error:
+            problems += [_explain(item, cls) for item in error.errors()]
+        if recipe is not None and (recipe.model.config is None) == (
+            recipe.model.pretrained is None
+        ):
+            problems.append("model: give either config (from scratch) or pretrained")
+        plan, training = values.get("plan"), values.get("training")
+        if isinstance(plan, Mapping):
+            try:
+                PlanSpec.from_dict(plan)
+            except UsageError as error:
+                problems.append(str(error))
+        if isinstance(training, Mapping):
+            checked, wrong = _check_training(training)
+            problems += wrong
+            if recipe is not None:
+                recipe.training = checked
+        if recipe is None or problems:
+            raise UsageError(f"{where}: " + "; ".join(problems))
+        return recipe
+
+    def to_yaml(self) -> str:
+        """The recipe as resolved; ``load`` reads it back."""
+        values = self.model_dump(mode="json", exclude_none=True)
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def build_model(recipe: Recipe, vocab_size: int, special_tokens: Mapping[str, int | None]) -> Any:
+    """The model of a recipe, on the CPU, in the recipe's dtype.
+
+    ``special_tokens`` (``bos_token_id`` and the like) and the vocabulary come from the store's
+    tokenizer. Weights are read from safetensors only.
+
+    Raises:
+        UsageError: an unknown model type or key, a checkpoint that cannot be read, or a vocabulary
+            smaller than the tokenizer's.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, set_seed
+
+    section = recipe.model
+    dtype = getattr(torch, section.dtype)
+    if section.pretrained is not None:
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                section.pretrained,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=section.trust_remote_code,
+            )
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UsageError(f"model.pretrained '{section.pretrained}': {reason}") from error
+    else:
+        config = _build_config(recipe, vocab_size, special_tokens)
+        set_seed(recipe.seed)
+        try:
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        except (ValueError, RuntimeError, ZeroDivisionError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UsageError(f"model.config does not make a model: {reason}") from error
+    rows = model.get_input_embeddings().weight.shape[0]
+    if rows < vocab_size:
+        raise UsageError(
+            f"the store's tokenizer has {vocab_size:,} tokens and the model's vocabulary only "
+            f"{rows:,}; use the tokenizer the model was made with, or leave vocab_size out"
+        )
+    return model
+
+
+def _build_config(recipe: Recipe, vocab_size: int, special_tokens: Mapping[str, int | None]) -> Any:
+    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    values = dict(recipe.model.config or {})
+    kind = values.pop("model_type", None)
+    known_types = list(CONFIG_MAPPING_NAMES)
+    if kind not in known_types:
+        close = difflib.get_close_matches(str(kind), known_types, n=3)
+        hint = (
+            f"; did you mean {' or '.join(close)}?" if close else ", such as llama, qwen3 or gpt2"
+        )
+        raise UsageError(f"model.config.model_type '{kind}' is no model type of transformers{hint}")
+    plain = AutoConfig.for_model(kind)
+    known = [*plain.to_dict(), *plain.attribute_map]
+    unknown = [key for key in values if key not in known]
+    if unknown:
+        raise UsageError(
+            "; ".join(
+                f"model.config: {kind} has no key '{key}'{_near(key, known)}" for key in unknown
+            )
+        )
+    values.setdefault("vocab_size", vocab_size)
+    if values["vocab_size"] < vocab_size:
+        raise UsageError(
+            f"the store's tokenizer has {vocab_size:,} tokens and model.config.vocab_size is "
+            f"{values['vocab_size']:,}; leave vocab_size out to take the tokenizer's"
+        )
+    context_length = recipe.plan.get("context_length")
+    if hasattr(plain, "max_position_embeddings") and isinstance(context_length, int):
+        values.setdefault("max_position_embeddings", context_length)
+    try:
+        return AutoConfig.for_model(kind, **{**special_tokens, **values})
+    except Exception as error:  # configs check their values with errors of many types
+        reason = " ".join(str(error).split())
+        raise UsageError(f"model.config: {reason}") from error
+
+
+def _check_training(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """``training`` with its values converted, and what is wrong with it."""
+    from patchtrain.training.config import DERIVED, PatchConfig
+
+    hints = get_type_hints(PatchConfig)
+    known = [item.name for item in fields(PatchConfig) if item.init and item.name != "plan"]
+    checked, problems = {}, []
+    for key, value in values.items():
+        if key in DERIVED:
+            problems.append(f"training.{key} is not for recipes: {DERIVED[key]} set instead")
+        elif key == "seed":
+            problems.append(
+                "training.seed is not for recipes: seed at the top level is set instead"
+            )
+        elif key not in known:
+            problems.append(f"training: no key '{key}'{_near(key, known)}")
+        else:
+            try:
+                checked[key] = TypeAdapter(hints[key]).validate_python(value)
+            except ValidationError as error:
+                problems.append(f"training.{key} is {value!r}: {_reason(error.errors()[0])}")
+    return checked, problems
+
+
+def _with_numbers(value: Any) -> Any:
+    """``1e9`` and ``3e-4`` as the numbers they look like: YAML 1.1 reads them as text."""
+    if isinstance(value, Mapping):
+        return {key: _with_numbers(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_with_numbers(inner) for inner in value]
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
+        number = float(value)
+        return int(number) if number.is_integer() else number
+    return value
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    """``a.b=value`` into nested mappings; the value is YAML."""
+    path, equals, text = override.partition("=")
+    keys = path.split(".")
+    if not equals or not all(keys):
+        raise UsageError(f"'{override}' is not key=value, such as plan.patch_size=2")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"'{override}': the value is not valid YAML") from error
+    place = values
+    for key in keys[:-1]:
+        inner = place.setdefault(key, {})
+        if not isinstance(inner, dict):
+            raise UsageError(f"'{override}': {key} is a value, not a section")
+        place = inner
+    place[keys[-1]] = value
+
+
+def _explain(item: Mapping[str, Any], model: type[BaseModel]) -> str:
+    """One of pydantic's errors in our words."""
+    path = [str(part) for part in item["loc"]]
+    if item["type"] == "extra_forbidden":
+        owner: type[BaseModel] = ModelSection if path[0] == "model" and len(path) > 1 else model
+        section = f"{path[0]}: " if len(path) > 1 else ""
+        return f"{section}no key '{path[-1]}'{nearest(path[-1], list(owner.model_fields))}"
+    if item["type"] == "missing":
+        return f"'{'.'.join(path)}' is missing"
+    return f"{'.'.join(path)} is {item['input']!r}: {_reason(item)}"
+
+
+def _reason(item: Mapping[str, Any]) -> str:
+    message = str(item["msg"])
+    return message[0].lower() + message[1:]
+
+
+def _near(name: str, known: list[str]) -> str:
+    """The nearest key, or nothing where the list of all keys would be too long to read."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def _other_recipes(file: Path) -> str:
+    folder = file.parent
+    names = sorted(path.name for path in folder.glob("*.yaml")) if folder.is_dir() else []
+    return f"; {folder} has {', '.join(names)}" if names else ""

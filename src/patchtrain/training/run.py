@@ -1,0 +1,194 @@
+"""One recipe, start to finish: model, training, export, evaluation, samples, page."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM
+
+from patchtrain.data.store import TokenStore
+from patchtrain.errors import UsageError
+from patchtrain.evaluation.generate import complete
+from patchtrain.evaluation.perplexity import TextLoss, stream_loss
+from patchtrain.files import write_text
+from patchtrain.plan import Plan
+from patchtrain.recipe import Recipe, build_model
+from patchtrain.report.page import write_page
+from patchtrain.runs import RunFolder
+from patchtrain.training.config import PatchConfig
+from patchtrain.training.trainer import PatchTrainer
+
+SAMPLE_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe ready to train: everything is loaded, checked and resolved."""
+
+    recipe: Recipe
+    store: TokenStore
+    trainer: PatchTrainer
+
+    @property
+    def plan(self) -> Plan:
+        return self.trainer.plan
+
+
+def prepare_run(recipe: Recipe, quiet: bool = False) -> Prepared:
+    """Open the store, build the model, resolve the plan. Writes nothing.
+
+    Raises:
+        UsageError: where recipe, store and model do not fit together.
+    """
+    store = TokenStore.open(recipe.store)
+    tokenizer = store.load_tokenizer()
+    special = {
+        f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")
+    }
+    model = build_model(recipe, store.vocab_size, special)
+    try:
+        args = PatchConfig(
+            output_dir=str(recipe.out),
+            plan=recipe.plan,
+            seed=recipe.seed,
+            **{"disable_tqdm": quiet, **recipe.training},
+        )
+    except (ValueError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"training: {reason}") from error
+    return Prepared(recipe, store, PatchTrainer(model, args, store, processing_class=tokenizer))
+
+
+def is_first_process() -> bool:
+    """Whether this is the only process, or the first that torchrun started."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def check_out(out: Path, overwrite: bool) -> None:
+    """Refuse a run folder that exists, unless it is a run to be replaced.
+
+    Raises:
+        UsageError: naming the folder and the two ways on.
+    """
+    if not is_first_process() or not out.exists():
+        return  # only the first process decides: it may have made the folder by now
+    if not out.is_dir():
+        raise UsageError(f"the run folder {out} is a file; choose another with out=FOLDER")
+    if not any(out.iterdir()):
+        return
+    if not overwrite:
+        raise UsageError(
+            f"the run folder {out} exists; choose another with out=FOLDER, "
+            f"or replace it with --overwrite"
+        )
+    if not (out / "run.json").is_file():
+        raise UsageError(f"{out} is not a run folder, so --overwrite does not touch it")
+
+
+def run_recipe(recipe: Recipe, overwrite: bool = False, quiet: bool = False) -> RunFolder:
+    """Train a recipe and write its whole run folder; returns it.
+
+    On several processes (torchrun) every process calls this; the first one writes.
+    """
+    check_out(recipe.out, overwrite)
+    transformers.utils.logging.disable_progress_bar()  # its bars of a second each, between ours
+    prepared = prepare_run(recipe, quiet)
+    trainer, folder = prepared.trainer, RunFolder(recipe.out)
+    first = trainer.is_world_process_zero()
+    if first:
+        if recipe.out.exists():
+            shutil.rmtree(recipe.out)
+        recipe.out.mkdir(parents=True)
+        write_text(folder.recipe_file, recipe.to_yaml())
+    trainer.accelerator.wait_for_everyone()
+    trainer.train()
+    trainer.export(folder.model)
+    if first:
+        _conclude(prepared, folder)
+    trainer.accelerator.wait_for_everyone()
+    return folder
+
+
+def _conclude(prepared: Prepared, folder: RunFolder) -> None:
+    """What comes after training, on the exported model: the loss on all of validation, samples."""
+    recipe, store, trainer = prepared.recipe, prepared.store, prepared.trainer
+    # What is measured is what was written, not what is in memory.
+    model = AutoModelForCausalLM.from_pretrained(folder.model).to(trainer.args.device)
+    result = None
+    if len(store.validation.tokens) > 1:
+        T = trainer.plan.context_length
+        nats, targets = stream_loss(model, store.validation.tokens, T)
+        split = store.validation
+        loss = TextLoss(nats, targets, split.utf8_bytes, split.words)
+        result = {**loss.to_dict(), "context_length": T, "stride": T, "text": "validation"}
+    if recipe.samples:
+        tokenizer = trainer.processing_class
+        samples = complete(model, tokenizer, recipe.samples, SAMPLE_TOKENS)
+        write_text(folder.samples_file, json.dumps(samples, indent=2, ensure_ascii=False) + "\n")
+    assert trainer.record is not None
+    trainer.record.update(result=result, store=describe_store(store))
+    write_page([folder], folder.report_file)
+
+
+def describe_store(store: TokenStore) -> dict[str, Any]:
+    """The entry ``store`` of ``run.json``."""
+    return {
+        "path": str(store.path.resolve()),
+        "fingerprint": store.fingerprint,
+        "train_tokens": len(store.train.tokens),
+        "validation_tokens": len(store.validation.tokens),
+        "vocab_size": store.vocab_size,
+    }
+
+
+def estimate_seconds(prepared: Prepared) -> float:
+    """Time of the whole plan, from a few timed passes on this machine.
+
+    A device pass has the same positions in every stage, so one measurement serves all of them;
+    the optimizer step is timed with it and counted once a step.
+    """
+    trainer, plan = prepared.trainer, prepared.plan
+    stage = plan.stages[-1]
+    model = trainer.model
+    ids = torch.from_numpy(trainer.batches.step(stage.first_step)[: plan.pass_sequences])
+    ids = ids[:, : plan.context_length].to(trainer.args.device)
+    optimizer = trainer.create_optimizer()
+    optimizer.zero_grad()
+
+    def one_pass() -> None:
+        with trainer.accelerator.autocast():
+            loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+
+    def timed(work: Any, least: float = 0.5) -> float:
+        work()  # warm up
+        _synchronize()
+        begin, count = time.perf_counter(), 0
+        while count < 3 or time.perf_counter() - begin < least:
+            work()
+            count += 1
+            _synchronize()
+        return (time.perf_counter() - begin) / count
+
+    model.train()
+    pass_seconds = timed(one_pass)
+    # Weights do not move: a rate of zero, and the optimizer's state is thrown away.
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    step_seconds = timed(optimizer.step)
+    trainer.optimizer = None
+    model.zero_grad(set_to_none=True)
+    return sum(s.steps * (plan.passes(s) * pass_seconds + step_seconds) for s in plan.stages)
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
