@@ -140,6 +140,16 @@ def test_a_plain_model_folder_needs_text_and_is_left_alone(
         call(model)
 
 
+def test_a_name_that_does_not_tell_its_format(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "LICENSE"
+    text.write_text(TEXT, encoding="utf-8")
+    with pytest.raises(UsageError, match="--format"):
+        call(run, "--text", text)
+    assert result_of(capsys, run, "--text", text, "--format", "text")["words"] == len(TEXT.split())
+
+
 def test_results_take_the_name_of_the_file(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -37,6 +37,7 @@ def test_one_run(tmp_path: Path) -> None:
     assert "textbooks trained a model of 6.30M parameters on 24.6M tokens" in text
     assert "67% of them in patches of 4, then 33% of them one by one" in text
     assert "costs 50% of the compute of token-level training on the same tokens" in text
+    assert "a step at patch level reads as many tokens as one at token level" in text
     assert "as resolved" in text
     assert "patch_size: 4" in text
     for prompt in PROMPTS:

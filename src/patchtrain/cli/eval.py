@@ -43,6 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--text-column", default="text", metavar="NAME", help="default: %(default)s"
     )
     parser.add_argument(
+        "--format", choices=("text", "jsonl", "parquet"), help="default: by the files' names"
+    )
+    parser.add_argument(
         "--store",
         metavar="STORE",
         help="a token store with the same tokenizer (default: the run's)",
@@ -87,12 +90,13 @@ def run(args: argparse.Namespace) -> int:
                 args.text,
                 window,
                 args.text_column,
+                args.format,
                 args.batch_size,
                 args.max_tokens,
                 advance,
             )
         files = ", ".join(args.text)
-        scored = f"{documents:,} documents of {files}, each on its own after a start token"
+        scored = f"{documents:,} document{'s' * (documents != 1)} of {files}, each on its own after a start token"
     else:
         from patchtrain.data.store import TokenStore
 

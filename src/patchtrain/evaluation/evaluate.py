@@ -115,6 +115,7 @@ def evaluate_text(
     files: Sequence[str],
     window: Window,
     text_column: str = "text",
+    file_format: str | None = None,
     batch_size: int | None = None,
     max_tokens: int | None = None,
     progress: Progress | None = None,
@@ -122,11 +123,12 @@ def evaluate_text(
     """Score the documents of some files; also returns how many documents there were.
 
     ``files`` are whatever ``patchtrain prepare`` reads: text (one document a file), JSON lines,
-    Parquet, also compressed. With ``max_tokens`` the last document is the one that reaches it.
+    Parquet, also compressed; ``file_format`` is for names that do not tell. With ``max_tokens``
+    the last document is the one that reaches it.
     """
     from patchtrain.data.sources import read_documents
 
-    texts = read_documents(files, text_column=text_column)
+    texts = read_documents(files, text_column=text_column, format=file_format)
     counts = {"documents": 0, "tokens": 0, "bytes": 0, "words": 0}
 
     def tokens() -> Iterator[list[int]]:

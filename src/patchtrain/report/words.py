@@ -139,8 +139,12 @@ def stage_tokens(run: RunSummary, index: int) -> float | None:
 
 
 def _held(run: RunSummary) -> str:
-    held = {"tokens": "the amount of data", "compute": "the compute"}.get(str(run.plan.get("hold")))
-    return f" (held equal to a token-level run: {held})" if held else ""
+    """What a step at patch level has in common with one at token level."""
+    held = {
+        "tokens": "reads as many tokens as one at token level and costs less",
+        "compute": "costs as much as one at token level and reads more tokens",
+    }.get(str(run.plan.get("hold")))
+    return f"; a step at patch level {held}" if held else ""
 
 
 def _spent(run: RunSummary) -> str:
