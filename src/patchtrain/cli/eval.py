@@ -95,8 +95,8 @@ def run(args: argparse.Namespace) -> int:
                 args.max_tokens,
                 advance,
             )
-        files = ", ".join(args.text)
-        scored = f"{documents:,} document{'s' * (documents != 1)} of {files}, each on its own after a start token"
+        number = "1 document" if documents == 1 else f"{documents:,} documents"
+        scored = f"{number} of {', '.join(args.text)}, each on its own after a start token"
     else:
         from patchtrain.data.store import TokenStore
 
