@@ -160,12 +160,17 @@ def measure_memory(folder: Path, small: Path, large: Path, how: list[str]) -> di
 
 
 _CHILD = """
-import json, resource, sys
+import resource, sys
 from patchtrain.cli import main
 main.COMMANDS = ("prepare",)
 code = main.main()
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print("peak", peak / (1e6 if sys.platform == "darwin" else 1e6 / 1024))
+try:  # getrusage would also count the peak of the process that started this one
+    status = open("/proc/self/status").read()
+    peak = int(status.split("VmHWM:")[1].split()[0]) * 1024
+except OSError:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak *= 1 if sys.platform == "darwin" else 1024
+print("peak", peak / 1e6)
 sys.exit(code)
 """
 
