@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from patchtrain import PlanSpec, UsageError
-from patchtrain.data.batches import Permutation, PlanBatches, token_array
+from patchtrain.data.batches import Permutation, PlanBatches, spread, token_array
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**40))
@@ -103,3 +103,19 @@ def test_what_users_train_on_becomes_one_array() -> None:
         token_array(np.zeros((2, 2)))
     with pytest.raises(UsageError, match="cannot train on a list"):
         token_array([1, 2])
+
+
+@given(st.integers(2, 500), st.integers(1, 600), st.integers(1, 40))
+def test_evaluation_blocks_are_whole_distinct_and_spread(
+    length: int, wanted: int, block: int
+) -> None:
+    taken = spread(np.arange(length), wanted, block)
+    if length < block:
+        assert taken.tolist() == [list(range(length))]
+        return
+    assert (np.diff(taken, axis=1) == 1).all()
+    assert len(np.unique(taken)) == taken.size <= max(wanted, block)
+    if len(taken) > 1:
+        gaps = np.diff(taken[:, 0])
+        assert gaps.min() >= block
+        assert gaps.max() - gaps.min() <= block

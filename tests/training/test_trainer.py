@@ -21,6 +21,7 @@ from patchtrain import (
     patch_loss_reference,
     patch_targets,
 )
+from patchtrain.data.batches import spread
 from patchtrain.runs import RunFolder
 from tests.models import VOCAB, tiny_model
 
@@ -176,11 +177,11 @@ def test_evaluation_is_the_models_own_loss_and_changes_nothing(tmp_path: Path) -
     for got, want in zip(with_evals.model.parameters(), without.model.parameters(), strict=True):
         assert torch.equal(got, want)
     last = RunFolder.open(tmp_path / "a").metrics("eval")[-1]
-    tokens = torch.from_numpy(corpus(500, seed=1)[:400].astype(np.int64))
+    tokens = torch.from_numpy(spread(corpus(500, seed=1), 400, 16).ravel().astype(np.int64))
     model = with_evals.model.eval()
     losses = []
     with torch.no_grad():
-        for begin in range(0, 399, T):
+        for begin in range(0, len(tokens) - 1, T):
             window = tokens[begin : begin + T + 1]
             logits = model(input_ids=window[None, :-1]).logits[0]
             losses.append(torch.nn.functional.cross_entropy(logits, window[1:], reduction="none"))
@@ -191,7 +192,7 @@ def test_the_patch_loss_of_an_evaluation_is_the_stages_own(tmp_path: Path) -> No
     run = trainer(tmp_path, plan={"step_fraction": 1.0, "patch_size": 4}, eval_tokens=320)
     run.train()
     last = RunFolder.open(tmp_path).metrics("eval")[-1]
-    ids = torch.from_numpy(corpus(500, seed=1)[:320].astype(np.int64)).view(-1, 4 * T)
+    ids = torch.from_numpy(spread(corpus(500, seed=1), 320, 4 * T).astype(np.int64))
     model = run.model.eval()
     with torch.no_grad():
         pooled = model.get_input_embeddings()(ids).view(len(ids), T, 4, -1).mean(2)

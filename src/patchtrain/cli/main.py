@@ -14,7 +14,7 @@ from patchtrain import __version__
 from patchtrain.errors import PatchtrainError
 
 # In the order a newcomer meets them.
-COMMANDS = ("prepare", "train", "eval", "generate", "report")
+COMMANDS = ("demo", "prepare", "train", "eval", "generate", "report")
 
 DESCRIPTION = """\
 Train causal language models at a fraction of the compute: first on patches of K tokens,
@@ -58,7 +58,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns 0 on success, 1 on failure, 2 on wrong usage, 130 on Ctrl-C."""
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args, rest = parser.parse_known_args(argv)
+    # argparse gives up on key=value pairs that follow a flag: they are ours all the same.
+    if rest and hasattr(args, "overrides") and not any(word.startswith("-") for word in rest):
+        args.overrides += rest
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         return int(args.run(args) or 0)
     except KeyboardInterrupt:

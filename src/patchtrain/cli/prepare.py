@@ -124,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
         if made[key]:
             print(f"note       {made[key]:,} {note}")
     print(f"store      {args.out}")
-    print(f"next       patchtrain train --help shows how to train on it (data.store={args.out})")
+    print(f"next       patchtrain train recipes/small.yaml store={args.out}")
     return 0
 
 

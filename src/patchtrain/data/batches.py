@@ -138,6 +138,19 @@ def token_array(dataset: Any) -> np.ndarray:
     )
 
 
+def spread(tokens: np.ndarray, wanted: int, block: int) -> np.ndarray:
+    """About ``wanted`` tokens as whole blocks taken evenly from all of ``tokens``.
+
+    Returns ``(blocks, block)``; everything in one shorter block if there is not one whole block.
+    """
+    available = len(tokens) // block
+    if available == 0:
+        return np.asarray(tokens)[None]
+    count = min(max(1, wanted // block), available)
+    starts = np.arange(count) * available // count * block
+    return tokens[starts[:, None] + np.arange(block)]
+
+
 def _mix(value: int) -> int:
     """SplitMix64's finaliser: every input bit moves about half of the output bits."""
     value = (value + 0x9E3779B97F4A7C15) & _MASK64

@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,10 +63,26 @@ def prepare_run(recipe: Recipe, quiet: bool = False) -> Prepared:
             seed=recipe.seed,
             **{"disable_tqdm": quiet, **recipe.training},
         )
-    except (ValueError, ImportError) as error:
+        with _no_new_folders(recipe.out):
+            trainer = PatchTrainer(model, args, store, processing_class=tokenizer)
+    except UsageError:
+        raise
+    except (ValueError, ImportError) as error:  # Trainer's own refusals
         reason = " ".join(str(error).split())
         raise UsageError(f"training: {reason}") from error
-    return Prepared(recipe, store, PatchTrainer(model, args, store, processing_class=tokenizer))
+    return Prepared(recipe, store, trainer)
+
+
+@contextmanager
+def _no_new_folders(path: Path) -> Iterator[None]:
+    """Take away the empty folders that Trainer makes for its output before anything is certain."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        yield
+    finally:
+        for folder in missing:
+            with suppress(OSError):  # not empty, or never made
+                folder.rmdir()
 
 
 def is_first_process() -> bool:

@@ -25,7 +25,7 @@ from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 
 from patchtrain.cost import model_size
-from patchtrain.data.batches import PlanBatches, token_array
+from patchtrain.data.batches import PlanBatches, spread, token_array
 from patchtrain.errors import PatchtrainError, UsageError
 from patchtrain.evaluation.perplexity import stream_loss
 from patchtrain.files import whole_folder
@@ -309,8 +309,9 @@ class PatchTrainer(Trainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Token-level loss on validation text, and at patch level the patch loss too.
 
-        Processes score equal parts of the first ``args.eval_tokens`` tokens, in windows of the
-        context length. ``eval_loss`` is in nats per token, comparable across stages.
+        Processes score equal parts of ``args.eval_tokens`` tokens, blocks spread evenly over the
+        validation text, in windows of the context length. ``eval_loss`` is in nats per token and
+        comparable across stages.
         """
         if self.eval_tokens is None:
             raise UsageError("there is no validation text to evaluate on")
@@ -337,12 +338,17 @@ class PatchTrainer(Trainer):
         return metrics
 
     def _eval_part(self) -> np.ndarray:
+        """This process's share of the evaluation tokens: blocks spread evenly over all of them."""
         assert self.eval_tokens is not None
         # 1 % of the positions at every 5 % of the steps: some 7 % on top of the training time.
         derived = min(max(self.plan.total_positions // 100, 8_192), 131_072)
-        tokens = self.eval_tokens[: self.args.eval_tokens or derived]
-        share = len(tokens) // self.plan.processes
-        return tokens[self.args.process_index * share :][:share]
+        wanted = self.args.eval_tokens or derived
+        # The beginning alone would be the first few documents.
+        blocks = spread(self.eval_tokens, wanted, self.plan.block_tokens)
+        share = len(blocks) // self.plan.processes
+        if share:  # equal shares, as a sharded model needs every process in every pass
+            blocks = blocks[self.args.process_index * share :][:share]
+        return blocks.ravel()
 
     @torch.no_grad()
     def _patch_loss(self, tokens: np.ndarray) -> float:

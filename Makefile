@@ -1,0 +1,39 @@
+# The two commands of a newcomer, and what continuous integration runs.
+#
+#   make demo     set up .venv and run the demo (about ten minutes on two cores)
+#   make test     set up .venv and run all tests
+#   make check    lint, format and types
+#
+# A plain PyPI install of torch on Linux brings CUDA along. To save the download on a machine
+# without a GPU, install PyTorch's CPU build first or name its index: make demo PIP_FLAGS="..."
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP_FLAGS ?=
+BIN := $(VENV)/bin
+
+.PHONY: demo test check setup clean
+
+demo: $(VENV)/.installed
+	$(BIN)/patchtrain demo $(DEMO_FLAGS)
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest $(TEST_FLAGS)
+
+check: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "patchtrain needs Python 3.11 or later; name one: make demo PYTHON=python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e '.[dev,tensorboard]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

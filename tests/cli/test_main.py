@@ -1,0 +1,115 @@
+"""The command itself: fast help, one-line errors, exit codes."""
+
+import errno
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from patchtrain.cli import main as main_module
+from patchtrain.cli.main import COMMANDS, main
+from patchtrain.errors import PatchtrainError, UsageError
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert f"patchtrain {command}" in text.split("options:")[0].split("\n", 2)[2]
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = (
+        "import sys\n"
+        "from patchtrain.cli.main import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'pyarrow', 'plotly', 'numpy', 'pydantic'}\n"
+        "print('heavy:', sorted(heavy & set(sys.modules)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.endswith("heavy: []\n")
+
+
+def test_importing_the_package_is_light_and_names_are_public() -> None:
+    script = "import sys, patchtrain; print('torch' in sys.modules, patchtrain.patch_loss.__name__)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == "False patch_loss\n"
+
+
+@pytest.mark.parametrize("argv", [[], ["trian"], ["train"], ["generate", "--no-such-flag"]])
+def test_wrong_usage_exits_with_2(argv: list[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(argv)
+    assert stopped.value.code == 2
+
+
+def full_disk(wrapped: bool) -> Exception:
+    error = OSError(errno.ENOSPC, "No space left on device", "model.bin")
+    if not wrapped:
+        return error
+    outer = RuntimeError("writing failed")
+    outer.__cause__ = error
+    return outer
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (UsageError("no such thing"), 2, "no such thing"),
+        (PatchtrainError("it broke"), 1, "it broke"),
+        (full_disk(False), 1, "the disk is full while writing model.bin"),
+        (full_disk(True), 1, "the disk is full while writing model.bin"),
+        (ValueError("odd\nthing"), 1, "ValueError: odd thing (--debug shows where)"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_an_error_is_one_line_and_an_exit_code(
+    error: BaseException,
+    code: int,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(args: Any) -> int:
+        raise error
+
+    monkeypatch.setattr("patchtrain.cli.report.run", fail)
+    assert main(["report", "x"]) == code
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(f"patchtrain: error: {message}")
+    assert printed.err.count("\n") == 1
+    assert main(["report", "x", "--debug"]) == code
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_the_commands_of_the_help_exist() -> None:
+    text = main_module.EPILOG
+    named = {line.split()[1] for line in text.splitlines() if line.startswith("  patchtrain")}
+    assert named <= set(COMMANDS)
+
+
+def test_help_is_quick_enough_to_ask_for() -> None:
+    # Not a benchmark: three seconds would mean that something heavy was imported after all.
+    begin = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "patchtrain", "--help"], capture_output=True, check=True)
+    assert time.perf_counter() - begin < 3
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m patchtrain --help | head -n 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith("usage: patchtrain")
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,212 @@
+"""A run as a user starts it: prepare, train, eval, generate, and what is refused on the way."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from transformers import AutoModelForCausalLM, pipeline
+
+from patchtrain.cli.main import main
+from patchtrain.data.prepare import prepare
+from patchtrain.runs import RunFolder
+from tests.cli.corpus import write_corpus
+
+RECIPE: dict[str, Any] = {
+    "model": {
+        "config": {
+            "model_type": "llama",
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+        }
+    },
+    "plan": {
+        "preset": "superposition",
+        "patch_size": 2,
+        "step_fraction": 0.4,
+        "context_length": 16,
+        "tokens_per_step": 256,
+        "steps": 30,
+    },
+    "training": {"learning_rate": 1e-2, "use_cpu": True},
+    "samples": ["The <b>cat</b>"],
+}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("store")
+    write_corpus(folder / "corpus.txt")
+    prepare([folder / "corpus.txt"], folder / "store", train_tokenizer="bpe", vocab_size=300)
+    return folder / "store"
+
+
+@pytest.fixture(scope="module")
+def trained(store: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    folder = tmp_path_factory.mktemp("run")
+    recipe = write_recipe(folder, store)
+    assert main(["train", str(recipe), "--quiet"]) == 0
+    return RunFolder.open(folder / "run")
+
+
+def write_recipe(folder: Path, store: Path, **values: Any) -> Path:
+    recipe = {"store": str(store), "out": str(folder / "run"), **RECIPE, **values}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return folder / "recipe.yaml"
+
+
+def test_a_run_leaves_its_whole_folder(trained: RunFolder, store: Path) -> None:
+    info = trained.info()
+    assert info["status"] == "finished"
+    assert info["store"]["path"] == str(store.resolve())
+    assert info["result"]["context_length"] == 16
+    assert 0 < info["result"]["bits_per_byte"] < 8
+    assert trained.metrics("switch")[0]["step"] == 12
+    (sample,) = trained.samples()
+    assert sample["prompt"] == "The <b>cat</b>"
+    page = trained.report_file.read_text()
+    assert "<b>cat</b>" not in page
+    assert "&lt;b&gt;cat" in page
+    assert yaml.safe_load(trained.recipe_file.read_text())["plan"] == RECIPE["plan"]
+
+
+def test_the_result_is_a_plain_hugging_face_model(trained: RunFolder) -> None:
+    model = AutoModelForCausalLM.from_pretrained(trained.model)
+    assert type(model).__name__ == "LlamaForCausalLM"
+    for file in trained.model.glob("*.json"):
+        assert "patch" not in file.read_text().lower() or file.name == "tokenizer.json"
+    assert not list(trained.model.glob("*.bin"))
+    generate = pipeline("text-generation", model=str(trained.model))
+    text = generate("the cat", max_new_tokens=5, do_sample=False)[0]["generated_text"]
+    assert text.startswith("the cat")
+    assert model.generation_config.eos_token_id == 0
+
+
+def test_eval_agrees_with_the_run(trained: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", str(trained.path), "--stride", "16", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["loss"] == pytest.approx(trained.info()["result"]["loss"], rel=1e-6)
+
+
+def test_generate_continues_a_prompt(
+    trained: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["generate", str(trained.path), "the cat", "--max-new-tokens", "5"]) == 0
+    assert capsys.readouterr().out.startswith("the cat")
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe(tmp_path, store)
+    assert main(["train", str(recipe), "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    for part in ("patches of 2", "6,144", "4,608", "40%", "fused", "0.714 of token-level",
+                 "about 0:0", "epochs"):  # fmt: skip
+        assert part in text, text
+    assert [file.name for file in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+def test_two_runs_of_one_recipe_are_the_same(
+    trained: RunFolder, store: Path, tmp_path: Path
+) -> None:
+    assert main(["train", str(write_recipe(tmp_path, store)), "--quiet"]) == 0
+    again = RunFolder.open(tmp_path / "run")
+    losses = [[row["loss"] for row in run.metrics("train")] for run in (trained, again)]
+    assert losses[0] == losses[1]
+    weights = [(run.model / "model.safetensors").read_bytes() for run in (trained, again)]
+    assert weights[0] == weights[1]
+
+
+def refused(capsys: pytest.CaptureFixture[str], argv: list[str], code: int, message: str) -> None:
+    capsys.readouterr()
+    assert main(argv) == code
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("patchtrain: error: ")
+    assert message in error
+
+
+def test_a_run_folder_that_exists_is_kept_unless_it_may_go(
+    trained: RunFolder, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = str(write_recipe(tmp_path, store, out=str(trained.path)))
+    before = trained.info_file.read_bytes()
+    refused(capsys, ["train", recipe], 2, "exists; choose another with out=FOLDER")
+    assert trained.info_file.read_bytes() == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    argv = ["train", recipe, "--overwrite", f"out={tmp_path / 'mine'}"]
+    refused(capsys, argv, 2, "is not a run folder, so --overwrite does not touch it")
+    assert (tmp_path / "mine" / "thesis.tex").exists()
+    argv = ["train", recipe, f"out={tmp_path / 'run'}", "plan.steps=5", "--quiet"]
+    assert main(argv) == 0
+    refused(capsys, argv, 2, "exists")
+    assert main([*argv, "--overwrite"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["plan.patch_size=0"], "patch_size must be a whole number of at least 1, not 0"),
+        (["plan.patch_size=3", "plan.preset=paper"], "tokens_per_step 256 is not a multiple of 48"),
+        (["plan.steps=100000"], "epochs"),
+        (["store=nowhere"], "no token store at nowhere"),
+        (["model.config.vocab_size=100"], "leave vocab_size out"),
+        (["model.config.max_position_embeddings=8"], "beyond the model's max_position_embeddings"),
+        (["training.learning_rte=1"], "did you mean 'learning_rate'"),
+        (["training.report_to=[nothing]"], "nothing"),
+        (["model.pretrained=./nowhere", "model.config=null"], "./nowhere"),
+    ],
+)
+def test_what_does_not_fit_is_one_line_and_leaves_nothing(
+    store: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    overrides: list[str],
+    message: str,
+) -> None:
+    recipe = str(write_recipe(tmp_path, store))
+    refused(capsys, ["train", recipe, *overrides], 2, message)
+    assert not (tmp_path / "run").exists()
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_rate_far_too_high_fails_with_advice(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = str(write_recipe(tmp_path, store))
+    argv = ["train", recipe, "training.learning_rate=1e38", "--quiet"]
+    refused(capsys, argv, 1, "lower training.learning_rate")
+    run = RunFolder.open(tmp_path / "run")
+    assert run.info()["status"] == "failed"
+    assert not run.model.exists()
+    refused(capsys, ["generate", str(tmp_path / "run"), "x"], 2, "model")
+
+
+def test_progress_in_a_log_file_names_stage_loss_and_time_left(store: Path, tmp_path: Path) -> None:
+    recipe = str(write_recipe(tmp_path, store))
+    command = [sys.executable, "-m", "patchtrain", "train", recipe]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("step ")]
+    assert any("patches of 2: loss" in line and "left" in line for line in lines)
+    assert lines[-1].startswith("step 30/30, tokens: loss")
+    assert "validation" in lines[-1]
+    assert "nats a token" in done.stdout
+    assert "\x1b" not in done.stderr + done.stdout
+
+
+def test_tensorboard_is_written_when_asked_for(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorboard")
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "tb"))
+    recipe = str(write_recipe(tmp_path, store))
+    argv = ["train", recipe, "--quiet", "training.report_to=tensorboard", "plan.steps=5"]
+    assert main(argv) == 0
+    assert list((tmp_path / "tb").rglob("events.out.tfevents.*"))

@@ -1,0 +1,191 @@
+"""Recipes: what is shipped resolves, and every wrong key or value is named."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from patchtrain import PlanSpec, UsageError
+from patchtrain.recipe import Recipe, build_model
+
+SPECIAL = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None}
+SHIPPED = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+
+GOOD: dict[str, Any] = {
+    "store": "stores/text",
+    "out": "runs/x",
+    "model": {
+        "config": {
+            "model_type": "llama",
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+        }
+    },
+    "plan": {"context_length": 16, "tokens_per_step": 512, "steps": 40},
+}
+
+
+def write(folder: Path, values: Any) -> Path:
+    file = folder / "mine.yaml"
+    file.write_text(values if isinstance(values, str) else yaml.safe_dump(values))
+    return file
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_every_shipped_recipe_is_valid_and_its_plan_resolves(file: Path) -> None:
+    recipe = Recipe.load(file)
+    plan = PlanSpec.from_dict(recipe.plan).resolve(store_tokens=10**12, device_sequences=8)
+    assert plan.total_steps > 0
+    assert Recipe.check(yaml.safe_load(recipe.to_yaml())) == recipe
+
+
+def test_recipes_are_shipped() -> None:
+    assert len(SHIPPED) >= 4
+
+
+def test_overrides_replace_single_entries(tmp_path: Path) -> None:
+    file = write(tmp_path, GOOD)
+    recipe = Recipe.load(
+        file, ["plan.patch_size=2", "training.learning_rate=3e-4", "out=there", "samples=[a, b]"]
+    )
+    assert recipe.plan["patch_size"] == 2
+    assert recipe.training == {"learning_rate": 3e-4}
+    assert recipe.out == Path("there")
+    assert recipe.samples == ["a", "b"]
+    assert recipe.plan["steps"] == 40
+
+
+def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path: Path) -> None:
+    file = write(tmp_path, GOOD)
+    recipe = Recipe.load(file, ["plan.tokens=1e9", "plan.min_rate=1e-1", "plan.steps=null"])
+    assert recipe.plan["tokens"] == 10**9
+    assert isinstance(recipe.plan["tokens"], int)
+    assert recipe.plan["min_rate"] == 0.1
+
+
+def test_the_run_folder_is_named_after_the_file(tmp_path: Path) -> None:
+    values = {key: value for key, value in GOOD.items() if key != "out"}
+    assert Recipe.load(write(tmp_path, values)).out == Path("runs/mine")
+
+
+def test_all_wrong_keys_are_named_at_once_with_the_nearest_right_one(tmp_path: Path) -> None:
+    values = {
+        **GOOD,
+        "stor": "x",
+        "seed": "many",
+        "model": {**GOOD["model"], "pretraind": "y"},
+        "plan": {**GOOD["plan"], "patch_sise": 2},
+        "training": {
+            "learning_rat": 1,
+            "per_device_train_batch_size": "lots",
+            "max_steps": 3,
+            "seed": 1,
+        },
+    }
+    with pytest.raises(UsageError) as caught:
+        Recipe.load(write(tmp_path, values))
+    message = str(caught.value)
+    for part in (
+        "no key 'stor'; did you mean 'store'?",
+        "seed is 'many'",
+        "model: no key 'pretraind'; did you mean 'pretrained'?",
+        "no key 'patch_sise'; did you mean 'patch_size'?",
+        "no key 'learning_rat'; did you mean 'learning_rate'?",
+        "training.per_device_train_batch_size is 'lots'",
+        "training.max_steps is not for recipes: plan.steps is set instead",
+        "training.seed is not for recipes",
+    ):
+        assert part in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("store: [", "line 1: not valid YAML"),
+        ("a: 1\nb: : 2\n", "line 2: not valid YAML"),
+        ("- a\n", "a recipe is a mapping"),
+        ("", "a recipe is a mapping"),
+        ("plan: {}\n", "'store' is missing"),
+    ],
+)
+def test_files_that_are_no_recipes(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Recipe.load(write(tmp_path, text))
+
+
+def test_a_missing_recipe_names_those_that_are_there(tmp_path: Path) -> None:
+    write(tmp_path, GOOD)
+    with pytest.raises(UsageError, match=r"no recipe at .*other\.yaml; .* has mine\.yaml"):
+        Recipe.load(tmp_path / "other.yaml")
+
+
+def test_a_recipe_that_is_not_utf8(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_bytes(b"store: \xff\n")
+    with pytest.raises(UsageError, match="not UTF-8"):
+        Recipe.load(tmp_path / "mine.yaml")
+
+
+@pytest.mark.parametrize("override", ["plan.patch_size", "=2", "plan..x=1", "out.x=1", "seed=[1"])
+def test_overrides_that_make_no_sense(tmp_path: Path, override: str) -> None:
+    with pytest.raises(UsageError, match=r"key=value|not a section|not valid YAML"):
+        Recipe.load(write(tmp_path, GOOD), [override])
+
+
+def config(**values: Any) -> Recipe:
+    merged = {**GOOD["model"]["config"], **values}
+    return Recipe.check({**GOOD, "model": {"config": merged}})
+
+
+def test_a_model_takes_vocabulary_and_context_from_store_and_plan() -> None:
+    model = build_model(config(), 300, SPECIAL)
+    assert model.config.vocab_size == 300
+    assert model.config.max_position_embeddings == 16
+    assert model.config.eos_token_id == 0
+
+
+def test_the_same_seed_gives_the_same_weights() -> None:
+    first, second = (build_model(config(), 50, SPECIAL).state_dict() for _ in range(2))
+    assert all(first[name].equal(second[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"model_type": "lama"}, "'lama' is no model type .* did you mean .*llama"),
+        ({"model_type": None}, "'None' is no model type"),
+        ({"hiden_size": 8}, "llama has no key 'hiden_size'; did you mean 'hidden_size'"),
+        ({"vocab_size": 10}, "tokenizer has 300 tokens and model.config.vocab_size is 10"),
+        ({"hidden_size": "big"}, "model.config"),
+        ({"num_attention_heads": 3}, "model.config"),
+    ],
+)
+def test_a_config_that_makes_no_model(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        build_model(config(**values), 300, SPECIAL)
+
+
+def test_going_on_from_a_checkpoint(tmp_path: Path) -> None:
+    build_model(config(), 50, SPECIAL).save_pretrained(tmp_path / "model")
+    recipe = Recipe.check({**GOOD, "model": {"pretrained": str(tmp_path / "model")}})
+    assert build_model(recipe, 50, SPECIAL).config.vocab_size == 50
+    with pytest.raises(
+        UsageError, match="tokenizer has 51 tokens and the model's vocabulary only 50"
+    ):
+        build_model(recipe, 51, SPECIAL)
+
+
+def test_a_checkpoint_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    recipe = Recipe.check({**GOOD, "model": {"pretrained": str(tmp_path / "nothing")}})
+    with pytest.raises(UsageError, match=r"model\.pretrained") as caught:
+        build_model(recipe, 50, SPECIAL)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("model", [{}, {"pretrained": "a", "config": {"model_type": "llama"}}])
+def test_a_model_is_either_new_or_pretrained(model: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="either config"):
+        Recipe.check({**GOOD, "model": model})
