@@ -54,7 +54,7 @@ def test_it_prints_what_came_out(text_file, capsys):
     rows = {line.split()[0]: line.split() for line in shown.out.splitlines() if line}
     assert rows["train"][1:3] == [f"{store.train.documents:,}", f"{len(store.train.tokens):,}"]
     assert rows["validation"][3] == f"{store.validation.utf8_bytes:,}"
-    assert f"data.store={out}" in shown.out
+    assert f"store={out}" in shown.out
     assert "1 long documents were cut" in shown.out
     assert "tokenising" in shown.err
 
