@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file; name a folder")
     ours = {"store", "token-level", "patch-level", "report.html"}
+    ours |= {"token-level.yaml", "patch-level.yaml"}
     if (
         out.is_dir()
         and not any(_is_ours(path, ours) for path in out.iterdir())

@@ -8,7 +8,11 @@ there from an earlier call and still fits is not done again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -20,21 +24,14 @@ from patchtrain.data.prepare import prepare
 from patchtrain.data.sources import open_corpus
 from patchtrain.data.store import TokenStore, is_store
 from patchtrain.errors import PatchtrainError
+from patchtrain.files import write_text
 from patchtrain.recipe import Recipe
 from patchtrain.report.page import write_page
 from patchtrain.runs import RunFolder
 from patchtrain.training.run import run_recipe
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One of the two runs that the demo compares."""
-
-    name: str
-    folder: str
-    plan: dict[str, Any]
+ARMS = ("token level only", "patch level, then token level")
 
 
 @dataclass(frozen=True)
@@ -59,31 +56,55 @@ def run_demo(
         say: is given one line for each thing that begins.
         quiet: no progress on stderr.
     """
-    settings = yaml.safe_load(files(__package__).joinpath("demo.yaml").read_text(encoding="utf-8"))
-    length = settings["lengths"]["quick" if quick else "full"]
-    store = _store(out / "store", settings["tokenizer"], say, quiet)
-    runs = []
-    for arm in settings["arms"]:
-        recipe = Recipe.check(
-            {
-                **settings["recipe"],
-                "store": str(store.path),
-                "plan": {**settings["recipe"]["plan"], **length, **arm["plan"]},
-                "training": {**settings["recipe"]["training"], **arm["training"]},
-                "seed": seed,
-                "out": str(out / f"{'quick-' if quick else ''}{arm['folder']}"),
-            },
-            "demo.yaml",
-        )
-        runs.append(_run(recipe, store, arm["name"], say, quiet))
-    page = write_page(
-        runs, out / f"{'quick-' if quick else ''}report.html", "Token level against patch level"
-    )
+    store = demo_store(out / "store", say, quiet)
+    recipes = demo_recipes(store, out, quick, seed)
+    missing = []
+    for name, recipe in zip(ARMS, recipes, strict=True):
+        if _is_done(recipe, store):
+            say(f"the run {recipe.out} ({name}) is there already")
+        else:
+            missing.append((name, recipe))
+    train_all(missing, say, quiet)
+    runs = [RunFolder(recipe.out) for recipe in recipes]
+    file = out / f"{_prefix(quick)}report.html"
+    page = write_page(runs, file, "Token level against patch level")
     return DemoResult(store, runs[0], runs[1], page)
 
 
-def _store(path: Path, tokenizer: dict[str, Any], say: Say, quiet: bool) -> TokenStore:
+def demo_recipes(store: TokenStore, out: Path, quick: bool = False, seed: int = 0) -> list[Recipe]:
+    """The recipes of the two arms, token level first; they differ in plan and learning rate."""
+    settings = _settings()
+    common = settings["recipe"]
+    length = settings["lengths"]["quick" if quick else "full"]
+    return [
+        Recipe.check(
+            {
+                **common,
+                "store": str(store.path),
+                "plan": {**common["plan"], **length, **arm["plan"]},
+                "training": {**common["training"], **arm["training"]},
+                "seed": seed,
+                "out": str(out / f"{_prefix(quick)}{arm['folder']}"),
+            },
+            "demo.yaml",
+        )
+        for arm in settings["arms"]
+    ]
+
+
+def _settings() -> dict[str, Any]:
+    text = files(__package__).joinpath("demo.yaml").read_text(encoding="utf-8")
+    settings: dict[str, Any] = yaml.safe_load(text)
+    return settings
+
+
+def _prefix(quick: bool) -> str:
+    return "quick-" if quick else ""
+
+
+def demo_store(path: Path, say: Say, quiet: bool = False) -> TokenStore:
     """The token store of the demo, made now or, if it is still of this corpus, earlier."""
+    tokenizer = _settings()["tokenizer"]
     if is_store(path):
         try:
             store = TokenStore.open(path)
@@ -109,17 +130,68 @@ def _store(path: Path, tokenizer: dict[str, Any], say: Say, quiet: bool) -> Toke
     )
 
 
-def _run(recipe: Recipe, store: TokenStore, name: str, say: Say, quiet: bool) -> RunFolder:
+def train_all(recipes: Sequence[tuple[str, Recipe]], say: Say, quiet: bool) -> None:
+    """Train named recipes: on a CPU side by side with equal shares of the cores, else in turn.
+
+    A model this small does not fill two cores; two of them do. Both arms see the same load, so
+    their wall-clock times compare.
+    """
+    import torch
+
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    if len(recipes) < 2 or cores < len(recipes) or torch.cuda.is_available():
+        for name, recipe in recipes:
+            say(f"training {name} in {recipe.out}")
+            run_recipe(recipe, overwrite=True, quiet=quiet)
+        return
+    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, cores // len(recipes)))}
+    children = []
+    try:
+        for name, recipe in recipes:
+            say(f"training {name} in {recipe.out}")
+            file = recipe.out.with_suffix(".yaml")
+            write_text(file, recipe.to_yaml())
+            command = [sys.executable, "-m", "patchtrain", "train", str(file), "--overwrite"]
+            child = subprocess.Popen(
+                command + ["--quiet"] * quiet,
+                env=environment,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            relay = _Relay(child.stderr, recipe.out.name)
+            relay.start()
+            children.append((name, child, relay))
+        for name, child, relay in children:
+            code = child.wait()
+            relay.join()
+            if code:
+                reason = relay.last.removeprefix("patchtrain: error: ")
+                raise PatchtrainError(f"training {name} failed: {reason}")
+    finally:
+        for _, child, _ in children:
+            if child.poll() is None:
+                child.terminate()
+
+
+class _Relay(threading.Thread):
+    """Passes a child's lines on to our standard error, each under the child's name."""
+
+    def __init__(self, lines: Any, name: str) -> None:
+        super().__init__(daemon=True)
+        self.lines, self.label, self.last = lines, name, ""
+
+    def run(self) -> None:
+        for line in self.lines:
+            self.last = line.strip() or self.last
+            print(f"  {self.label:<12} {line}", end="", file=sys.stderr, flush=True)
+
+
+def _is_done(recipe: Recipe, store: TokenStore) -> bool:
+    """Whether the recipe's folder holds this very run, finished, on this very store."""
     folder = RunFolder(recipe.out)
-    if _is_done(folder, recipe, store):
-        say(f"the run {recipe.out} ({name}) is there already")
-        return folder
-    say(f"training {name} in {recipe.out}")
-    return run_recipe(recipe, overwrite=True, quiet=quiet)
-
-
-def _is_done(folder: RunFolder, recipe: Recipe, store: TokenStore) -> bool:
-    """Whether the folder holds this very run, finished, on this very store."""
     try:
         info = folder.info()
         same = folder.recipe_file.read_text(encoding="utf-8") == recipe.to_yaml()

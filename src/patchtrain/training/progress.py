@@ -13,6 +13,7 @@ from transformers.trainer_callback import TrainerCallback
 from patchtrain.plan import Plan
 
 _SECONDS_BETWEEN_LINES = 15.0
+_SECONDS_BETWEEN_EVALUATION_LINES = 5.0
 
 
 class StageProgress(TrainerCallback):
@@ -28,7 +29,7 @@ class StageProgress(TrainerCallback):
         self.task: TaskID | None = None
         self.started = 0.0
         self.first_position = 0
-        self.next_line = 0.0
+        self.last_line = 0.0
         self.last: dict[str, Any] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -36,7 +37,7 @@ class StageProgress(TrainerCallback):
             return
         self.started = time.monotonic()
         self.first_position = self.plan.positions_before(state.global_step)
-        self.next_line = self.started
+        self.last_line = 0.0
         if sys.stderr.isatty():
             self.bar = Progress(
                 TextColumn("{task.fields[stage]}"),
@@ -64,12 +65,16 @@ class StageProgress(TrainerCallback):
         if not state.is_world_process_zero or self.quiet or not logs:
             return
         self.last.update(logs)
+        evaluated = "eval_loss" in logs
         if self.bar is not None:
-            if "eval_loss" in logs:
+            if evaluated:
                 self.bar.console.print(self._line(state), highlight=False)
-        elif "eval_loss" in logs or ("loss" in logs and time.monotonic() >= self.next_line):
-            self.next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
-            print(self._line(state), file=sys.stderr, flush=True)
+        elif evaluated or "loss" in logs:
+            between = _SECONDS_BETWEEN_EVALUATION_LINES if evaluated else _SECONDS_BETWEEN_LINES
+            over = state.global_step == self.plan.total_steps
+            if over or time.monotonic() - self.last_line >= between:
+                self.last_line = time.monotonic()
+                print(self._line(state), file=sys.stderr, flush=True)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.stop()

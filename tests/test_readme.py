@@ -1,0 +1,114 @@
+"""What README and docs say is true: commands run, code runs, quoted output is a result's."""
+
+import re
+import shlex
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from patchtrain import PatchConfig, PlanSpec
+from patchtrain.cli.main import main
+from patchtrain.plan import PRESETS
+from tests.cli.corpus import write_corpus
+from tests.models import VOCAB, tiny_model
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+RECIPES = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    return [line for line in lines if line.startswith("patchtrain ")]
+
+
+def test_the_commands_on_your_own_text_run_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_corpus(tmp_path / "YOUR-TEXT", sentences=20_000)
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "YOUR-TEXT").rename(tmp_path / "text.txt")
+    short = ["plan.steps=20", "plan.tokens_per_step=1024", "plan.max_epochs=9"]
+    assert len(commands()) == 5
+    for command in commands():
+        words = shlex.split(command.replace("YOUR-TEXT", "text.txt"))[1:]
+        if words[0] == "train":
+            words[2:2] = short  # what it says, on less text
+        assert main(words) == 0, command
+    assert (tmp_path / "runs" / "small" / "report.html").is_file()
+    assert capsys.readouterr().out
+
+
+def test_make_targets_of_the_readme_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = re.findall(r"^make (\w+)", "\n".join(blocks("bash")), re.MULTILINE)
+    assert targets == ["demo", "test"]
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_the_trainer_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.chdir(tmp_path)
+    rows = [{"input_ids": torch.randint(0, VOCAB, (64,)).tolist()} for _ in range(3000)]
+    names: dict[str, Any] = {
+        "model": tiny_model(max_position_embeddings=8),
+        "dataset": datasets.Dataset.from_list(rows),
+    }
+    (code,) = (block for block in blocks("python") if "PatchTrainer" in block)
+    exec(code.replace("max_steps=1000", "max_steps=12, use_cpu=True, disable_tqdm=True"), names)
+    trainer = names["trainer"]
+    assert trainer.state.global_step == 12
+    assert [stage.patch_size for stage in trainer.plan.stages] == [4, 1]
+    assert isinstance(names["args"], PatchConfig)
+
+
+def test_the_loop_examples_run_and_agree() -> None:
+    model = tiny_model()
+    ids = torch.randint(0, VOCAB, (2, 32))
+    in_place, two_functions = (block for block in blocks("python") if "PatchTrainer" not in block)
+    first: dict[str, Any] = {"model": model, "ids": ids}
+    exec(in_place, first)
+
+    class Body(nn.Module):
+        def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
+            return model.model(inputs_embeds=embeddings).last_hidden_state
+
+    second = {
+        "transformer": Body(),
+        "embed": model.get_input_embeddings(),
+        "head": model.lm_head,
+        "ids": ids,
+    }
+    exec(two_functions, second)
+    torch.testing.assert_close(first["loss"], second["loss"])
+
+
+@pytest.mark.parametrize("name", ["demo-output.txt", "demo.md"])
+def test_quoted_results_are_what_a_script_wrote(name: str) -> None:
+    result = (ROOT / "results" / name).read_text(encoding="utf-8").strip()
+    quoted = README.split(f"<!-- results/{name} -->\n")[1]
+    assert quoted.removeprefix("```text\n").strip().startswith(result)
+
+
+def test_every_plan_key_and_preset_value_is_documented() -> None:
+    documented = set(re.findall(r"`(\w+)`", RECIPES))
+    assert {field.name for field in fields(PlanSpec)} <= documented
+    for key in PRESETS["paper"]:
+        row = f"| `{key}` | {PRESETS['paper'][key]} | {PRESETS['superposition'][key]} |"
+        assert row in RECIPES
+
+
+def test_links_lead_somewhere() -> None:
+    for text, folder in ((README, ROOT), (RECIPES, ROOT / "docs")):
+        for link in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert (folder / link).exists(), link
