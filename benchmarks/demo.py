@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from patchtrain.demo import demo_recipes, demo_store, train_all
+from patchtrain.demo import demo_recipes, demo_store, is_done, train_all
 from patchtrain.files import write_text
 from patchtrain.recipe import Recipe
 from patchtrain.runs import RunFolder
@@ -55,7 +55,7 @@ def main() -> None:
                 recipe.out = args.work / name
                 recipe.training["learning_rate"] = rate
                 recipes.append((name, recipe))
-            train_all([item for item in recipes if not is_there(item[1])], say, quiet=True)
+            train_all([item for item in recipes if not is_done(item[1], store)], say, quiet=True)
             for (arm, rate, seed), (_, recipe) in zip(pair, recipes, strict=True):
                 info = RunFolder.open(recipe.out).info()
                 rows.append({"arm": arm, "rate": rate, "seed": seed, "loss": info["result"]["loss"],
@@ -126,18 +126,6 @@ def table(rows: list[dict[str, Any]], summary: dict[str, Any], name: str) -> str
         + f" (below zero: patches first ended lower). From `{name}`.",
     ]
     return "\n".join(lines) + "\n"
-
-
-def is_there(recipe: Recipe) -> bool:
-    """Whether this very run was finished by an earlier call."""
-    try:
-        folder = RunFolder.open(recipe.out)
-        same = folder.recipe_file.read_text(encoding="utf-8") == recipe.to_yaml()
-        return (
-            same and folder.info()["status"] == "finished" and folder.info()["result"] is not None
-        )
-    except Exception:
-        return False
 
 
 def say(line: str) -> None:

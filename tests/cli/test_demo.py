@@ -8,7 +8,8 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from patchtrain.cli.main import main
-from patchtrain.demo import demo_recipes
+from patchtrain.data.store import TokenStore
+from patchtrain.demo import demo_recipes, is_done
 from patchtrain.runs import RunFolder
 
 
@@ -56,30 +57,18 @@ def test_the_second_call_reuses_everything(
     assert (out / "quick-patch-level" / "metrics.jsonl").stat().st_mtime == before
 
 
-def test_an_unfinished_run_is_not_reused(demo: tuple[Path, str, str]) -> None:
-    from patchtrain.data.store import TokenStore
-    from patchtrain.demo import _is_done
-
+def test_only_the_same_finished_run_is_reused(demo: tuple[Path, str, str]) -> None:
     out = demo[0]
     store = TokenStore.open(out / "store")
     recipe = demo_recipes(store, out, quick=True)[0]
-    # The recipe of the command was relative to its folder; the same here.
-    recipe.store, recipe.out = (
-        Path("patchtrain-demo/store"),
-        Path("patchtrain-demo/quick-token-level"),
-    )
-    written = (out / "quick-token-level" / "recipe.yaml").read_text()
-    assert recipe.to_yaml() == written
-    recipe.out = out / "quick-token-level"
-    assert not _is_done(recipe, store)  # another recipe
-    (out / "quick-token-level" / "recipe.yaml").write_text(recipe.to_yaml())
-    assert _is_done(recipe, store)
+    assert is_done(recipe, store)
+    assert not is_done(demo_recipes(store, out, quick=True, seed=1)[0], store)
     folder = RunFolder(recipe.out)
     info = folder.info()
-    folder.write_info({**info, "status": "interrupted"})
-    assert not _is_done(recipe, store)
+    for change in ({"status": "interrupted"}, {"store": {"fingerprint": "of other text"}}):
+        folder.write_info({**info, **change})
+        assert not is_done(recipe, store)
     folder.write_info(info)
-    (out / "quick-token-level" / "recipe.yaml").write_text(written)
 
 
 def test_a_folder_with_other_things_is_left_alone(

@@ -60,7 +60,7 @@ def run_demo(
     recipes = demo_recipes(store, out, quick, seed)
     missing = []
     for name, recipe in zip(ARMS, recipes, strict=True):
-        if _is_done(recipe, store):
+        if is_done(recipe, store):
             say(f"the run {recipe.out} ({name}) is there already")
         else:
             missing.append((name, recipe))
@@ -189,13 +189,21 @@ class _Relay(threading.Thread):
             print(f"  {self.label:<12} {line}", end="", file=sys.stderr, flush=True)
 
 
-def _is_done(recipe: Recipe, store: TokenStore) -> bool:
-    """Whether the recipe's folder holds this very run, finished, on this very store."""
+def is_done(recipe: Recipe, store: TokenStore) -> bool:
+    """Whether the recipe's folder holds this very run, finished, on the same tokens.
+
+    Paths do not count: the folder may have been moved, or named from another place.
+    """
     folder = RunFolder(recipe.out)
     try:
         info = folder.info()
-        same = folder.recipe_file.read_text(encoding="utf-8") == recipe.to_yaml()
+        then = Recipe.load(folder.recipe_file)
     except (OSError, PatchtrainError):
         return False
-    known = info.get("store", {}).get("fingerprint") == store.fingerprint
+    same = {**dict(then), "store": None, "out": None} == {
+        **dict(recipe),
+        "store": None,
+        "out": None,
+    }
+    known = (info.get("store") or {}).get("fingerprint") == store.fingerprint
     return same and known and info.get("status") == "finished" and folder.model.is_dir()
