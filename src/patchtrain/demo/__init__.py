@@ -151,7 +151,7 @@ def train_all(recipes: Sequence[tuple[str, Recipe]], say: Say, quiet: bool) -> N
     try:
         for name, recipe in recipes:
             say(f"training {name} in {recipe.out}")
-            file = recipe.out.with_suffix(".yaml")
+            file = recipe.out.parent / f"{recipe.out.name}.yaml"
             write_text(file, recipe.to_yaml())
             command = [sys.executable, "-m", "patchtrain", "train", str(file), "--overwrite"]
             child = subprocess.Popen(
