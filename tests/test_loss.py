@@ -32,6 +32,7 @@ def make(
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several chunks, the last one short, in every test."""
     monkeypatch.setattr(loss_module, "CHUNK_ELEMENTS", V * 4)
+    monkeypatch.setattr(loss_module, "MIN_CHUNK_ROWS", 1)
 
 
 @pytest.mark.parametrize("patch_size", [1, 2, 4, 8])
@@ -205,3 +206,22 @@ def test_weights_of_another_length_are_refused() -> None:
     hidden, weight, targets = make(5, 2)
     with pytest.raises(UsageError, match="3 slot weights for 2 targets"):
         patch_loss(hidden, weight, targets, weights=[1.0, 1.0, 1.0])
+
+
+def test_no_gradient_is_computed_under_no_grad(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden, weight, targets = make(5, 2)
+    monkeypatch.setattr(Tensor, "scatter_add_", None)  # what only the gradient needs
+    with torch.no_grad():
+        patch_loss(hidden, weight, targets)
+    with pytest.raises(TypeError):
+        patch_loss(hidden, weight, targets)
+
+
+@pytest.mark.parametrize("wrong", [-1, V])
+def test_ids_outside_the_vocabulary_are_an_error_not_token_zero(wrong: int) -> None:
+    hidden, weight, targets = make(3, 2)
+    targets[0, 1, 0] = wrong
+    with pytest.raises((RuntimeError, IndexError)):
+        patch_loss(hidden, weight, targets)
+    with pytest.raises((RuntimeError, IndexError)):
+        patch_loss_from_logits(F.linear(hidden, weight), targets)

@@ -250,6 +250,53 @@ def test_a_model_that_fails_the_invariant_is_refused_by_name() -> None:
         patch_level(TakesOnlyIds(), 2)
 
 
+class LooksIdsUp(transformers.LlamaForCausalLM):
+    """A second look-up by input_ids whose weights are zero in a fresh model."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.extra = nn.Embedding(VOCAB, VOCAB)
+        nn.init.zeros_(self.extra.weight)
+
+    def forward(self, input_ids: Tensor | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
+        output = super().forward(input_ids=input_ids, **kwargs)
+        if input_ids is not None:
+            output.logits = output.logits + self.extra(input_ids)
+        return output
+
+
+def test_a_module_that_only_input_ids_reach_is_refused_even_if_it_does_nothing_yet() -> None:
+    with pytest.raises(UsageError, match=r"LooksIdsUp .* its extra is run on input_ids"):
+        patch_level(LooksIdsUp(tiny_model("llama").config), 2)
+
+
+def test_a_head_of_zeros_still_trains(ids: Tensor) -> None:
+    model = tiny_model("llama")
+    nn.init.zeros_(model.lm_head.weight)
+    assert not probe(model).fused
+    with patch_level(model, 4):
+        loss = model(input_ids=ids, labels=ids).loss
+    loss.backward()
+    assert loss.item() == pytest.approx(torch.tensor(VOCAB).log().item(), rel=1e-5)
+    assert model.lm_head.weight.grad.abs().max() > 0
+
+
+def test_weights_that_are_not_finite_are_named() -> None:
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.lm_head.weight[3] = float("nan")
+    with pytest.raises(UsageError, match="not finite"):
+        patch_level(model, 2)
+
+
+def test_a_frozen_part_stays_in_eval_mode() -> None:
+    model = tiny_model("llama").train()
+    model.model.layers[0].eval()
+    probe(model)
+    assert model.training
+    assert not model.model.layers[0].training
+
+
 def test_the_trainer_still_sees_the_plain_signature() -> None:
     import inspect
 

@@ -66,6 +66,11 @@ def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path: Path) -> None:
     assert recipe.plan["min_rate"] == 0.1
 
 
+def test_a_bare_no_is_a_strategy(tmp_path: Path) -> None:
+    recipe = Recipe.load(write(tmp_path, GOOD), ["training.save_strategy=no"])
+    assert recipe.training["save_strategy"] == "no"
+
+
 def test_the_run_folder_is_named_after_the_file(tmp_path: Path) -> None:
     values = {key: value for key, value in GOOD.items() if key != "out"}
     assert Recipe.load(write(tmp_path, values)).out == Path("runs/mine")
@@ -95,7 +100,7 @@ def test_all_wrong_keys_are_named_at_once_with_the_nearest_right_one(tmp_path: P
         "no key 'patch_sise'; did you mean 'patch_size'?",
         "no key 'learning_rat'; did you mean 'learning_rate'?",
         "training.per_device_train_batch_size is 'lots'",
-        "training.max_steps is not for recipes: plan.steps is set instead",
+        "training.max_steps is not for recipes: set plan.steps",
         "training.seed is not for recipes",
     ):
         assert part in message

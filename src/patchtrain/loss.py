@@ -28,6 +28,7 @@ IGNORE = -100
 # Logits formed at a time, in elements: 128 rows at a vocabulary of 32,000. Small enough to stay in
 # cache while they are turned into probabilities in place, large enough for a full-speed matmul.
 CHUNK_ELEMENTS = 2**22
+MIN_CHUNK_ROWS = 128  # each chunk also adds once to the head's whole gradient
 
 
 def patch_loss(
@@ -61,6 +62,9 @@ def patch_loss(
     targets = _with_slots(hidden, targets)
     weighted, total = _weigh(hidden, targets, weights, total)
     weighted = weighted / total
+    if not torch.is_grad_enabled():  # under no_grad no gradient is worth its matrix products
+        hidden, weight = hidden.detach(), weight.detach()
+        bias = None if bias is None else bias.detach()
     dtype = hidden.dtype
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
@@ -68,7 +72,7 @@ def patch_loss(
         hidden.reshape(-1, hidden.shape[-1]),
         weight,
         bias,
-        targets.clamp(min=0).reshape(-1, targets.shape[-1]),
+        _indices(targets).reshape(-1, targets.shape[-1]),
         weighted.reshape(-1, targets.shape[-1]),
         float(scale),
         dtype,
@@ -86,7 +90,7 @@ def patch_loss_from_logits(
     targets = _with_slots(logits, targets)
     weighted, total = _weigh(logits, targets, weights, total)
     wide = logits.to(weighted.dtype)
-    picked = wide.gather(-1, targets.clamp(min=0))
+    picked = wide.gather(-1, _indices(targets))
     losses = wide.logsumexp(-1) * weighted.sum(-1) - (weighted * picked).sum(-1)
     return losses.sum() / total
 
@@ -144,7 +148,7 @@ class _PatchLoss(torch.autograd.Function):
         # fp32, whatever the dtype: the gradient of one row of the head sums over all chunks.
         grad_weight = torch.zeros_like(weight, dtype=wide) if need_weight else None
         grad_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and need_bias else None
-        rows = max(1, CHUNK_ELEMENTS // weight.shape[0])
+        rows = max(MIN_CHUNK_ROWS, CHUNK_ELEMENTS // weight.shape[0])
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, hidden.shape[0], rows):
                 part = slice(start, start + rows)
@@ -203,6 +207,11 @@ def _with_slots(scores: Tensor, targets: Tensor) -> Tensor:
             f"{tuple(scores.shape)}: expected {tuple(leading)} + (K,)"
         )
     return targets
+
+
+def _indices(targets: Tensor) -> Tensor:
+    """Targets to gather with: any index where one is ignored. Other negative ids stay an error."""
+    return torch.where(targets == IGNORE, targets.new_zeros(()), targets)
 
 
 def _weigh(

@@ -189,37 +189,89 @@ def probe(model: nn.Module) -> Probe:
     """Check on a few tokens that patch level is exact for ``model``, and how its head works.
 
     Two identical tokens pool to the token's own embedding, so a patch of them must give the very
-    logits that the token gives. A model that does more with ``input_ids`` than embed them fails,
-    and is refused by name.
+    hidden states and logits that the token gives, through the very same modules: a module that is
+    run only where there are ``input_ids`` may do nothing yet in a fresh model, and something later.
+    Then a patch of different tokens must run at all, and the loss that skips the head must be the
+    loss from full logits. A model that does more with ``input_ids`` than embed them fails, and is
+    refused by name; one whose two losses differ gets its loss from full logits.
 
     Raises:
         UsageError: naming the model's class and what went wrong.
     """
-    name = type(model).__name__
-    device = _input_embeddings(model).weight.device
-    vocabulary = _input_embeddings(model).weight.shape[0]
-    ids = (torch.arange(_PROBE_TOKENS, device=device) * 7 + 1).remainder(vocabulary).unsqueeze(0)
-    training = model.training
+    refused = f"{type(model).__name__} cannot be trained at patch level: "
+    embedding = _input_embeddings(model).weight
+    ids = torch.arange(_PROBE_TOKENS, device=embedding.device) * 7 + 1
+    ids = ids.remainder(embedding.shape[0]).unsqueeze(0)
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        plain = model(input_ids=ids, use_cache=False).logits
-        with PatchLevel(model, 2, (1.0, 1.0), Probe(fused=False)):
+        with _watched(model) as plain_run:
+            plain = model(input_ids=ids, use_cache=False).logits
+        if not bool(plain.isfinite().all()):
+            raise UsageError(f"{type(model).__name__} has weights that are not finite numbers")
+        with PatchLevel(model, 2, (1.0, 1.0), Probe(fused=False)), _watched(model) as pooled_run:
             pooled = model(input_ids=ids.repeat_interleave(2, dim=1)).logits
-        if pooled.shape != plain.shape or not _close(pooled, plain, plain.dtype):
+        if skipped := plain_run.modules - pooled_run.modules:
             raise UsageError(
-                f"{name} cannot be trained at patch level: a patch of identical tokens does not "
-                f"give the token's own logits, so it does more with input_ids than embed them"
+                f"{refused}its {sorted(skipped)[0]} is run on input_ids and not on inputs_embeds, "
+                f"so it does more with input_ids than embed them"
             )
-        return _probe_head(model, ids)
-    except (TypeError, ValueError, AttributeError) as error:
+        pairs = [(pooled, plain), *zip(pooled_run.head_inputs, plain_run.head_inputs, strict=True)]
+        if not all(a.shape == b.shape and _close(a, b, b.dtype) for a, b in pairs):
+            raise UsageError(
+                f"{refused}a patch of identical tokens does not give the token's own hidden "
+                f"states, so it does more with input_ids than embed them"
+            )
+        return _same_loss(model, ids, _probe_head(model, ids))
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
         if isinstance(error, UsageError):
             raise
         raise UsageError(
-            f"{name} cannot be trained at patch level: its forward does not take pooled "
-            f"inputs_embeds in place of input_ids ({error})"
+            f"{refused}its forward does not take pooled inputs_embeds in place of input_ids "
+            f"({' '.join(str(error).split())})"
         ) from error
     finally:
-        model.train(training)
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@dataclass
+class _Run:
+    """What a forward pass went through."""
+
+    modules: set[str]
+    head_inputs: list[Tensor]
+
+
+@contextmanager
+def _watched(model: nn.Module) -> Iterator[_Run]:
+    """Note which modules with parameters of their own run, and what the head receives."""
+    run = _Run(set(), [])
+    hooks = [
+        module.register_forward_pre_hook(lambda _, __, name=name: run.modules.add(name))
+        for name, module in model.named_modules()
+        if name and next(module.parameters(recurse=False), None) is not None
+    ]
+    hooks.append(
+        _head(model).register_forward_pre_hook(lambda _, args: run.head_inputs.append(args[0]))
+    )
+    try:
+        yield run
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _same_loss(model: nn.Module, ids: Tensor, found: Probe) -> Probe:
+    """``found``, if its loss is that of full logits, on patches of different tokens."""
+    losses = []
+    for candidate in (Probe(fused=False), found):
+        with PatchLevel(model, 2, (1.0, 1.0), candidate):
+            losses.append(model(input_ids=ids, labels=ids).loss)
+    if _close(losses[1], losses[0], _head(model).weight.dtype):
+        return found
+    plain, fused = (float(loss) for loss in losses)
+    return Probe(False, reason=f"without its logits the loss is {fused:.6f}, with them {plain:.6f}")
 
 
 def _probe_head(model: nn.Module, ids: Tensor) -> Probe:
@@ -248,7 +300,9 @@ def _probe_head(model: nn.Module, ids: Tensor) -> Probe:
     if linear.shape != logits.shape:
         return Probe(False, reason="the model's logits are not those of its output embedding")
     # Least squares for one factor: granite divides its logits, cohere multiplies them.
-    scale = float((linear * logits).sum() / linear.square().sum().clamp(min=1e-30))
+    if not float(linear.abs().max()) > 0 or not float(logits.abs().max()) > 0:
+        return Probe(False, reason="the head's weights are all zero, so its scale cannot be seen")
+    scale = float((linear * logits).sum() / linear.square().sum())
     scale = 1.0 if abs(scale - 1.0) < 1e-3 else float(f"{scale:.6g}")
     if not _close(linear * scale, logits, head.weight.dtype):
         return Probe(False, reason="the model bends its logits (softcapping or the like)")
@@ -294,8 +348,15 @@ def _head(model: Any) -> Any:
 def _auxiliary_loss(model: Any, outputs: Any) -> Tensor | float:
     """The load-balancing loss of a mixture of experts, weighted as its own forward does it."""
     auxiliary = getattr(outputs, "aux_loss", None)
+    if auxiliary is None or not isinstance(auxiliary, Tensor):
+        return 0.0
     coefficient = getattr(model, "router_aux_loss_coef", None)
-    return 0.0 if auxiliary is None or coefficient is None else coefficient * auxiliary
+    if coefficient is None:
+        raise UsageError(
+            f"{type(model).__name__} has an auxiliary loss whose weight is not where it is looked "
+            f"for (router_aux_loss_coef); set output_router_logits=False to train without it"
+        )
+    return coefficient * auxiliary
 
 
 def _patch_mask(attention_mask: Tensor | None, patch_size: int) -> Tensor | None:

@@ -156,11 +156,6 @@ class Stage:
         return self.sequences_per_step * self.sequence_tokens
 
     @property
-    def targets_per_step(self) -> int:
-        """Targets of the loss: a sequence's first patch is not predicted."""
-        return self.sequences_per_step * (self.context_length - 1) * self.patch_size
-
-    @property
     def tokens(self) -> int:
         return self.steps * self.tokens_per_step
 

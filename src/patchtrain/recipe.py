@@ -210,12 +210,10 @@ def _check_training(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str
     known = [item.name for item in fields(PatchConfig) if item.init and item.name != "plan"]
     checked, problems = {}, []
     for key, value in values.items():
+        if key.endswith("_strategy") and value is False:
+            value = "no"  # what YAML 1.1 makes of a bare no
         if key in DERIVED:
-            problems.append(f"training.{key} is not for recipes: {DERIVED[key]} set instead")
-        elif key == "seed":
-            problems.append(
-                "training.seed is not for recipes: seed at the top level is set instead"
-            )
+            problems.append(f"training.{key} is not for recipes: {DERIVED[key]}")
         elif key not in known:
             problems.append(f"training: no key '{key}'{_near(key, known)}")
         else:

@@ -75,6 +75,7 @@ def test_a_folder_with_other_things_is_left_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
+    (tmp_path / "store").mkdir()  # a name the demo uses
     for flags in ([], ["--fresh"]):
         assert main(["demo", "--quick", "--out", str(tmp_path), *flags]) == 2
         assert "holds something else" in capsys.readouterr().err

@@ -1,6 +1,8 @@
 """A run as a user starts it: prepare, train, eval, generate, and what is refused on the way."""
 
+import errno
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -186,6 +188,65 @@ def test_a_rate_far_too_high_fails_with_advice(
     assert run.info()["status"] == "failed"
     assert not run.model.exists()
     refused(capsys, ["generate", str(tmp_path / "run"), "x"], 2, "model")
+
+
+def test_a_failure_keeps_the_run_it_was_to_replace(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = str(write_recipe(tmp_path, store))
+    short = ["train", recipe, "plan.steps=5", "--quiet", "--overwrite"]
+    assert main(short) == 0
+    good = (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
+    for _ in range(2):
+        refused(capsys, [*short, "training.learning_rate=1e38"], 1, "lower training.learning_rate")
+        waiting = tmp_path / "run.replaced" / "model" / "model.safetensors"
+        assert waiting.read_bytes() == good
+    with monkeypatch.context() as patched:
+        patched.setattr("patchtrain.training.run._conclude", full_disk)
+        refused(capsys, short, 1, "the disk is full")
+    assert RunFolder.open(tmp_path / "run").info()["status"] == "failed"
+    assert main(short) == 0
+    assert (tmp_path / "run" / "model" / "model.safetensors").read_bytes() == good
+    assert not (tmp_path / "run.replaced").exists()
+
+
+def full_disk(*args: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_run_that_fails_before_its_first_step_can_be_replaced(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = str(write_recipe(tmp_path, store))
+    with monkeypatch.context() as patched:
+        patched.setattr("patchtrain.training.trainer.PatchTrainer.create_optimizer", full_disk)
+        refused(capsys, ["train", recipe, "--quiet"], 1, "the disk is full")
+    assert RunFolder.open(tmp_path / "run").info()["status"] == "failed"
+    assert main(["train", recipe, "--quiet", "--overwrite", "plan.steps=5"]) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_run_in_one_line_and_says_so_in_the_folder(
+    store: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    recipe = str(write_recipe(tmp_path, store))
+    command = [sys.executable, "-m", "patchtrain", "train", recipe, "plan.steps=3000",
+               "plan.max_epochs=99"]  # fmt: skip
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert child.stderr is not None
+    lines = []
+    for line in child.stderr:  # until it trains
+        lines.append(line)
+        if line.startswith("step "):
+            child.send_signal(number)
+            break
+    rest = child.stderr.read()
+    assert child.wait(60) == (143 if number == signal.SIGTERM else 130)
+    said = "terminated" if number == signal.SIGTERM else "interrupted"
+    assert rest.splitlines()[-1] == f"patchtrain: error: {said}"
+    assert "Traceback" not in rest
+    assert RunFolder.open(tmp_path / "run").info()["status"] == "interrupted"
+    assert not (tmp_path / "run" / "model").exists()
 
 
 def test_progress_in_a_log_file_names_stage_loss_and_time_left(store: Path, tmp_path: Path) -> None:

@@ -177,12 +177,11 @@ def test_evaluation_is_the_models_own_loss_and_changes_nothing(tmp_path: Path) -
     for got, want in zip(with_evals.model.parameters(), without.model.parameters(), strict=True):
         assert torch.equal(got, want)
     last = RunFolder.open(tmp_path / "a").metrics("eval")[-1]
-    tokens = torch.from_numpy(spread(corpus(500, seed=1), 400, 16).ravel().astype(np.int64))
+    windows = torch.from_numpy(spread(corpus(500, seed=1), 400, T + 1).astype(np.int64))
     model = with_evals.model.eval()
     losses = []
     with torch.no_grad():
-        for begin in range(0, len(tokens) - 1, T):
-            window = tokens[begin : begin + T + 1]
+        for window in windows:
             logits = model(input_ids=window[None, :-1]).logits[0]
             losses.append(torch.nn.functional.cross_entropy(logits, window[1:], reduction="none"))
     assert last["loss"] == pytest.approx(torch.cat(losses).mean().item(), rel=1e-5)
@@ -268,6 +267,86 @@ def test_resuming_seeks_to_the_step_and_gives_the_same_weights(tmp_path: Path) -
             assert torch.equal(got, want)
         steps = [row["step"] for row in RunFolder.open(tmp_path / "whole").metrics("eval")]
         assert steps == sorted(steps)
+
+
+def test_a_compiled_run_exports_its_own_weights(tmp_path: Path) -> None:
+    run = trainer(tmp_path, torch_compile=True, torch_compile_backend="eager")
+    run.train()
+    eager = trainer(tmp_path / "eager")
+    eager.train()
+    exported = AutoModelForCausalLM.from_pretrained(run.export(tmp_path / "model"))
+    for name, want in eager.model.state_dict().items():
+        torch.testing.assert_close(exported.state_dict()[name], want, rtol=2e-3, atol=2e-5)
+
+
+def test_the_validation_loss_does_not_depend_on_the_plan(tmp_path: Path) -> None:
+    losses = [
+        trainer(tmp_path / str(K), plan={"patch_size": K}, eval_tokens=200).evaluate()["eval_loss"]
+        for K in (1, 2, 4)
+    ]
+    assert losses[0] == losses[1] == losses[2]
+
+
+def test_validation_text_shorter_than_a_patch_sequence(tmp_path: Path) -> None:
+    run = trainer(tmp_path, plan={"patch_size": 4}, save_strategy="no")
+    run.eval_tokens = run.eval_tokens[: 3 * T]
+    run.train()
+    rows = RunFolder.open(tmp_path).metrics("eval")
+    assert rows
+    assert all("patch_loss" not in row and math.isfinite(row["loss"]) for row in rows)
+
+
+def test_the_callers_arguments_stay_as_they_were(tmp_path: Path) -> None:
+    args = PatchConfig(
+        str(tmp_path),
+        plan={"patch_size": 2, "patch_fraction": 0.5, "context_length": T},
+        gradient_accumulation_steps=4,
+        max_steps=10,
+        use_cpu=True,
+    )
+    first, second = (PatchTrainer(tiny_model(), args, corpus()) for _ in range(2))
+    assert first.plan == second.plan
+    assert args.gradient_accumulation_steps == 4
+
+
+def test_data_seed_is_the_order_of_the_data(tmp_path: Path) -> None:
+    runs = [trainer(tmp_path / str(i), seed=7, data_seed=i) for i in (0, 1)]
+    assert runs[0].batches.seed == 0
+    assert not np.array_equal(runs[0].batches.step(0), runs[1].batches.step(0))
+    assert trainer(tmp_path / "x", seed=7).batches.seed == 7
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"fp16": True}, {"label_smoothing_factor": 0.1}, {"use_liger_kernel": True},
+     {"auto_find_batch_size": True}],
+)  # fmt: skip
+def test_what_a_patch_level_stage_cannot_honour_is_refused(
+    tmp_path: Path, values: dict[str, Any]
+) -> None:
+    with pytest.raises(UsageError, match=f"{next(iter(values))} is not supported"):
+        trainer(tmp_path, **values)
+
+
+def test_a_share_of_warm_up_steps_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="does not say of which stage"):
+        trainer(tmp_path, warmup_steps=0.2)
+
+
+def test_resuming_at_the_end_and_at_the_switch_keeps_one_record(tmp_path: Path) -> None:
+    whole = trainer(tmp_path, save_steps=4, save_total_limit=9, eval_on_start=True)
+    whole.train()
+    rows = RunFolder.open(tmp_path).metrics()
+    for step in (4, 10):
+        again = trainer(tmp_path, save_strategy="no")
+        again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+        for got, want in zip(again.model.parameters(), whole.model.parameters(), strict=True):
+            assert torch.equal(got, want)
+        after = RunFolder.open(tmp_path).metrics()
+        keys = [(row["event"], row["step"]) for row in after]
+        assert len(set(keys)) == len(keys)
+        assert {("switch", 4), ("eval", 0), ("eval", 10)} <= set(keys)
+        assert len(after) >= len(rows) - 1
 
 
 @pytest.mark.parametrize(

@@ -34,34 +34,15 @@ def run(args: argparse.Namespace) -> int:
     import shutil
     from pathlib import Path
 
-    from patchtrain.errors import UsageError
+    from patchtrain.demo import claim, run_demo
 
     out = Path(args.out)
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out} is a file; name a folder")
-    ours = {"store", "token-level", "patch-level", "report.html"}
-    ours |= {"token-level.yaml", "patch-level.yaml"}
-    if (
-        out.is_dir()
-        and not any(_is_ours(path, ours) for path in out.iterdir())
-        and any(out.iterdir())
-    ):
-        raise UsageError(f"--out {out} holds something else; name a new folder")
-    if args.fresh and out.is_dir():
-        for path in out.iterdir():
-            if _is_ours(path, ours):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-    from patchtrain.demo import run_demo
-
+    claim(out)
+    if args.fresh:
+        shutil.rmtree(out)
     result = run_demo(out, quick=args.quick, seed=args.seed, say=_say, quiet=args.quiet)
     _print_result(result, args.quick)
     return 0
-
-
-def _is_ours(path: object, names: set[str]) -> bool:
-    name = str(getattr(path, "name", path))
-    return name.removeprefix("quick-") in names or ".partial-" in name
 
 
 def _say(line: str) -> None:

@@ -6,9 +6,12 @@ import argparse
 import errno
 import importlib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
+from types import FrameType
 
 from patchtrain import __version__
 from patchtrain.errors import PatchtrainError
@@ -65,8 +68,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.overrides += rest
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    # A scheduler's SIGTERM ends a command as Ctrl-C does: what is half done is cleaned up.
+    with suppress(ValueError):  # not the main thread, as in some tests
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         return int(args.run(args) or 0)
+    except _Terminated:
+        return _fail("terminated", 128 + signal.SIGTERM, args.debug)
     except KeyboardInterrupt:
         return _fail("interrupted", 130, args.debug)
     except BrokenPipeError:
@@ -82,13 +90,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"{reason} (--debug shows where)", 1, args.debug)
 
 
+class _Terminated(SystemExit):
+    """SIGTERM arrived."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise _Terminated
+
+
 def _disk_full(error: BaseException | None) -> str | None:
     """The message for a full disk, also where a library wrapped the error in one of its own."""
     while error is not None:
         text = str(error)
         if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "os error 28" in text:
             where = f" while writing {name}" if (name := getattr(error, "filename", None)) else ""
-            return f"the disk is full{where}; free some space and run the command again"
+            return f"the disk is full{where}; free some space, then try again"
         error = error.__cause__ or error.__context__
     return None
 

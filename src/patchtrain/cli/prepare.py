@@ -25,9 +25,6 @@ examples:
 from __future__ import annotations
 
 import argparse
-import signal
-import sys
-from types import FrameType
 
 HELP = "turn a corpus into a token store"
 
@@ -80,31 +77,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prepare, then say what came out and what to do next."""
-    # A stop signal must clean up like Ctrl-C does, not leave a partial folder behind.
-    before = signal.signal(signal.SIGTERM, _terminated)
-    try:
-        from patchtrain.data.prepare import prepare
+    from patchtrain.data.prepare import prepare
 
-        separator = args.document_separator
-        if separator is not None:
-            for written, meant in (("\\n", "\n"), ("\\t", "\t"), ("\\r", "\r"), ("\\f", "\f")):
-                separator = separator.replace(written, meant)
-        store = prepare(
-            args.sources,
-            args.out,
-            tokenizer=args.tokenizer,
-            train_tokenizer=args.train_tokenizer,
-            vocab_size=args.vocab_size,
-            validation_fraction=args.validation_fraction,
-            format=args.format,
-            text_column=args.text_column,
-            split=args.split,
-            document_separator=separator,
-            overwrite=args.overwrite,
-            progress=True,
-        )
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    separator = args.document_separator
+    if separator is not None:
+        for written, meant in (("\\n", "\n"), ("\\t", "\t"), ("\\r", "\r"), ("\\f", "\f")):
+            separator = separator.replace(written, meant)
+    store = prepare(
+        args.sources,
+        args.out,
+        tokenizer=args.tokenizer,
+        train_tokenizer=args.train_tokenizer,
+        vocab_size=args.vocab_size,
+        validation_fraction=args.validation_fraction,
+        format=args.format,
+        text_column=args.text_column,
+        split=args.split,
+        document_separator=separator,
+        overwrite=args.overwrite,
+        progress=True,
+    )
     made, tokenizer = store.meta["made"], store.meta["tokenizer"]
     print(f"{'split':<12}{'documents':>14}{'tokens':>18}{'bytes':>18}{'bytes per token':>18}")
     for part in (store.train, store.validation):
@@ -134,8 +126,3 @@ _NOTES = {
     "files_not_utf8": "files that are not UTF-8 were left out",
     "unknown_tokens": "tokens are unknown to the tokenizer: this text gets lost",
 }
-
-
-def _terminated(number: int, frame: FrameType | None) -> None:
-    print("patchtrain: error: terminated; nothing was written", file=sys.stderr)
-    raise SystemExit(128 + number)

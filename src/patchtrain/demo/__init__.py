@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -23,7 +24,7 @@ import yaml
 from patchtrain.data.prepare import prepare
 from patchtrain.data.sources import open_corpus
 from patchtrain.data.store import TokenStore, is_store
-from patchtrain.errors import PatchtrainError
+from patchtrain.errors import PatchtrainError, UsageError
 from patchtrain.files import write_text
 from patchtrain.recipe import Recipe
 from patchtrain.report.page import write_page
@@ -31,6 +32,7 @@ from patchtrain.runs import RunFolder
 from patchtrain.training.run import run_recipe
 
 Say = Callable[[str], None]
+MARKER = ".patchtrain-demo"
 ARMS = ("token level only", "patch level, then token level")
 
 
@@ -56,6 +58,7 @@ def run_demo(
         say: is given one line for each thing that begins.
         quiet: no progress on stderr.
     """
+    claim(out)
     store = demo_store(out / "store", say, quiet)
     recipes = demo_recipes(store, out, quick, seed)
     missing = []
@@ -69,6 +72,21 @@ def run_demo(
     file = out / f"{_prefix(quick)}report.html"
     page = write_page(runs, file, "Token level against patch level")
     return DemoResult(store, runs[0], runs[1], page)
+
+
+def claim(out: Path) -> None:
+    """Mark ``out`` as the demo's, so that nothing else is ever replaced.
+
+    Raises:
+        UsageError: ``out`` is a file, or a folder with other things in it.
+    """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is a file; name a folder")
+    marker = out / MARKER
+    if out.is_dir() and any(out.iterdir()) and not marker.is_file():
+        raise UsageError(f"--out {out} holds something else; name a new folder")
+    out.mkdir(parents=True, exist_ok=True)
+    marker.touch()
 
 
 def demo_recipes(store: TokenStore, out: Path, quick: bool = False, seed: int = 0) -> list[Recipe]:
@@ -164,16 +182,22 @@ def train_all(recipes: Sequence[tuple[str, Recipe]], say: Say, quiet: bool) -> N
             relay = _Relay(child.stderr, recipe.out.name)
             relay.start()
             children.append((name, child, relay))
-        for name, child, relay in children:
-            code = child.wait()
-            relay.join()
-            if code:
-                reason = relay.last.removeprefix("patchtrain: error: ")
-                raise PatchtrainError(f"training {name} failed: {reason}")
+        waiting = list(children)
+        while waiting:
+            time.sleep(0.1)
+            for entry in [entry for entry in waiting if entry[1].poll() is not None]:
+                waiting.remove(entry)
+                name, child, relay = entry
+                relay.join()
+                if child.returncode:
+                    reason = relay.last.removeprefix("patchtrain: error: ")
+                    raise PatchtrainError(f"training {name} failed: {reason}")
     finally:
         for _, child, _ in children:
             if child.poll() is None:
                 child.terminate()
+        for _, child, _ in children:
+            child.wait()
 
 
 class _Relay(threading.Thread):

@@ -145,6 +145,17 @@ def stream_loss(
     return _loss(model, _equal_batches(spans, size), progress)
 
 
+def rows_loss(
+    model: torch.nn.Module, rows: np.ndarray, batch_size: int | None = None
+) -> tuple[float, int]:
+    """Next-token loss of separate spans of equal length, ``(rows, length)`` token ids.
+
+    Each span is scored from its second token. Returns ``(nats, targets)``; see ``stream_loss``.
+    """
+    size = _batch_size(model, rows.shape[1] - 1, batch_size)
+    return _loss(model, _equal_batches(((row, 1) for row in rows), size), None)
+
+
 def documents_loss(
     model: torch.nn.Module,
     documents: Iterable[np.ndarray | Sequence[int]],

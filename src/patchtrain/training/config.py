@@ -10,19 +10,29 @@ from transformers import TrainingArguments
 from patchtrain.errors import UsageError
 from patchtrain.plan import PlanSpec
 
-# Set by the plan, so a recipe must not set them a second time.
+# What a recipe must not set, and where to look instead.
 DERIVED = {
-    "output_dir": "the run folder is",
-    "max_steps": "plan.steps is",
-    "num_train_epochs": "plan.epochs is",
-    "gradient_accumulation_steps": "it follows from plan.tokens_per_step and is",
-    "lr_scheduler_type": "plan.schedule is",
-    "lr_scheduler_kwargs": "plan.schedule is",
-    "warmup_steps": "plan.warmup_steps is",
-    "ignore_data_skip": "the data is always sought, never replayed: it is",
-    "deepspeed": "DeepSpeed is not supported: FSDP through accelerate is",
-    "auto_find_batch_size": "per_device_train_batch_size is",
-    "train_sampling_strategy": "the order of the data is a function of the seed, which is",
+    "output_dir": "set out",
+    "max_steps": "set plan.steps",
+    "num_train_epochs": "set plan.epochs",
+    "gradient_accumulation_steps": "it follows from plan.tokens_per_step",
+    "lr_scheduler_type": "set plan.schedule",
+    "lr_scheduler_kwargs": "set plan.schedule",
+    "warmup_steps": "set plan.warmup_steps",
+    "seed": "set seed at the top level",
+    "run_name": "the run is named after its folder",
+    "ignore_data_skip": "the data is always sought, never replayed",
+    "train_sampling_strategy": "the order of the data is a function of the seed",
+    "resume_from_checkpoint": "call PatchTrainer.train(resume_from_checkpoint=...) from Python",
+}
+# What Trainer offers and a patch-level stage cannot honour, and why.
+UNSUPPORTED = {
+    "fp16": "the loss takes its gradients before fp16's loss scaling; use bf16",
+    "deepspeed": "use FSDP through accelerate",
+    "label_smoothing_factor": "the K-target loss has no smoothing",
+    "use_liger_kernel": "it replaces the forward that patch level replaces",
+    "auto_find_batch_size": "device passes must be equal in all stages; set "
+    "per_device_train_batch_size",
 }
 
 
@@ -63,6 +73,9 @@ class PatchConfig(TrainingArguments):
     save_total_limit: int | None = 2
 
     def __post_init__(self) -> None:
+        for name, reason in UNSUPPORTED.items():
+            if getattr(self, name):
+                raise UsageError(f"{name} is not supported: {reason}")
         super().__post_init__()
         if self.eval_tokens is not None and self.eval_tokens < 2:
             raise UsageError(f"eval_tokens must be at least 2, not {self.eval_tokens}")
@@ -88,4 +101,9 @@ class PatchConfig(TrainingArguments):
                 values["epochs"] = self.num_train_epochs
         if self.warmup_steps >= 1:
             values.setdefault("warmup_steps", int(self.warmup_steps))
+        elif self.warmup_steps > 0 and "warmup_steps" not in values:
+            raise UsageError(
+                f"warmup_steps={self.warmup_steps} as a share of the run does not say of which "
+                f"stage; give a number of steps, or plan.warmup_steps"
+            )
         return PlanSpec.from_dict(values)

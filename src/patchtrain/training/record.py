@@ -27,12 +27,15 @@ class RunRecord:
         self.folder = RunFolder(Path(folder))
         self._started = time.perf_counter()
         self._paused = 0.0
+        self._info: dict[str, Any] = {}
         self._before = 0.0  # seconds of training before a resume
 
     def start(self, info: dict[str, Any], step: int = 0) -> None:
         """Begin the record, or with ``step`` > 0 go on with the one up to that step."""
         self.folder.path.mkdir(parents=True, exist_ok=True)
         kept = [row for row in self.folder.metrics() if row["step"] <= step] if step else []
+        # A switch is written at the first step of its stage, which is still to come.
+        kept = [row for row in kept if row["event"] != "switch" or row["step"] < step]
         self._before = max((row["seconds"] for row in kept), default=0.0)
         text = "".join(json.dumps(row) + "\n" for row in kept)
         self.folder.metrics_file.write_text(text, encoding="utf-8")
@@ -54,6 +57,12 @@ class RunRecord:
         """Append one line to ``metrics.jsonl``."""
         with self.folder.metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+
+    def stop(self, error: BaseException) -> None:
+        """Say in ``run.json``, if there is one, that the run did not get to its end."""
+        if self._info:
+            interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
+            self.update(status="interrupted" if interrupted else "failed", finished=now())
 
     def update(self, **values: Any) -> None:
         """Change entries of ``run.json``."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def prepare_run(recipe: Recipe, quiet: bool = False) -> Prepared:
             seed=recipe.seed,
             **{"disable_tqdm": quiet, **recipe.training},
         )
-        with _no_new_folders(recipe.out):
+        with _no_new_folders(recipe.out) if is_first_process() else nullcontext():
             trainer = PatchTrainer(model, args, store, processing_class=tokenizer)
     except UsageError:
         raise
@@ -107,38 +108,91 @@ def check_out(out: Path, overwrite: bool) -> None:
             f"the run folder {out} exists; choose another with out=FOLDER, "
             f"or replace it with --overwrite"
         )
-    if not (out / "run.json").is_file():
+    if not (out / "recipe.yaml").is_file():
         raise UsageError(f"{out} is not a run folder, so --overwrite does not touch it")
 
 
 def run_recipe(recipe: Recipe, overwrite: bool = False, quiet: bool = False) -> RunFolder:
     """Train a recipe and write its whole run folder; returns it.
 
-    On several processes (torchrun) every process calls this; the first one writes.
+    A run that is to be replaced (``overwrite``) is moved aside and deleted only when the new one is
+    whole. On several processes (torchrun) every process calls this; the first one writes.
     """
     check_out(recipe.out, overwrite)
     transformers.utils.logging.disable_progress_bar()  # its bars of a second each, between ours
     prepared = prepare_run(recipe, quiet)
     trainer, folder = prepared.trainer, RunFolder(recipe.out)
-    first = trainer.is_world_process_zero()
-    if first:
-        if recipe.out.exists():
-            shutil.rmtree(recipe.out)
-        recipe.out.mkdir(parents=True)
+    if not trainer.is_world_process_zero():
+        trainer.accelerator.wait_for_everyone()
+        trainer.train()
+        trainer.export(folder.model)
+        trainer.accelerator.wait_for_everyone()
+        return folder
+    record = trainer.record
+    assert record is not None
+    with _replaced(recipe.out, overwrite) as kept:
         write_text(folder.recipe_file, recipe.to_yaml())
-    trainer.accelerator.wait_for_everyone()
-    trainer.train()
-    trainer.export(folder.model)
-    if first:
-        _conclude(prepared, folder)
+        trainer.begin_record()
+        try:
+            if not quiet:
+                print(announce(prepared), file=sys.stderr, flush=True)
+            trainer.accelerator.wait_for_everyone()
+            trainer.train()
+            record.update(status="running")  # not finished before the model is written
+            trainer.export(folder.model)
+            _conclude(prepared, folder)
+            record.update(status="finished")
+            write_page([folder], folder.report_file)
+        except BaseException as error:
+            with suppress(OSError):  # the disk may be what failed
+                record.stop(error)
+            if kept is not None:
+                print(f"the run it was to replace is kept in {kept}", file=sys.stderr)
+            raise
     trainer.accelerator.wait_for_everyone()
     return folder
+
+
+@contextmanager
+def _replaced(out: Path, overwrite: bool) -> Iterator[Path | None]:
+    """An empty folder at ``out``; the run that stood there waits aside until the block succeeds.
+
+    Yields where it waits, or None. If the block fails both stay. A run already waiting, from an
+    earlier failure, is the better one to keep.
+    """
+    kept = out.resolve().with_name(f"{out.resolve().name}.replaced")
+    if out.exists() and any(out.iterdir()):
+        if not overwrite:
+            raise UsageError(f"the run folder {out} was made by another run meanwhile")
+        if kept.exists():
+            shutil.rmtree(out.resolve())
+        else:
+            out.resolve().rename(kept)
+    out.resolve().mkdir(parents=True, exist_ok=True)
+    yield kept if kept.exists() else None
+    shutil.rmtree(kept, ignore_errors=True)
+
+
+def announce(prepared: Prepared) -> str:
+    """One line on what begins: the model, the stages, and how the patch loss is computed."""
+    trainer = prepared.trainer
+    stages = ", then ".join(
+        f"{stage.name} for {stage.steps:,} steps" for stage in trainer.plan.stages
+    )
+    loss = "" if trainer.probe.fused else f"; patch loss from full logits: {trainer.probe.reason}"
+    return (
+        f"{type(trainer.model).__name__} of {trainer.size.parameters:,} parameters: "
+        f"{stages} on {trainer.plan.total_tokens:,} tokens{loss}"
+    )
 
 
 def _conclude(prepared: Prepared, folder: RunFolder) -> None:
     """What comes after training, on the exported model: the loss on all of validation, samples."""
     recipe, store, trainer = prepared.recipe, prepared.store, prepared.trainer
-    # What is measured is what was written, not what is in memory.
+    # What is measured is what was written, not what is in memory; which makes room for it first.
+    trainer.optimizer = None
+    trainer.model.zero_grad(set_to_none=True)
+    trainer.accelerator.free_memory()
     model = AutoModelForCausalLM.from_pretrained(folder.model).to(trainer.args.device)
     result = None
     if len(store.validation.tokens) > 1:
@@ -153,7 +207,6 @@ def _conclude(prepared: Prepared, folder: RunFolder) -> None:
         write_text(folder.samples_file, json.dumps(samples, indent=2, ensure_ascii=False) + "\n")
     assert trainer.record is not None
     trainer.record.update(result=result, store=describe_store(store))
-    write_page([folder], folder.report_file)
 
 
 def describe_store(store: TokenStore) -> dict[str, Any]:

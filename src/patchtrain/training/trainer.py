@@ -10,6 +10,7 @@ logging, callbacks, DDP, FSDP, compilation and mixed precision are left as they 
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -27,7 +28,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback, Tra
 from patchtrain.cost import model_size
 from patchtrain.data.batches import PlanBatches, spread, token_array
 from patchtrain.errors import PatchtrainError, UsageError
-from patchtrain.evaluation.perplexity import stream_loss
+from patchtrain.evaluation.perplexity import evaluating, rows_loss
 from patchtrain.files import whole_folder
 from patchtrain.modeling import PatchLevel, patch_level, probe
 from patchtrain.plan import Plan, Stage
@@ -63,6 +64,7 @@ class PatchTrainer(Trainer):
     ) -> None:
         if train_dataset is None:
             raise UsageError("PatchTrainer needs a train_dataset")
+        args = copy.copy(args)  # the plan decides some of them: the caller's stay as they were
         bytes_per_token = None
         if hasattr(train_dataset, "train") and hasattr(train_dataset, "load_tokenizer"):
             store, train_dataset = train_dataset, train_dataset.train
@@ -83,7 +85,8 @@ class PatchTrainer(Trainer):
                 f"context_length {self.plan.context_length} is beyond the model's "
                 f"max_position_embeddings of {longest}"
             )
-        self.batches = PlanBatches(tokens, self.plan, args.data_seed or args.seed)
+        data_seed = args.seed if args.data_seed is None else args.data_seed
+        self.batches = PlanBatches(tokens, self.plan, data_seed)
         self.bytes_per_token = bytes_per_token
         eval_tokens = None if eval_dataset is None else token_array(eval_dataset)
         if eval_tokens is not None and len(eval_tokens) < 2:
@@ -113,7 +116,9 @@ class PatchTrainer(Trainer):
         self._logged = (0, 0, 0.0)  # tokens, positions and seconds at the last log
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
-        self.add_callback(StageProgress(self.plan, quiet=args.disable_tqdm))
+        self._progress = StageProgress(self.plan, quiet=args.disable_tqdm)
+        self.add_callback(self._progress)
+        self.add_callback(_Begin(self))
         self.add_callback(_StageEnds(self.plan))
 
     # ---- one run through all stages
@@ -123,15 +128,13 @@ class PatchTrainer(Trainer):
         try:
             output = super().train(*args, **kwargs)
         except BaseException as error:
-            if self.record is not None and self._stage is not None:
-                stopped = isinstance(error, KeyboardInterrupt)
+            if self.record is not None:
                 with contextlib.suppress(OSError):  # the disk may be what failed
-                    self.record.update(
-                        status="interrupted" if stopped else "failed", finished=now()
-                    )
+                    self.record.stop(error)
             raise
         finally:
             self._leave_stage()
+            self._progress.stop()
         if self.record is not None:
             self.record.update(
                 status="finished",
@@ -176,39 +179,31 @@ class PatchTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Tensor:
         """All device passes of one optimizer step; returns the step's mean loss of this process."""
-        stage = self._enter_stage(self.plan.stage_at(self.state.global_step))
+        self._enter_stage(self.plan.stage_at(self.state.global_step))
         model.train()
         if callable(getattr(self.optimizer, "train", None)):
             self.optimizer.train()
         rows = self._prepare_inputs(dict(inputs))["input_ids"]
         passes = rows.split(self.plan.pass_sequences)
-        # DDP and FSDP average gradients over processes, and each has the same number of targets:
-        # dividing by this process's count is dividing the global sum by the global count.
-        targets = torch.tensor(stage.targets_per_step / self.plan.processes, device=rows.device)
         step_loss = torch.zeros((), device=rows.device)
         for number, ids in enumerate(passes, 1):
             last = number == len(passes)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
                 with self.accelerator.autocast():
-                    loss = self._sum_over(model, ids, targets)
+                    # Every pass of a step, on every process, has the same number of targets and
+                    # none is ignored. So the mean over passes, which DDP and FSDP average over
+                    # processes, is the sum over all targets divided once by their number.
+                    loss = model(input_ids=ids, labels=ids).loss / len(passes)
                 self.accelerator.backward(loss)
             step_loss += loss.detach()
         return step_loss
 
-    def _sum_over(self, model: nn.Module, ids: Tensor, targets: Tensor) -> Tensor:
-        """The loss of one pass, summed over its targets and divided by those of the step."""
-        if self._handle is not None or self.model_accepts_loss_kwargs:
-            return model(input_ids=ids, labels=ids, num_items_in_batch=targets).loss
-        share = ids.shape[0] * (ids.shape[1] - 1) / targets
-        return model(input_ids=ids, labels=ids).loss * share
-
     # ---- stages
 
-    def _enter_stage(self, stage: Stage) -> Stage:
+    def _enter_stage(self, stage: Stage) -> None:
         """Put the model at the stage's patch size; at its first step, do what the switch does."""
         if self._stage is stage:
-            return stage
-        entered = self._stage
+            return
         self._leave_stage()
         plain = self.accelerator.unwrap_model(self.model_wrapped, keep_torch_compile=False)
         if stage.patch_size > 1:
@@ -216,21 +211,23 @@ class PatchTrainer(Trainer):
                 plain, stage.patch_size, stage.slot_weights, checked=self.probe
             )
         self._stage = stage
-        if entered is None and self.record is not None:
-            self.record.start(self._describe(), self.state.global_step)
-            self._logged = (*self._counted(), self.record.seconds)
         if stage.index > 0 and self.state.global_step == stage.first_step:
             if self.plan.spec.optimizer_at_switch == "reset":
                 self.optimizer.state.clear()
             if self.args.torch_compile:
                 torch.compiler.reset()  # compiled code has the other stage's forward inlined
             self._write("switch", {})
-        return stage
 
     def _leave_stage(self) -> None:
         if self._handle is not None:
             self._handle.remove()
         self._handle = self._stage = None
+
+    def begin_record(self) -> None:
+        """Start the run's record, or on resuming go on with the one that is there."""
+        if self.record is not None:
+            self.record.start(self._describe(), self.state.global_step)
+            self._logged = (*self._counted(), self.record.seconds)
 
     def _describe(self) -> dict[str, Any]:
         return {
@@ -306,26 +303,36 @@ class PatchTrainer(Trainer):
 
     # ---- evaluation and result
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: Any = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
         """Token-level loss on validation text, and at patch level the patch loss too.
 
-        Processes score equal parts of ``args.eval_tokens`` tokens, blocks spread evenly over the
-        validation text, in windows of the context length. ``eval_loss`` is in nats per token and
-        comparable across stages.
+        The loss is over windows of the context length, spread evenly over the text, of about
+        ``args.eval_tokens`` tokens; the processes share them. It is in nats per token and the same
+        for the same weights in every stage and plan.
         """
-        if self.eval_tokens is None:
+        tokens = self.eval_tokens if eval_dataset is None else token_array(eval_dataset)
+        if tokens is None or len(tokens) < 2:
             raise UsageError("there is no validation text to evaluate on")
         begin = time.perf_counter()
-        part = self._eval_part()
         with self._at_token_level():
-            nats, targets = stream_loss(self.model, part, self.plan.context_length)
-        metrics = {"eval_loss": self._global_mean(nats, targets)}
-        if self.bytes_per_token:
-            metrics["eval_bits_per_byte"] = (
-                metrics["eval_loss"] / math.log(2) / self.bytes_per_token
-            )
-        if self._handle is not None:
-            metrics["eval_patch_loss"] = self._patch_loss(part)
+            # A window's last token is only predicted, its first only read.
+            rows = self._share(spread(tokens, self._eval_wanted(), self.plan.context_length + 1))
+            loss = self._global_mean(*rows_loss(self.model, rows))
+        metrics = {"loss": loss}
+        if self.bytes_per_token and eval_dataset is None:
+            metrics["bits_per_byte"] = loss / math.log(2) / self.bytes_per_token
+        if self._handle is not None and self._stage is not None:
+            length = self._stage.sequence_tokens
+            if len(tokens) >= length:
+                metrics["patch_loss"] = self._patch_loss(
+                    self._share(spread(tokens, self._eval_wanted(), length))
+                )
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         if self.record is not None:
             self.record.pause(time.perf_counter() - begin)
         self.log(dict(metrics))
@@ -337,34 +344,27 @@ class PatchTrainer(Trainer):
         )
         return metrics
 
-    def _eval_part(self) -> np.ndarray:
-        """This process's share of the evaluation tokens: blocks spread evenly over all of them."""
-        assert self.eval_tokens is not None
+    def _eval_wanted(self) -> int:
         # 1 % of the positions at every 5 % of the steps: some 7 % on top of the training time.
         derived = min(max(self.plan.total_positions // 100, 8_192), 131_072)
-        wanted = self.args.eval_tokens or derived
-        # The beginning alone would be the first few documents.
-        blocks = spread(self.eval_tokens, wanted, self.plan.block_tokens)
-        share = len(blocks) // self.plan.processes
-        if share:  # equal shares, as a sharded model needs every process in every pass
-            blocks = blocks[self.args.process_index * share :][:share]
-        return blocks.ravel()
+        return self.args.eval_tokens or derived
+
+    def _share(self, rows: np.ndarray) -> np.ndarray:
+        """This process's part of ``rows``: equal parts, so that sharded models stay in step."""
+        share = len(rows) // self.plan.processes
+        return rows[self.args.process_index * share :][:share] if share else rows
 
     @torch.no_grad()
-    def _patch_loss(self, tokens: np.ndarray) -> float:
-        """The stage's own loss on whole sequences of ``tokens``; NaN if there is not one."""
-        assert self._stage is not None
-        length = self._stage.sequence_tokens
-        rows = len(tokens) // length
-        ids = torch.from_numpy(tokens[: rows * length].astype(np.int64)).view(rows, length)
+    def _patch_loss(self, rows: np.ndarray) -> float:
+        """The stage's own loss on whole sequences, ``(n, K * T)`` token ids."""
+        ids = torch.from_numpy(rows.astype(np.int64))
         total = 0.0
-        self.model.eval()
-        for part in ids.split(self.plan.pass_sequences):
-            part = part.to(self.args.device)
-            with self.accelerator.autocast():
-                total += float(self.model(input_ids=part, labels=part).loss) * len(part)
-        self.model.train()
-        return self._global_mean(total, rows)
+        with evaluating(self.model):
+            for part in ids.split(self.plan.pass_sequences):
+                part = part.to(self.args.device)
+                with self.accelerator.autocast():
+                    total += float(self.model(input_ids=part, labels=part).loss) * len(part)
+        return self._global_mean(total, len(rows))
 
     def _global_mean(self, total: float, count: int) -> float:
         pair = torch.tensor([total, count], dtype=torch.float64).to(
@@ -387,9 +387,12 @@ class PatchTrainer(Trainer):
         Nothing of patches is in it. Called on all processes (a sharded model is gathered).
         """
         path = Path(path)
-        state = self.accelerator.get_state_dict(self.model_wrapped)
+        plain = self.accelerator.unwrap_model(self.model_wrapped, keep_torch_compile=False)
+        # Gathered only where it is sharded: a compiled model's state dict has names of its own.
+        state = None
+        if self.is_fsdp_enabled:
+            state = self.accelerator.get_state_dict(self.model_wrapped)
         if self.is_world_process_zero():
-            plain = self.accelerator.unwrap_model(self.model_wrapped, keep_torch_compile=False)
             plain.config.use_cache = True  # off while training; a reader wants fast generation
             with whole_folder(path, replace=True) as folder:
                 plain.save_pretrained(folder, state_dict=state)
@@ -424,6 +427,16 @@ class _FromCurrentStep(Sampler):
 
     def __iter__(self) -> Iterator[int]:
         return iter(range(self.trainer.state.global_step, len(self)))
+
+
+class _Begin(TrainerCallback):
+    """Starts the record once the step to begin at is known, before anything is logged."""
+
+    def __init__(self, trainer: PatchTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.begin_record()
 
 
 class _StageEnds(TrainerCallback):
