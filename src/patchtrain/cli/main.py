@@ -8,9 +8,9 @@ import importlib
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
-from contextlib import suppress
 from types import FrameType
 
 from patchtrain import __version__
@@ -69,8 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     # A scheduler's SIGTERM ends a command as Ctrl-C does: what is half done is cleaned up.
-    with suppress(ValueError):  # not the main thread, as in some tests
-        signal.signal(signal.SIGTERM, _terminate)
+    main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, _terminate) if main_thread else None
     try:
         return int(args.run(args) or 0)
     except _Terminated:
@@ -88,6 +88,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _fail(full, 1, args.debug)
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         return _fail(f"{reason} (--debug shows where)", 1, args.debug)
+    finally:
+        if main_thread:
+            signal.signal(signal.SIGTERM, before)
 
 
 class _Terminated(SystemExit):
