@@ -192,6 +192,22 @@ def test_a_store_too_small_is_refused_unless_epochs_are_asked_for() -> None:
         resolve(store_tokens=20, steps=10)
 
 
+def test_leaving_too_little_for_the_token_level_is_allowed_with_a_warning() -> None:
+    (warning,) = resolve(steps=100, patch_fraction=1.0).warnings()
+    assert "ends at patch level" in warning
+    (warning,) = resolve(steps=100, patch_fraction=0.95).warnings()
+    assert "only 5% of the tokens" in warning
+    assert not resolve(steps=100, patch_fraction=2 / 3).warnings()
+    assert not resolve(steps=100, patch_fraction=0).warnings()
+
+
+def test_a_step_that_does_not_fit_is_said_once() -> None:
+    with pytest.raises(UsageError) as caught:
+        resolve(steps=100, tokens_per_step=2000, stages=[[4, 0.5], [2, 0.3], [1, 0.2]])
+    assert str(caught.value).count("not a multiple") == 1
+    assert "multiple of 64 (context_length 16 x patch size 4)" in str(caught.value)
+
+
 def test_processes_that_cannot_share_a_step_are_refused() -> None:
     with pytest.raises(UsageError, match="3 processes"):
         resolve(steps=30, processes=3)

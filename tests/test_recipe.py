@@ -183,6 +183,29 @@ def test_going_on_from_a_checkpoint(tmp_path: Path) -> None:
         build_model(recipe, 51, SPECIAL)
 
 
+def test_a_checkpoint_with_another_tokenizer_is_refused(tmp_path: Path) -> None:
+    from patchtrain.data import tokenizer as tokenizers
+
+    own = tokenizers.train("byte", ["some text"])
+    build_model(config(), 300, SPECIAL).save_pretrained(tmp_path / "model")
+    own.save_pretrained(tmp_path / "model")
+    section = {"pretrained": str(tmp_path / "model")}
+    recipe = Recipe.check({**GOOD, "model": section})
+    assert build_model(recipe, 257, SPECIAL, own.get_vocab())
+    other = {token: 256 - number for token, number in own.get_vocab().items()}
+    with pytest.raises(UsageError, match=r"another tokenizer .* prepare the text with --tokenizer"):
+        build_model(recipe, 257, SPECIAL, other)
+    meant = Recipe.check({**GOOD, "model": {**section, "new_tokenizer": True}})
+    assert build_model(meant, 257, SPECIAL, other)
+
+
+def test_the_resolved_recipe_has_the_presets_values_and_reads_back() -> None:
+    recipe = config().resolved()
+    assert recipe.plan["schedule"] == "cosine"
+    assert recipe.plan["patch_size"] == 4
+    assert Recipe.check(yaml.safe_load(recipe.to_yaml())).resolved() == recipe
+
+
 def test_a_checkpoint_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     recipe = Recipe.check({**GOOD, "model": {"pretrained": str(tmp_path / "nothing")}})
     with pytest.raises(UsageError, match=r"model\.pretrained") as caught:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from patchtrain.errors import UsageError, nearest
@@ -96,6 +96,12 @@ class PlanSpec:
         if problems:
             raise UsageError("plan: " + "; ".join(problems))
         return cls(**values)
+
+    def filled(self) -> PlanSpec:
+        """The spec with what its preset decides filled in."""
+        preset = PRESETS.get(self.preset, PRESETS["paper"])
+        unset = {key: value for key, value in preset.items() if getattr(self, key) is None}
+        return replace(self, **unset)
 
     def resolve(
         self,
@@ -242,6 +248,21 @@ class Plan:
             left = max(total - step, 0)
             return 1.0 if left >= decay else low + (1 - low) * left / decay
         return 1.0
+
+    def warnings(self) -> list[str]:
+        """What is allowed and known to end badly, in words for the user."""
+        tokens = sum(stage.tokens for stage in self.stages if stage.patch_size == 1)
+        if tokens == 0:
+            return [
+                "the plan ends at patch level: the model never learns to predict single tokens, "
+                "and its token-level loss will be bad"
+            ]
+        if tokens < 0.15 * self.total_tokens:
+            return [
+                f"only {tokens / self.total_tokens:.0%} of the tokens are left for the token "
+                f"level; where less than about a fifth was left, published runs lost"
+            ]
+        return []
 
     def to_dict(self) -> dict[str, Any]:
         """What ``run.json`` records; plain JSON types."""

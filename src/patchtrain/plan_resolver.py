@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
 from patchtrain.errors import UsageError, nearest
-from patchtrain.plan import CHOICES, PRESETS, Plan, PlanSpec, Stage, slot_weights, warmup_steps
+from patchtrain.plan import CHOICES, Plan, PlanSpec, Stage, slot_weights, warmup_steps
 
 
 class Resolver:
@@ -21,9 +20,7 @@ class Resolver:
     def __init__(
         self, spec: PlanSpec, store_tokens: int | None, device_sequences: int, processes: int
     ) -> None:
-        preset = PRESETS.get(spec.preset, PRESETS["paper"])
-        unset = {key: value for key, value in preset.items() if getattr(spec, key) is None}
-        self.spec = replace(spec, **unset)
+        self.spec = spec.filled()
         self.store_tokens = store_tokens
         self.device_sequences = device_sequences
         self.processes = processes
@@ -35,7 +32,7 @@ class Resolver:
         shares = self._shares()
         self._stop_if_problems()
         self.block = math.lcm(*(patch_size for patch_size, _ in shares)) * self.spec.context_length
-        sequences = [self._sequences_per_step(patch_size) for patch_size, _ in shares]
+        sequences = self._sequences_per_step([patch_size for patch_size, _ in shares])
         self._stop_if_problems()
         steps = self._steps(shares, sequences)
         self._stop_if_problems()
@@ -137,20 +134,27 @@ class Resolver:
             return patch_size, float(share)
         return None
 
-    def _sequences_per_step(self, patch_size: int) -> int:
+    def _sequences_per_step(self, patch_sizes: list[int]) -> list[int]:
+        """Sequences of one step in each stage, over all processes."""
         spec = self.spec
-        sequence = spec.context_length * (patch_size if spec.hold == "tokens" else 1)
-        unit = sequence * self.processes
+        held = spec.hold == "tokens"
+        # With tokens held, a patch-level step has K times fewer sequences: K must divide too.
+        widest = math.lcm(*patch_sizes) if held else 1
+        unit = widest * spec.context_length * self.processes
         if spec.tokens_per_step % unit:
-            what = f"{self.processes} processes times " if self.processes > 1 else ""
+            parts = [f"context_length {spec.context_length}"]
+            parts += [f"patch size {widest}"] * (widest > 1)
+            parts += [f"{self.processes} processes"] * (self.processes > 1)
             low = spec.tokens_per_step // unit * unit
             near = f"{low} or {low + unit}" if low else f"{unit}"
             self.problems.append(
-                f"tokens_per_step {spec.tokens_per_step} is not a multiple of {unit} ({what}"
-                f"{sequence // spec.context_length} x context_length {spec.context_length}, "
-                f"patch size {patch_size}); the nearest that fits is {near}"
+                f"tokens_per_step {spec.tokens_per_step} is not a multiple of {unit} "
+                f"({' x '.join(parts)}); the nearest that fits is {near}"
             )
-        return spec.tokens_per_step // sequence
+        return [
+            spec.tokens_per_step // (spec.context_length * (patch_size if held else 1))
+            for patch_size in patch_sizes
+        ]
 
     def _steps(self, shares: list[tuple[int, float]], sequences: list[int]) -> list[int]:
         """Whole steps a stage; the last stage takes what rounding leaves."""

@@ -2,7 +2,7 @@
 
 ::
 
-    store: stores/textbooks          # made by `patchtrain prepare`
+    store: stores/text               # made by `patchtrain prepare`
     model:
       config: {model_type: llama, hidden_size: 256, ...}    # from scratch: any transformers config
       # pretrained: path-or-name                            # or go on from a checkpoint
@@ -10,7 +10,7 @@
     training: {learning_rate: 3e-4, ...}                    # transformers.TrainingArguments
     samples: ["Once upon a time"]    # prompts the final model completes for the page
     seed: 0
-    out: runs/textbooks              # the run folder; default runs/<name of the file>
+    out: runs/small                  # the run folder; default runs/<name of the file>
 
 ``key=value`` pairs on the command line replace single entries (``plan.patch_size=2``). Every wrong
 key or value is named, all at once, with the nearest right key.
@@ -21,7 +21,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
@@ -33,7 +33,10 @@ from patchtrain.plan import PlanSpec
 
 
 class ModelSection(BaseModel):
-    """Exactly one of ``config`` (from scratch) and ``pretrained`` (go on from a checkpoint)."""
+    """Exactly one of ``config`` (from scratch) and ``pretrained`` (go on from a checkpoint).
+
+    ``new_tokenizer``: the store's tokenizer is not the checkpoint's, and that is meant.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -41,6 +44,7 @@ class ModelSection(BaseModel):
     pretrained: str | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     trust_remote_code: bool = False
+    new_tokenizer: bool = False
 
 
 class Recipe(BaseModel):
@@ -115,17 +119,29 @@ class Recipe(BaseModel):
             raise UsageError(f"{where}: " + "; ".join(problems))
         return recipe
 
+    def resolved(self) -> Recipe:
+        """The recipe with everything filled in that its plan leaves to defaults and preset."""
+        plan = asdict(PlanSpec.from_dict(self.plan).filled())
+        values = {key: value for key, value in plan.items() if value is not None}
+        return self.model_copy(update={"plan": values})
+
     def to_yaml(self) -> str:
-        """The recipe as resolved; ``load`` reads it back."""
+        """The recipe as YAML; ``load`` reads it back."""
         values = self.model_dump(mode="json", exclude_none=True)
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
-def build_model(recipe: Recipe, vocab_size: int, special_tokens: Mapping[str, int | None]) -> Any:
+def build_model(
+    recipe: Recipe,
+    vocab_size: int,
+    special_tokens: Mapping[str, int | None],
+    vocabulary: Mapping[str, int] | None = None,
+) -> Any:
     """The model of a recipe, on the CPU, in the recipe's dtype.
 
     ``special_tokens`` (``bos_token_id`` and the like) and the vocabulary come from the store's
-    tokenizer. Weights are read from safetensors only.
+    tokenizer, as does ``vocabulary`` (token to id), which a checkpoint's own tokenizer must share.
+    Weights are read from safetensors only.
 
     Raises:
         UsageError: an unknown model type or key, a checkpoint that cannot be read, or a vocabulary
@@ -137,6 +153,9 @@ def build_model(recipe: Recipe, vocab_size: int, special_tokens: Mapping[str, in
     section = recipe.model
     dtype = getattr(torch, section.dtype)
     if section.pretrained is not None:
+        _check_place(section.pretrained)
+        if vocabulary is not None and not section.new_tokenizer:
+            _check_tokenizer(section.pretrained, vocabulary)
         try:
             model = AutoModelForCausalLM.from_pretrained(
                 section.pretrained,
@@ -162,6 +181,39 @@ def build_model(recipe: Recipe, vocab_size: int, special_tokens: Mapping[str, in
             f"{rows:,}; use the tokenizer the model was made with, or leave vocab_size out"
         )
     return model
+
+
+def _check_place(name: str) -> None:
+    """Refuse at once what cannot be had, where the libraries would try for half a minute."""
+    from patchtrain.data import hub
+
+    if Path(name).is_dir():
+        return
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UsageError(f"model.pretrained: no folder {name}")
+    if not hub.offline() and not hub.reachable():
+        raise UsageError(
+            f"model.pretrained: no folder {name}, and the Hugging Face hub cannot be reached"
+        )
+
+
+def _check_tokenizer(name: str, vocabulary: Mapping[str, int]) -> None:
+    """Refuse a checkpoint whose own tokenizer gives other ids than the store's."""
+    from transformers import AutoTokenizer
+
+    from patchtrain.data import hub
+
+    try:
+        with hub.quiet():
+            own = AutoTokenizer.from_pretrained(name).get_vocab()
+    except Exception:  # a checkpoint without a tokenizer, or one that needs code of its own
+        return
+    if own != dict(vocabulary):
+        raise UsageError(
+            f"the store was made with another tokenizer than the checkpoint {name}, so its ids "
+            f"mean something else; prepare the text with --tokenizer {name}, or, if the "
+            f"embeddings are to be learned anew, set model.new_tokenizer=true"
+        )
 
 
 def _build_config(recipe: Recipe, vocab_size: int, special_tokens: Mapping[str, int | None]) -> Any:

@@ -69,10 +69,10 @@ def test_validation_split_is_one_stream(
         for text in DOCUMENTS
         for token in [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
     ]
-    # The context of training and half of it, not the model's own limit.
-    assert (result["context_length"], result["stride"]) == (CONTEXT // 2, CONTEXT // 4)
+    # The context of training, not the model's own limit, and a stride of as much.
+    assert (result["context_length"], result["stride"]) == (CONTEXT // 2, CONTEXT // 2)
     model = load_model(run).model
-    nats, targets = stream_loss(model, np.array(stream), CONTEXT // 2, CONTEXT // 4)
+    nats, targets = stream_loss(model, np.array(stream), CONTEXT // 2, CONTEXT // 2)
     size = sum(len(text.encode()) for text in DOCUMENTS)
     assert result["targets"] == targets == len(stream) - 1
     assert result["nats"] == pytest.approx(nats, rel=1e-6)

@@ -71,6 +71,7 @@ def full_disk(wrapped: bool) -> Exception:
         (PatchtrainError("it broke"), 1, "it broke"),
         (full_disk(False), 1, "the disk is full while writing model.bin"),
         (full_disk(True), 1, "the disk is full while writing model.bin"),
+        (PermissionError(13, "Permission denied", "/x"), 1, "/x: permission denied"),
         (ValueError("odd\nthing"), 1, "ValueError: odd thing (--debug shows where)"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],

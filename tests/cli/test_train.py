@@ -2,12 +2,16 @@
 
 import errno
 import json
+import os
+import platform
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from transformers import AutoModelForCausalLM, pipeline
@@ -74,7 +78,8 @@ def test_a_run_leaves_its_whole_folder(trained: RunFolder, store: Path) -> None:
     page = trained.report_file.read_text()
     assert "<b>cat</b>" not in page
     assert "&lt;b&gt;cat" in page
-    assert yaml.safe_load(trained.recipe_file.read_text())["plan"] == RECIPE["plan"]
+    plan = yaml.safe_load(trained.recipe_file.read_text())["plan"]
+    assert plan.items() >= {**RECIPE["plan"], "schedule": "wsd", "hold": "compute"}.items()
 
 
 def test_the_result_is_a_plain_hugging_face_model(trained: RunFolder) -> None:
@@ -90,7 +95,7 @@ def test_the_result_is_a_plain_hugging_face_model(trained: RunFolder) -> None:
 
 
 def test_eval_agrees_with_the_run(trained: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["eval", str(trained.path), "--stride", "16", "--json"]) == 0
+    assert main(["eval", str(trained.path), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["loss"] == pytest.approx(trained.info()["result"]["loss"], rel=1e-6)
 
@@ -161,6 +166,9 @@ def test_a_run_folder_that_exists_is_kept_unless_it_may_go(
         (["model.config.vocab_size=100"], "leave vocab_size out"),
         (["model.config.max_position_embeddings=8"], "beyond the model's max_position_embeddings"),
         (["training.learning_rte=1"], "did you mean 'learning_rate'"),
+        (["training.learning_rate=-1"], "learning_rate must be above 0"),
+        (["training.resume_from_checkpoint=x"], "call PatchTrainer.train"),
+        (["training.fp16=true"], "fp16 is not supported"),
         (["training.report_to=[nothing]"], "nothing"),
         (["model.pretrained=./nowhere", "model.config=null"], "./nowhere"),
     ],
@@ -176,6 +184,68 @@ def test_what_does_not_fit_is_one_line_and_leaves_nothing(
     refused(capsys, ["train", recipe, *overrides], 2, message)
     assert not (tmp_path / "run").exists()
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_damaged_tokens_are_refused_before_training(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(store, tmp_path / "store")
+    tokens = np.memmap(tmp_path / "store" / "train.tokens.bin", dtype=np.uint16, mode="r+")
+    tokens[:] = 60_000
+    tokens.flush()
+    recipe = str(write_recipe(tmp_path, tmp_path / "store"))
+    refused(capsys, ["train", recipe, "--quiet"], 1, "train.tokens.bin is damaged")
+    assert not (tmp_path / "run").exists()
+    # A store too large for its checksums to be checked at each start is caught at the first step.
+    monkeypatch.setattr("patchtrain.training.run._VERIFIED_BYTES", 0)
+    refused(capsys, ["train", recipe, "--quiet"], 1, "token id 60000 in step 0 is beyond")
+
+
+def test_a_run_that_is_being_written_is_not_replaced(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = str(write_recipe(tmp_path, store))
+    argv = ["train", recipe, "--quiet", "--overwrite", "plan.steps=5"]
+    assert main(argv) == 0
+    folder = RunFolder.open(tmp_path / "run")
+    process = {"host": platform.node(), "id": os.getppid()}
+    folder.write_info({**folder.info(), "status": "running", "process": process})
+    refused(capsys, argv, 2, f"process {os.getppid()} is still training")
+    folder.write_info({**folder.info(), "status": "failed"})
+    assert main(argv) == 0
+
+
+def test_a_plan_without_a_token_level_says_so(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = str(write_recipe(tmp_path, store))
+    assert main(["train", recipe, "plan.step_fraction=1", "plan.steps=5"]) == 0
+    assert "warning: the plan ends at patch level" in capsys.readouterr().err
+    argv = ["train", recipe, "plan.step_fraction=1", "--dry-run"]
+    assert main(argv) == 0
+    assert "the plan ends at patch level" in capsys.readouterr().out
+
+
+def test_bf16_recipes_are_tried_out_without_a_gpu(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training = {"bf16": True, "torch_compile": True}
+    recipe = str(write_recipe(tmp_path, store, training=training))
+    assert main(["train", recipe, "--dry-run"]) == 0
+    assert "about 0:0" in capsys.readouterr().out
+
+
+def test_a_full_disk_in_a_checkpoint_leaves_no_half_of_it(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def torch_save(*args: Any) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+
+    recipe = str(write_recipe(tmp_path, store))
+    monkeypatch.setattr("transformers.Trainer._save_optimizer_and_scheduler", torch_save)
+    refused(capsys, ["train", recipe, "--quiet"], 1, "the disk is full")
+    assert RunFolder.open(tmp_path / "run").info()["status"] == "failed"
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
 
 
 def test_a_rate_far_too_high_fails_with_advice(

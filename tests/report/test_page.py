@@ -68,7 +68,7 @@ def test_a_run_that_lost_is_said_to_be_worse(tmp_path: Path) -> None:
     assert (
         "both spent the same compute (equal compute, patch reading 2.00 times the tokens)" in said
     )
-    assert "patch did not reach the last validation loss of base" in said
+    assert "patch did not reach the loss base had at its last evaluation" in said
 
 
 def test_unequal_runs_are_not_called_equal(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -367,12 +366,3 @@ def test_what_does_not_fit_is_refused_before_training(
     with pytest.raises(UsageError, match=message):
         trainer(tmp_path / "run", **values)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny matrices: more threads only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)

@@ -62,8 +62,8 @@ def _print_result(result: DemoResult, quick: bool) -> None:
     infos = [run.info() for run in runs]
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     table = Table(box=box.SIMPLE_HEAD)
-    for name in ("run", "steps", "tokens read", "compute", "time", "validation loss", "perplexity",
-                 "bits per byte"):  # fmt: skip
+    for name in ("run", "steps", "tokens read", "compute", "time", "validation loss",
+                 "perplexity", "bits per byte"):  # fmt: skip
         table.add_column(name, justify="left" if name == "run" else "right")
     for info in infos:
         plan, loss = info["plan"], info["result"]
@@ -83,8 +83,9 @@ def _print_result(result: DemoResult, quick: bool) -> None:
     verdict = "below" if patch < token else "above"
     console.print(
         f"At equal compute, patches first ended {abs(token - patch):.4f} nats a token {verdict} "
-        f"token level only\n(lower is better; one seed, {infos[0]['seed']}; a model of "
-        f"{count(size['parameters'])} parameters)."
+        f"token level only\n(lower is better; one seed, {infos[0]['seed']}; both arms at rate "
+        f"{infos[0]['learning_rate']:g}, the best tried for each; "
+        f"a model of {count(size['parameters'])} parameters)."
     )
     if quick:
         console.print("A quick run is too short to compare the two; the full demo is not.")

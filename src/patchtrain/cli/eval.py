@@ -2,8 +2,8 @@
 
 RUN is a run folder, or with --text any plain Hugging Face model folder.
 
-  patchtrain eval runs/textbooks                        the validation split of the run's store
-  patchtrain eval runs/textbooks --text book.txt more.jsonl.zst
+  patchtrain eval runs/small                        the validation split of the run's store
+  patchtrain eval runs/small --text book.txt more.jsonl.zst
   patchtrain eval my-gpt2/ --text test.parquet --text-column content --stride 512
 
 A text longer than the context is read in windows that start --stride tokens apart; every token is
@@ -56,7 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="positions the model sees at most (default: as in training)",
     )
-    parser.add_argument("--stride", type=int, metavar="N", help="default: half the context length")
+    parser.add_argument(
+        "--stride",
+        type=int,
+        metavar="N",
+        help="new tokens a window (default: the context length; smaller: more context, more time)",
+    )
     parser.add_argument(
         "--batch-size", type=int, metavar="N", help="windows at a time (default: by memory)"
     )
@@ -126,11 +131,15 @@ def run(args: argparse.Namespace) -> int:
         "command": _command(),
         "versions": _versions(),
     }
-    written = _write(run_folder.eval_folder, name, result) if run_folder else None
     if args.json:
         print(json.dumps(result, indent=2, ensure_ascii=False))
     else:
-        _show(args.run_folder, loss, result, written)
+        _show(args.run_folder, loss, result)
+    if run_folder:
+        # Last, and shown first: a folder that cannot be written to does not cost the result.
+        written = _write(run_folder.eval_folder, name, result)
+        if not args.json:
+            print(f"  {'written to':14}{written}")
     return 0
 
 
@@ -143,7 +152,7 @@ def _name(args: argparse.Namespace) -> str:
     return str(name)
 
 
-def _show(run_folder: str, loss: Any, result: dict[str, Any], written: Path | None) -> None:
+def _show(run_folder: str, loss: Any, result: dict[str, Any]) -> None:
     words = f", {loss.word_perplexity:,.2f} per word" if loss.words else ""
     lines = [
         ("bits per byte", f"{loss.bits_per_byte:.4f}"),
@@ -153,8 +162,6 @@ def _show(run_folder: str, loss: Any, result: dict[str, Any], written: Path | No
         ("", f"{loss.targets:,} tokens, {loss.words:,} words, {loss.utf8_bytes:,} bytes"),
         ("window", f"context length {result['context_length']}, stride {result['stride']}"),
     ]
-    if written:
-        lines.append(("written to", str(written)))
     print(run_folder)
     for label, value in lines:
         print(f"  {label:14}{value}")

@@ -2,9 +2,9 @@
 
 The text appears as it is generated. RUN is a run folder, or any plain Hugging Face model folder.
 
-  patchtrain generate runs/textbooks "The cell is"
-  patchtrain generate runs/textbooks "The cell is" --samples 3 --temperature 0.7
-  echo "The cell is" | patchtrain generate runs/textbooks -
+  patchtrain generate runs/small "The cat"
+  patchtrain generate runs/small "The cat" --samples 3 --temperature 0.7
+  echo "The cat" | patchtrain generate runs/small -
 
 Prompt and completion share the context the model was trained with: a prompt too long for that is
 cut at its beginning. The same seed gives the same text."""

@@ -27,10 +27,10 @@ EPILOG = """\
 examples:
   patchtrain demo                                   see it work, about ten minutes, no download
   patchtrain prepare corpus/ --out store --train-tokenizer bpe --vocab-size 8192
-  patchtrain train recipes/textbooks.yaml --dry-run
-  patchtrain train recipes/textbooks.yaml plan.patch_size=2
-  patchtrain eval runs/textbooks
-  patchtrain generate runs/textbooks "The cell is"
+  patchtrain train recipes/small.yaml --dry-run
+  patchtrain train recipes/small.yaml plan.patch_size=2
+  patchtrain eval runs/small
+  patchtrain generate runs/small "The cat"
 
 `patchtrain COMMAND --help` explains each command."""
 
@@ -86,6 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if full := _disk_full(error):
             return _fail(full, 1, args.debug)
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            return _fail(f"{error.filename}: {error.strerror.lower()}", 1, args.debug)
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         return _fail(f"{reason} (--debug shows where)", 1, args.debug)
     finally:
@@ -105,7 +107,9 @@ def _disk_full(error: BaseException | None) -> str | None:
     """The message for a full disk, also where a library wrapped the error in one of its own."""
     while error is not None:
         text = str(error)
-        if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "os error 28" in text:
+        # The two texts are how safetensors and torch.save report it.
+        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        if full or "os error 28" in text or "inline_container.cc" in text:
             where = f" while writing {name}" if (name := getattr(error, "filename", None)) else ""
             return f"the disk is full{where}; free some space, then try again"
         error = error.__cause__ or error.__context__

@@ -3,7 +3,7 @@
 Every finished run has its page already, RUN/report.html; this command makes it again, for example
 after an evaluation, or compares runs:
 
-  patchtrain report runs/textbooks
+  patchtrain report runs/small
   patchtrain report runs/token-level runs/patch-level --out comparison.html
 
 The page is one file that needs no network. A run that is still going has a page too."""

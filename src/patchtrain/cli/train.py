@@ -3,10 +3,10 @@
 The run folder (by default runs/NAME) holds the exported plain model, the metrics, the
 resolved recipe and report.html. Any entry of the recipe can be replaced on the command line:
 
-  patchtrain train recipes/textbooks.yaml
-  patchtrain train recipes/textbooks.yaml plan.patch_size=2 out=runs/k2
-  patchtrain train recipes/textbooks.yaml --dry-run
-  torchrun --nproc_per_node 8 -m patchtrain train recipes/textbooks.yaml"""
+  patchtrain train recipes/small.yaml
+  patchtrain train recipes/small.yaml plan.patch_size=2 out=runs/k2
+  patchtrain train recipes/small.yaml --dry-run
+  torchrun --nproc_per_node 8 -m patchtrain train recipes/small.yaml"""
 
 from __future__ import annotations
 
@@ -81,12 +81,14 @@ def print_plan(prepared: Prepared) -> None:
     spec = plan.spec
     size = trainer.size
     total = plan.total_positions * trainer.flops_per_position
+    seconds = estimate_seconds(prepared)
+    scope = "each stage" if spec.schedule_scope == "stage" else "the run"
     lines = [
         ("model", f"{type(trainer.model).__name__}, {count(size.parameters)} parameters, "
                   f"{count(size.body_parameters)} of them in the body"),
         ("data", f"{store.path}: {plan.total_tokens:,} of {len(store.train.tokens):,} training "
                  f"tokens, {plan.epochs:.2f} epochs"),
-        ("schedule", f"{spec.schedule}, over each {spec.schedule_scope}, "
+        ("schedule", f"{spec.schedule} over {scope}, "
                      f"peak rate {trainer.args.learning_rate:g}; "
                      f"optimizer state at a switch: {spec.optimizer_at_switch}"),
         ("steps", f"{plan.total_steps:,}, context length {plan.context_length}, "
@@ -94,10 +96,12 @@ def print_plan(prepared: Prepared) -> None:
         ("compute", f"{flops(total)}, {plan.compute_ratio:.3f} of token-level training on the "
                     f"same tokens"),
         ("loss", f"{'fused' if trainer.probe.fused else 'plain'}: {trainer.probe.reason}"),
-        ("time", f"about {clock(estimate_seconds(prepared))} on this machine, "
-                 f"evaluation aside (from a few timed passes)"),
+        ("time", f"about {clock(seconds)} on this machine, evaluation aside (from a few timed "
+                 f"passes)" if seconds is not None else
+                 "not estimated: one pass of this model would take too long on a CPU"),
         ("run folder", str(prepared.recipe.out)),
     ]  # fmt: skip
+    lines += [("warning", text) for text in plan.warnings()]
     for name, text in lines:
         console.print(f"  {name:<11}{text}", soft_wrap=True)
 

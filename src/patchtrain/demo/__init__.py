@@ -90,7 +90,7 @@ def claim(out: Path) -> None:
 
 
 def demo_recipes(store: TokenStore, out: Path, quick: bool = False, seed: int = 0) -> list[Recipe]:
-    """The recipes of the two arms, token level first; they differ in plan and learning rate."""
+    """The recipes of the two arms, token level first; they differ in nothing but their plan."""
     settings = _settings()
     common = settings["recipe"]
     length = settings["lengths"]["quick" if quick else "full"]
@@ -100,7 +100,6 @@ def demo_recipes(store: TokenStore, out: Path, quick: bool = False, seed: int = 
                 **common,
                 "store": str(store.path),
                 "plan": {**common["plan"], **length, **arm["plan"]},
-                "training": {**common["training"], **arm["training"]},
                 "seed": seed,
                 "out": str(out / f"{_prefix(quick)}{arm['folder']}"),
             },
@@ -224,10 +223,7 @@ def is_done(recipe: Recipe, store: TokenStore) -> bool:
         then = Recipe.load(folder.recipe_file)
     except (OSError, PatchtrainError):
         return False
-    same = {**dict(then), "store": None, "out": None} == {
-        **dict(recipe),
-        "store": None,
-        "out": None,
-    }
+    paths: dict[str, Any] = {"store": None, "out": None}
+    same = {**dict(then.resolved()), **paths} == {**dict(recipe.resolved()), **paths}
     known = (info.get("store") or {}).get("fingerprint") == store.fingerprint
     return same and known and info.get("status") == "finished" and folder.model.is_dir()

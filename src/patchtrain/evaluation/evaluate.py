@@ -39,7 +39,10 @@ class Window:
 
 
 def choose_window(loaded: LoadedModel, context_length: int | None, stride: int | None) -> Window:
-    """The window asked for, or the context of training and half of it as stride.
+    """The window asked for, or the context of training as context and stride.
+
+    That is how a run measures its final loss: without options the two numbers agree. A smaller
+    stride gives every token more context, costs more, and lowers the loss a little.
 
     ``UsageError``: a stride that does not fit, a context beyond what the model allows, or no
     context length known.
@@ -54,8 +57,7 @@ def choose_window(loaded: LoadedModel, context_length: int | None, stride: int |
             f"a context length of {context_length} is more than the {limit} positions "
             f"of the model in {loaded.path}"
         )
-    half = max(1, context_length // 2)
-    return Window(context_length, check_stride(context_length, half if stride is None else stride))
+    return Window(context_length, check_stride(context_length, stride))
 
 
 def open_run_store(loaded: LoadedModel) -> TokenStore:
@@ -124,7 +126,7 @@ def evaluate_text(
 
     ``files`` are whatever ``patchtrain prepare`` reads: text (one document a file), JSON lines,
     Parquet, also compressed; ``file_format`` is for names that do not tell. With ``max_tokens``
-    the last document is the one that reaches it.
+    the document that reaches it is cut there.
     """
     from patchtrain.data.sources import read_documents
 
@@ -134,6 +136,9 @@ def evaluate_text(
     def tokens() -> Iterator[list[int]]:
         for text in texts:
             ids = loaded.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+            if max_tokens is not None and counts["tokens"] + len(ids) > max_tokens:
+                ids = ids[: max_tokens - counts["tokens"]]
+                text = loaded.tokenizer.decode(ids, skip_special_tokens=True)
             utf8_bytes, words = text_size([text])
             counts["documents"] += 1
             counts["tokens"] += len(ids)

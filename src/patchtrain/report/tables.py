@@ -58,7 +58,7 @@ def results_table(runs: Sequence[RunSummary]) -> str:
         ("positions computed", [count(run.total("positions")) for run in runs]),
         ("compute", [flops(run.total("flops")) for run in runs]),
         ("training time", [duration(run.total("seconds")) for run in runs]),
-        ("plan against token level", [_ratio(run) for run in runs]),
+        ("compute against token level on the same tokens", [_ratio(run) for run in runs]),
         ("parameters", [count(run.part("model").get("parameters")) for run in runs]),
         ("without embeddings", [count(run.part("model").get("body_parameters")) for run in runs]),
         ("status", [run.status for run in runs]),

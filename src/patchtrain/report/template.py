@@ -49,7 +49,8 @@ th:last-child, td:last-child { padding-right: 0; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: .5rem;
   padding: .7rem .9rem; min-width: 0; }
 .card h3 { margin: 0 0 .3rem; font-size: .86rem; color: var(--soft); font-weight: 500; }
-.sample { white-space: pre-wrap; font-family: Georgia, "Times New Roman", serif; margin: 0; }
+.sample { white-space: pre-wrap; font-family: ui-monospace, Menlo, Consolas, monospace;
+  font-size: .85rem; margin: 0; overflow-wrap: anywhere; }
 details { margin: .5rem 0; } summary { cursor: pointer; }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; padding: .8rem;
   overflow-x: auto; font-size: .82rem; line-height: 1.45; }

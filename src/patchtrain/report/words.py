@@ -92,6 +92,10 @@ def cautions(runs: Sequence[RunSummary]) -> list[str]:
     }
     if len(windows) > 1:
         notes.append("Their final losses were measured with different windows.")
+    rates = [rate for run in runs if is_number(rate := run.info.get("learning_rate"))]
+    if len(set(rates)) > 1:
+        shown = ", ".join(f"{rate:g}" for rate in rates)
+        notes.append(f"Their peak learning rates are not the same: {shown}.")
     sizes = {run.part("model").get("parameters") for run in runs}
     if len(sizes - {None}) > 1:
         notes.append("Their models are not of the same size.")
@@ -207,10 +211,10 @@ def _equal_loss(run: RunSummary, base: RunSummary) -> str | None:
         return None
     goal = theirs[-1]["loss"]
     reached = next((row for row in ours if row["loss"] <= goal), None)
-    where = f"the last validation loss of {base.name} ({number(goal)})"
+    where = f"the loss {base.name} had at its last evaluation ({number(goal)}, during training)"
     if reached is None or not is_number(reached.get("flops")):
         return f"{run.name} did not reach {where}." if run.status == "finished" else None
     if not theirs[-1].get("flops"):
         return None
     share = percent(reached["flops"] / theirs[-1]["flops"])
-    return f"{run.name} first came to {where} or below with {share} of the FLOPs."
+    return f"{run.name} came down to {where} with {share} of the FLOPs."

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
 
 from patchtrain.errors import UsageError
@@ -76,6 +77,10 @@ class PatchConfig(TrainingArguments):
         for name, reason in UNSUPPORTED.items():
             if getattr(self, name):
                 raise UsageError(f"{name} is not supported: {reason}")
+        if not self.learning_rate > 0:
+            raise UsageError(f"learning_rate must be above 0, not {self.learning_rate}")
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # so that bf16 is allowed there too
         super().__post_init__()
         if self.eval_tokens is not None and self.eval_tokens < 2:
             raise UsageError(f"eval_tokens must be at least 2, not {self.eval_tokens}")

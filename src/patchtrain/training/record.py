@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import sys
 import time
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from patchtrain import __version__
+from patchtrain.errors import PatchtrainError
 from patchtrain.runs import FORMAT_VERSION, RunFolder
 
 
@@ -60,6 +62,10 @@ class RunRecord:
 
     def stop(self, error: BaseException) -> None:
         """Say in ``run.json``, if there is one, that the run did not get to its end."""
+        # Room on a full disk first: a checkpoint without its state, written last, is no checkpoint.
+        for checkpoint in self.folder.path.glob("checkpoint-*"):
+            if not (checkpoint / "trainer_state.json").is_file():
+                shutil.rmtree(checkpoint, ignore_errors=True)
         if self._info:
             interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
             self.update(status="interrupted" if interrupted else "failed", finished=now())
@@ -93,8 +99,25 @@ def describe_process() -> dict[str, Any]:
             "threads": torch.get_num_threads(),
             "device": torch.cuda.get_device_name(0) if cuda else "cpu",
         },
+        "process": {"host": platform.node(), "id": os.getpid()},
         "result": None,
     }
+
+
+def running_process(path: Path) -> int | None:
+    """The process on this machine that is writing the run at ``path`` now, if there is one."""
+    try:
+        info = RunFolder(path).info()
+        host, pid = info["process"]["host"], int(info["process"]["id"])
+    except (OSError, PatchtrainError, KeyError, TypeError, ValueError):
+        return None
+    if info.get("status") != "running" or host != platform.node() or pid == os.getpid():
+        return None
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return None
+    return pid
 
 
 def now() -> str:

@@ -27,9 +27,12 @@ from patchtrain.recipe import Recipe, build_model
 from patchtrain.report.page import write_page
 from patchtrain.runs import RunFolder
 from patchtrain.training.config import PatchConfig
+from patchtrain.training.record import running_process
 from patchtrain.training.trainer import PatchTrainer
 
 SAMPLE_TOKENS = 64
+# Checksums of a store up to this size are checked before each run: about a second.
+_VERIFIED_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -56,19 +59,21 @@ def prepare_run(recipe: Recipe, quiet: bool = False) -> Prepared:
     special = {
         f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")
     }
-    model = build_model(recipe, store.vocab_size, special)
+    if sum(entry["bytes"] for entry in store.meta["files"].values()) <= _VERIFIED_BYTES:
+        store.verify()
+    model = build_model(recipe, store.vocab_size, special, tokenizer.get_vocab())
     try:
         args = PatchConfig(
             output_dir=str(recipe.out),
             plan=recipe.plan,
             seed=recipe.seed,
-            **{"disable_tqdm": quiet, **recipe.training},
+            **{"disable_tqdm": quiet, "log_level": "error", **recipe.training},
         )
         with _no_new_folders(recipe.out) if is_first_process() else nullcontext():
             trainer = PatchTrainer(model, args, store, processing_class=tokenizer)
     except UsageError:
         raise
-    except (ValueError, ImportError) as error:  # Trainer's own refusals
+    except (ValueError, ImportError, RuntimeError) as error:  # Trainer's own refusals
         reason = " ".join(str(error).split())
         raise UsageError(f"training: {reason}") from error
     return Prepared(recipe, store, trainer)
@@ -110,6 +115,8 @@ def check_out(out: Path, overwrite: bool) -> None:
         )
     if not (out / "recipe.yaml").is_file():
         raise UsageError(f"{out} is not a run folder, so --overwrite does not touch it")
+    if pid := running_process(out):
+        raise UsageError(f"process {pid} is still training in {out}; stop it first")
 
 
 def run_recipe(recipe: Recipe, overwrite: bool = False, quiet: bool = False) -> RunFolder:
@@ -131,7 +138,7 @@ def run_recipe(recipe: Recipe, overwrite: bool = False, quiet: bool = False) -> 
     record = trainer.record
     assert record is not None
     with _replaced(recipe.out, overwrite) as kept:
-        write_text(folder.recipe_file, recipe.to_yaml())
+        write_text(folder.recipe_file, recipe.resolved().to_yaml())
         trainer.begin_record()
         try:
             if not quiet:
@@ -180,9 +187,10 @@ def announce(prepared: Prepared) -> str:
         f"{stage.name} for {stage.steps:,} steps" for stage in trainer.plan.stages
     )
     loss = "" if trainer.probe.fused else f"; patch loss from full logits: {trainer.probe.reason}"
+    warnings = "".join(f"\nwarning: {text}" for text in trainer.plan.warnings())
     return (
         f"{type(trainer.model).__name__} of {trainer.size.parameters:,} parameters: "
-        f"{stages} on {trainer.plan.total_tokens:,} tokens{loss}"
+        f"{stages} on {trainer.plan.total_tokens:,} tokens{loss}{warnings}"
     )
 
 
@@ -220,15 +228,19 @@ def describe_store(store: TokenStore) -> dict[str, Any]:
     }
 
 
-def estimate_seconds(prepared: Prepared) -> float:
+def estimate_seconds(prepared: Prepared) -> float | None:
     """Time of the whole plan, from a few timed passes on this machine.
 
     A device pass has the same positions in every stage, so one measurement serves all of them;
-    the optimizer step is timed with it and counted once a step.
+    the optimizer step is timed with it and counted once a step. None where a single pass would
+    take minutes: a model for a GPU, asked about on a CPU.
     """
     trainer, plan = prepared.trainer, prepared.plan
     stage = plan.stages[-1]
     model = trainer.model
+    flops = plan.pass_sequences * plan.context_length * trainer.flops_per_position
+    if trainer.args.device.type == "cpu" and flops > 1e12:
+        return None
     ids = torch.from_numpy(trainer.batches.step(stage.first_step)[: plan.pass_sequences])
     ids = ids[:, : plan.context_length].to(trainer.args.device)
     optimizer = trainer.create_optimizer()

@@ -101,7 +101,7 @@ class PatchTrainer(Trainer):
         super().__init__(
             model=model,
             args=args,
-            train_dataset=_Steps(self.batches, args.process_index),
+            train_dataset=_Steps(self.batches, args.process_index, _rows(model)),
             eval_dataset=eval_tokens,
             processing_class=processing_class,
             **kwargs,
@@ -405,15 +405,26 @@ class PatchTrainer(Trainer):
 class _Steps(Dataset):
     """Item i is what this process reads in optimizer step i."""
 
-    def __init__(self, batches: PlanBatches, process: int) -> None:
+    def __init__(self, batches: PlanBatches, process: int, vocabulary: int) -> None:
         self.batches = batches
         self.process = process
+        self.vocabulary = vocabulary
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
-        return {"input_ids": torch.from_numpy(self.batches.step(step, self.process))}
+        ids = self.batches.step(step, self.process)
+        if int(ids.max()) >= self.vocabulary:
+            raise PatchtrainError(
+                f"token id {ids.max()} in step {step} is beyond the model's vocabulary of "
+                f"{self.vocabulary}: the tokens are damaged, or of another tokenizer"
+            )
+        return {"input_ids": torch.from_numpy(ids)}
+
+
+def _rows(model: Any) -> int:
+    return int(model.get_input_embeddings().weight.shape[0])
 
 
 class _FromCurrentStep(Sampler):

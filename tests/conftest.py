@@ -1,0 +1,8 @@
+"""Settings for all tests, made before anything heavy is imported."""
+
+import os
+
+# Matrices here are tiny: a second thread would only wait for the first, and on a busy machine the
+# two would wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
