@@ -269,6 +269,13 @@ def test_broken_input_leaves_nothing(tmp_path, kind):
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
 
 
+def test_an_empty_folder_may_become_the_store(store, texts, tmp_path):
+    file = write_jsonl(tmp_path / "a.jsonl", texts[:100])
+    (tmp_path / "s").mkdir()
+    prepare([file], tmp_path / "s", tokenizer=store.path)
+    assert TokenStore.open(tmp_path / "s").train.documents > 0
+
+
 def test_an_existing_store_stays_or_is_replaced_whole(store, texts, tmp_path):
     file = write_jsonl(tmp_path / "a.jsonl", texts[:100])
     out = tmp_path / "s"

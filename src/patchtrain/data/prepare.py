@@ -184,6 +184,8 @@ def _check_out(out: Path, overwrite: bool) -> None:
         raise UsageError(f"cannot make {out}: {standing} is not a folder")
     if not out.exists() and not out.is_symlink():
         return
+    if out.is_dir() and not any(out.iterdir()):
+        return  # nothing there to lose
     if not overwrite:
         raise UsageError(f"{out} already exists; --overwrite replaces it, or choose another --out")
     if not out.is_dir() or (any(out.iterdir()) and not is_store(out)):
