@@ -257,8 +257,9 @@ def _parse_json(data: bytes, where: str, expected: str) -> Any:
         ) from error
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, " if error.lineno > 1 else ""
+        problem = error.msg.removesuffix(" at")
         raise PatchtrainError(
-            f"{where} is not JSON: {error.msg.removesuffix(' at')} at {place}column {error.colno} ({expected})"
+            f"{where} is not JSON: {problem} at {place}column {error.colno} ({expected})"
         ) from error
     except (ValueError, RecursionError) as error:
         raise PatchtrainError(f"{where} cannot be read as JSON: {one_line(error)}") from error
