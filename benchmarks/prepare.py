@@ -28,6 +28,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+PARTS, WAYS = ["speed", "memory"], ["loaded", "trained"]
 PACKAGES = ("patchtrain", "tokenizers", "transformers", "numpy", "datasets", "pyarrow")
 
 
@@ -41,11 +42,16 @@ def main() -> None:
     parser.add_argument("--large", type=int, default=1000, metavar="MB", help="for the memory")
     parser.add_argument("--vocab-size", type=int, default=8192)
     parser.add_argument("--repeats", type=int, default=3, help="of the speed, alternating")
+    parser.add_argument("--parts", nargs="+", choices=("speed", "memory"), default=PARTS)
+    parser.add_argument("--ways", nargs="+", choices=("loaded", "trained"), default=WAYS,
+                        help="of getting a tokenizer, for the memory")  # fmt: skip
     parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder, prefix="prepare-benchmark-") as name:
         folder = Path(name)
-        files = {size: make_text(folder, size) for size in {args.speed, args.small, args.large}}
+        sizes = {args.speed} if "speed" in args.parts else set()
+        sizes |= {args.small, args.large} if "memory" in args.parts else set()
+        files = {size: make_text(folder, size) for size in sizes}
         say(f"training a tokenizer with {args.vocab_size} entries")
         tokenizer = train_tokenizer(folder, files[min(files)], args.vocab_size)
         result: dict[str, Any] = {
@@ -55,18 +61,21 @@ def main() -> None:
             "machine": machine(),
             "text": "shuffled lines of the Python standard library, one plain text file",
             "tokenizer": f"bpe, {args.vocab_size} entries",
-            "speed": measure_speed(folder, files[args.speed], tokenizer, args.repeats),
-            "memory": [
-                measure_memory(folder, files[args.small], files[args.large], how)
-                for how in (
-                    ["--tokenizer", str(tokenizer)],
-                    ["--train-tokenizer", "bpe", "--vocab-size", str(args.vocab_size)],
-                )
-            ],
         }
+        if "speed" in args.parts:
+            result["speed"] = measure_speed(folder, files[args.speed], tokenizer, args.repeats)
+        if "memory" in args.parts:
+            ways = {
+                "loaded": ["--tokenizer", str(tokenizer)],
+                "trained": ["--train-tokenizer", "bpe", "--vocab-size", str(args.vocab_size)],
+            }
+            result["memory"] = [
+                measure_memory(folder, files[args.small], files[args.large], ways[way])
+                for way in args.ways
+            ]
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps({key: result[key] for key in ("speed", "memory")}, indent=2))
+    print(json.dumps({part: result[part] for part in args.parts}, indent=2))
     print(f"written to {args.out}")
 
 
