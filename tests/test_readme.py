@@ -95,9 +95,10 @@ def test_the_loop_examples_run_and_agree() -> None:
 
 @pytest.mark.parametrize("name", ["demo-output.txt", "demo.md"])
 def test_quoted_results_are_what_a_script_wrote(name: str) -> None:
-    result = (ROOT / "results" / name).read_text(encoding="utf-8").strip()
-    quoted = README.split(f"<!-- results/{name} -->\n")[1]
-    assert quoted.removeprefix("```text\n").strip().startswith(result)
+    lines = (ROOT / "results" / name).read_text(encoding="utf-8").strip("\n").splitlines()
+    result = "\n".join(line.rstrip() for line in lines)
+    quoted = README.split(f"<!-- results/{name} -->\n")[1].split("\n<!-- end -->")[0]
+    assert quoted.removeprefix("```text\n").removesuffix("\n```") == result
 
 
 def test_every_plan_key_and_preset_value_is_documented() -> None:

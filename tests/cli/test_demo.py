@@ -63,7 +63,7 @@ def test_only_the_same_finished_run_is_reused(demo: tuple[Path, str, str]) -> No
     store = TokenStore.open(out / "store")
     recipe = demo_recipes(store, out, quick=True)[0]
     assert is_done(recipe, store)
-    assert not is_done(demo_recipes(store, out, quick=True, seed=1)[0], store)
+    assert not is_done(demo_recipes(store, out, quick=True, seed=2)[0], store)
     folder = RunFolder(recipe.out)
     info = folder.info()
     for change in ({"status": "interrupted"}, {"store": {"fingerprint": "of other text"}}):

@@ -26,7 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", default="patchtrain-demo", help="folder for everything (default: %(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of weights and data order")
+    parser.add_argument(
+        "--seed", type=int, help="of weights and data order (default: the one in the README)"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
 
@@ -34,13 +36,14 @@ def run(args: argparse.Namespace) -> int:
     import shutil
     from pathlib import Path
 
-    from patchtrain.demo import claim, run_demo
+    from patchtrain.demo import SEED, claim, run_demo
 
     out = Path(args.out)
     claim(out)
     if args.fresh:
         shutil.rmtree(out)
-    result = run_demo(out, quick=args.quick, seed=args.seed, say=_say, quiet=args.quiet)
+    seed = SEED if args.seed is None else args.seed
+    result = run_demo(out, quick=args.quick, seed=seed, say=_say, quiet=args.quiet)
     _print_result(result, args.quick)
     return 0
 

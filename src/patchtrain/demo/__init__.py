@@ -33,6 +33,7 @@ from patchtrain.training.run import run_recipe
 
 Say = Callable[[str], None]
 MARKER = ".patchtrain-demo"
+SEED = 1  # the middle one, by outcome, of the three in results/demo.md: no lucky draw
 ARMS = ("token level only", "patch level, then token level")
 
 
@@ -47,7 +48,7 @@ class DemoResult:
 
 
 def run_demo(
-    out: Path, *, quick: bool = False, seed: int = 0, say: Say = print, quiet: bool = False
+    out: Path, *, quick: bool = False, seed: int = SEED, say: Say = print, quiet: bool = False
 ) -> DemoResult:
     """Do what of the demo is not done yet, under ``out``; returns where things are.
 
@@ -89,7 +90,9 @@ def claim(out: Path) -> None:
     marker.touch()
 
 
-def demo_recipes(store: TokenStore, out: Path, quick: bool = False, seed: int = 0) -> list[Recipe]:
+def demo_recipes(
+    store: TokenStore, out: Path, quick: bool = False, seed: int = SEED
+) -> list[Recipe]:
     """The recipes of the two arms, token level first; they differ in nothing but their plan."""
     settings = _settings()
     common = settings["recipe"]

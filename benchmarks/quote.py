@@ -1,0 +1,34 @@
+"""Put the results that the README quotes into it: no number there is typed by hand.
+
+After a marker ``<!-- results/NAME -->`` stands what the file holds: Markdown as it is, other text
+in a fenced block.
+
+    python benchmarks/quote.py
+"""
+
+import re
+from pathlib import Path
+
+from patchtrain.files import write_text
+
+ROOT = Path(__file__).parents[1]
+
+
+def quoted(name: str) -> str:
+    """The marker of a result and its content."""
+    text = (ROOT / "results" / name).read_text(encoding="utf-8").strip("\n")
+    text = "\n".join(line.rstrip() for line in text.splitlines())
+    if not name.endswith(".md"):
+        text = f"```text\n{text}\n```"
+    return f"<!-- results/{name} -->\n{text}\n<!-- end -->"
+
+
+def main() -> None:
+    file = ROOT / "README.md"
+    text = file.read_text(encoding="utf-8")
+    pattern = r"<!-- results/(\S+) -->\n.*?<!-- end -->"
+    write_text(file, re.sub(pattern, lambda found: quoted(found[1]), text, flags=re.DOTALL))
+
+
+if __name__ == "__main__":
+    main()
