@@ -167,6 +167,16 @@ def test_all_problems_are_named_at_once() -> None:
         ({"steps": 20, "stages": [[0, 1.0]]}, "whole number >= 1"),
         ({"steps": 20, "context_length": 1}, "at least 2"),
         ({"steps": 20, "slot_weights": "cubic"}, "slot weights 'cubic'"),
+        ({"steps": 20, "slot_weights": 3}, "slot weights are a name or a list of numbers, not 3"),
+        ({"steps": 20, "slot_weights": [1, "x", 1, 1]}, "slot weights are a name or a list"),
+        ({"steps": 20, "stages": 5}, "stages is a list of patch sizes and shares, not 5"),
+        ({"steps": 20, "stages": "ab"}, "stages is a list of patch sizes and shares, not 'ab'"),
+        (
+            {"steps": 20, "decay_fraction": None},
+            "decay_fraction must lie between 0 and 1, not None",
+        ),
+        ({"steps": 20, "patch_size": None}, "patch_size must be a whole number"),
+        ({"steps": 20, "max_epochs": None}, "max_epochs must be above 0, not None"),
         ({"steps": 20, "tokens_per_step": "many"}, "tokens_per_step must be a whole number"),
     ],
 )

@@ -66,6 +66,12 @@ def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path: Path) -> None:
     assert recipe.plan["min_rate"] == 0.1
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_no_generator_takes(tmp_path: Path, seed: int) -> None:
+    with pytest.raises(UsageError, match="seed is"):
+        Recipe.load(write(tmp_path, GOOD), [f"seed={seed}"])
+
+
 def test_a_bare_no_is_a_strategy(tmp_path: Path) -> None:
     recipe = Recipe.load(write(tmp_path, GOOD), ["training.save_strategy=no"])
     assert recipe.training["save_strategy"] == "no"

@@ -16,11 +16,14 @@ class UsageError(PatchtrainError, ValueError):
     exit_code = 2
 
 
+_SHORT_LIST = 30
+
+
 def nearest(name: str, known: list[str]) -> str:
-    """A ``; did you mean 'x'?`` for an unknown ``name``, or the list of what is known."""
+    """A ``; did you mean 'x'?`` for an unknown ``name``, or the list of known ones if short."""
     import difflib
 
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if close:
         return f"; did you mean '{close[0]}'?"
-    return f"; known: {', '.join(sorted(known))}"
+    return f"; known: {', '.join(sorted(known))}" if len(known) <= _SHORT_LIST else ""

@@ -312,6 +312,10 @@ def slot_weights(patch_size: int, kind: SlotWeights = "uniform") -> tuple[float,
                 f"slot weights '{kind}' are not known; use uniform, power, auto or K numbers"
             )
     else:
+        if not isinstance(kind, Sequence) or not all(
+            isinstance(weight, int | float) for weight in kind
+        ):
+            raise UsageError(f"slot weights are a name or a list of numbers, not {kind!r}")
         raw = [float(weight) for weight in kind]
         if len(raw) != patch_size:
             raise UsageError(f"{len(raw)} slot weights for a patch of {patch_size} tokens")

@@ -54,15 +54,15 @@ class Resolver:
                 bad(f"{key} '{value}' is not one of {', '.join(allowed)}")
         for key in ("context_length", "tokens_per_step", "patch_size", "steps", "tokens"):
             value = getattr(spec, key)
-            if value is not None and (not _is_int(value) or value < 1):
+            if self._is_asked(key) and (not _is_int(value) or value < 1):
                 bad(f"{key} must be a whole number of at least 1, not {value!r}")
         for key in ("patch_fraction", "step_fraction", "decay_fraction", "min_rate"):
             value = getattr(spec, key)
-            if value is not None and not (_is_number(value) and 0 <= value <= 1):
+            if self._is_asked(key) and not (_is_number(value) and 0 <= value <= 1):
                 bad(f"{key} must lie between 0 and 1, not {value!r}")
         for key in ("epochs", "max_epochs"):
             value = getattr(spec, key)
-            if value is not None and not (_is_number(value) and value > 0):
+            if self._is_asked(key) and not (_is_number(value) and value > 0):
                 bad(f"{key} must be above 0, not {value!r}")
         if spec.warmup_steps is not None and (
             not _is_int(spec.warmup_steps) or spec.warmup_steps < 0
@@ -81,10 +81,19 @@ class Resolver:
         if self.device_sequences < 1 or self.processes < 1:
             bad("sequences per device and processes must be at least 1")
 
+    def _is_asked(self, key: str) -> bool:
+        """Whether a key has to hold a value: None is one only where it means 'not given'."""
+        return getattr(self.spec, key) is not None or getattr(PlanSpec, key, "required") is not None
+
     def _shares(self) -> list[tuple[int, float]]:
         """``(patch_size, relative number of steps)`` of each stage, not yet scaled."""
         spec = self.spec
         if spec.stages is not None:
+            if not isinstance(spec.stages, Sequence) or isinstance(spec.stages, str):
+                self.problems.append(
+                    f"stages is a list of patch sizes and shares, not {spec.stages!r}"
+                )
+                return []
             if spec.patch_fraction is not None or spec.step_fraction is not None:
                 self.problems.append("give a list of stages or a fraction, not both")
             pairs = [pair for item in spec.stages if (pair := self._stage_pair(item))]
@@ -205,7 +214,7 @@ class Resolver:
             zip(shares, sequences, steps, strict=True)
         ):
             weights = spec.slot_weights or "uniform"
-            if not isinstance(weights, str) and len(weights) != patch_size:
+            if isinstance(weights, list | tuple) and len(weights) != patch_size:
                 weights = "uniform"  # a list of weights is for the stages of its own length
             blocks = -(-length * count * patch_size * spec.context_length // block)
             stages.append(

@@ -57,7 +57,7 @@ class Recipe(BaseModel):
     plan: dict[str, Any]
     training: dict[str, Any] = Field(default_factory=dict)
     samples: list[str] = Field(default_factory=list)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     out: Path
 
     @classmethod
@@ -235,7 +235,7 @@ def _build_config(recipe: Recipe, vocab_size: int, special_tokens: Mapping[str, 
     if unknown:
         raise UsageError(
             "; ".join(
-                f"model.config: {kind} has no key '{key}'{_near(key, known)}" for key in unknown
+                f"model.config: {kind} has no key '{key}'{nearest(key, known)}" for key in unknown
             )
         )
     values.setdefault("vocab_size", vocab_size)
@@ -267,7 +267,7 @@ def _check_training(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str
         if key in DERIVED:
             problems.append(f"training.{key} is not for recipes: {DERIVED[key]}")
         elif key not in known:
-            problems.append(f"training: no key '{key}'{_near(key, known)}")
+            problems.append(f"training: no key '{key}'{nearest(key, known)}")
         else:
             try:
                 checked[key] = TypeAdapter(hints[key]).validate_python(value)
@@ -322,12 +322,6 @@ def _explain(item: Mapping[str, Any], model: type[BaseModel]) -> str:
 def _reason(item: Mapping[str, Any]) -> str:
     message = str(item["msg"])
     return message[0].lower() + message[1:]
-
-
-def _near(name: str, known: list[str]) -> str:
-    """The nearest key, or nothing where the list of all keys would be too long to read."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"; did you mean '{close[0]}'?" if close else ""
 
 
 def _other_recipes(file: Path) -> str:

@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import shlex
-import shutil
 import sys
 import time
 from datetime import UTC, datetime
@@ -62,10 +61,6 @@ class RunRecord:
 
     def stop(self, error: BaseException) -> None:
         """Say in ``run.json``, if there is one, that the run did not get to its end."""
-        # Room on a full disk first: a checkpoint without its state, written last, is no checkpoint.
-        for checkpoint in self.folder.path.glob("checkpoint-*"):
-            if not (checkpoint / "trainer_state.json").is_file():
-                shutil.rmtree(checkpoint, ignore_errors=True)
         if self._info:
             interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
             self.update(status="interrupted" if interrupted else "failed", finished=now())

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -129,6 +130,7 @@ class PatchTrainer(Trainer):
             output = super().train(*args, **kwargs)
         except BaseException as error:
             if self.record is not None:
+                self._drop_half_checkpoint()  # which may make room for what the record says
                 with contextlib.suppress(OSError):  # the disk may be what failed
                     self.record.stop(error)
             raise
@@ -143,6 +145,12 @@ class PatchTrainer(Trainer):
                 flops=self.plan.total_positions * self.flops_per_position,
             )
         return output
+
+    def _drop_half_checkpoint(self) -> None:
+        """Delete the checkpoint of this step if its state, which is written last, is missing."""
+        checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        if not (checkpoint / "trainer_state.json").is_file():
+            shutil.rmtree(checkpoint, ignore_errors=True)
 
     def get_train_dataloader(self) -> DataLoader:
         """One item a step, already this process's share: nothing is left for accelerate to shard.
