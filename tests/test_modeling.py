@@ -9,7 +9,7 @@ import transformers
 from torch import Tensor, nn
 
 from patchtrain import UsageError, patch_level, patch_loss_reference, patch_targets, slot_weights
-from patchtrain.modeling import probe
+from patchtrain.probing import probe
 from tests.models import VOCAB, tiny_model
 
 FAMILIES = ["llama", "qwen3", "gpt2"]
@@ -143,11 +143,26 @@ def test_ignored_labels_and_a_given_total(ids: Tensor) -> None:
     with patch_level(model, 4):
         mean = model(input_ids=ids, labels=labels).loss
         total = (labels[:, 4:] != -100).sum()
-        summed = model(input_ids=ids, labels=labels, num_items_in_batch=2 * total).loss
+        summed = model(input_ids=ids, labels=labels, total=2 * total).loss
         logits = model(input_ids=ids).logits
     reference = patch_loss_reference(logits[:, :-1], patch_targets(labels, 4))
     torch.testing.assert_close(mean.double(), reference, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(summed, mean / 2)
+
+
+@pytest.mark.parametrize("kind", ["uniform", "power"])
+def test_trainers_count_of_a_step_in_passes_gives_the_mean_of_the_step(
+    kind: str, ids: Tensor
+) -> None:
+    model = tiny_model("llama")
+    counted = (ids[:, 1:] != -100).sum()  # what transformers' Trainer passes
+    with patch_level(model, 4, kind):
+        whole = model(input_ids=ids, labels=ids).loss
+        passes = [
+            model(input_ids=row[None], labels=row[None], num_items_in_batch=counted).loss
+            for row in ids
+        ]
+    torch.testing.assert_close(sum(passes), whole)
 
 
 def test_masks_and_positions_come_at_token_length(ids: Tensor) -> None:
@@ -324,3 +339,22 @@ def test_k1_loss_is_cross_entropy_of_shifted_labels(ids: Tensor) -> None:
     torch.testing.assert_close(
         patch_loss_reference(logits[:, :-1], patch_targets(ids, 1)).float(), expected
     )
+
+
+def test_packed_documents_are_each_on_its_own(ids: Tensor) -> None:
+    model = tiny_model("llama").eval()
+    positions = torch.cat([torch.arange(16), torch.arange(8)]).expand(2, -1)
+    with patch_level(model, 4):
+        packed = model(input_ids=ids, labels=ids, position_ids=positions).loss
+        first = model(input_ids=ids[:, :16], labels=ids[:, :16]).loss
+        second = model(input_ids=ids[:, 16:], labels=ids[:, 16:]).loss
+    torch.testing.assert_close(packed, (3 * first + second) / 4)  # 3 and 1 predicted patches
+
+
+def test_inputs_per_token_that_cannot_be_pooled_are_refused_by_name(ids: Tensor) -> None:
+    model = tiny_model("llama")
+    with patch_level(model, 4):
+        with pytest.raises(UsageError, match="token_type_ids"):
+            model(input_ids=ids, labels=ids, token_type_ids=torch.zeros_like(ids))
+        with pytest.raises(UsageError, match="attention_mask"):
+            model(input_ids=ids, attention_mask=torch.ones(2, 1, 24, 24))

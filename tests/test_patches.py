@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from patchtrain import UsageError, patch_targets, pool_embeddings
+from patchtrain.patches import patch_positions
 
 
 def test_pooling_is_the_mean_of_each_group() -> None:
@@ -71,3 +72,20 @@ def test_a_patch_size_that_does_not_fit_is_refused(patch_size: int) -> None:
 def test_a_single_patch_has_nothing_to_predict() -> None:
     with pytest.raises(UsageError, match="fewer than two patches"):
         patch_targets(torch.zeros(1, 4, dtype=torch.long), 4)
+
+
+def test_a_document_that_begins_at_a_patch_restarts_positions_and_is_no_target() -> None:
+    ids = torch.arange(16).view(1, 16)
+    token_positions = torch.tensor([[*range(8), *range(4), *range(4)]])
+    positions = patch_positions(token_positions, 4)
+    assert positions.tolist() == [[0, 1, 0, 0]]
+    targets = patch_targets(ids, 4, positions)
+    assert targets[0, 0].tolist() == [4, 5, 6, 7]
+    assert (targets[0, 1:] == -100).all()
+
+
+def test_a_document_that_begins_inside_a_patch_is_refused() -> None:
+    with pytest.raises(UsageError, match="restart inside a patch of 4"):
+        patch_positions(torch.tensor([[0, 1, 2, 3, 4, 5, 0, 1]]), 4)
+    with pytest.raises(UsageError, match="tokens"):
+        patch_positions(torch.arange(8), 4)

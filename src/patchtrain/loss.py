@@ -22,8 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from patchtrain.errors import UsageError
-
-IGNORE = -100
+from patchtrain.patches import IGNORE
 
 # Logits formed at a time, in elements: 128 rows at a vocabulary of 32,000. Small enough to stay in
 # cache while they are turned into probabilities in place, large enough for a full-speed matmul.

@@ -6,8 +6,8 @@ hidden states that reach the language-model head. Class, parameters and state di
 are; ``remove()`` puts the plain forward back.
 
 Nothing here knows the name of a model. What a model does to its embeddings and logits is found by
-probing it (``probe``): a model on which pooling is not exact is refused, and one whose logits are
-more than a scaled linear map of the head's input gets its loss from the full logits.
+probing it (``probing.py``): a model on which pooling is not exact is refused, and one whose logits
+are more than a scaled linear map of the head's input gets its loss from the full logits.
 """
 
 from __future__ import annotations
@@ -22,11 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from patchtrain.errors import UsageError
-from patchtrain.loss import patch_loss, patch_loss_from_logits
-from patchtrain.patches import patch_targets, pool_embeddings
+from patchtrain.loss import IGNORE, patch_loss, patch_loss_from_logits
+from patchtrain.patches import patch_positions, patch_targets, pool_embeddings
 from patchtrain.plan import SlotWeights, slot_weights
-
-_PROBE_TOKENS = 6
 
 
 @dataclass(frozen=True)
@@ -108,30 +106,37 @@ class PatchLevel:
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         num_items_in_batch: Tensor | float | None = None,
+        total: Tensor | float | None = None,
         **kwargs: Any,
     ) -> Any:
         if input_ids is None:
             raise UsageError("at patch level a model needs input_ids; it pools their embeddings")
         if kwargs.get("past_key_values") is not None:
             raise UsageError("a model at patch level cannot generate; call remove() first")
+        for name, value in kwargs.items():
+            if isinstance(value, Tensor):
+                raise UsageError(f"a model at patch level cannot take {name}: it is per token")
         K = self.patch_size
-        embeddings = _input_embeddings(self.model)(input_ids)
+        positions = None if position_ids is None else patch_positions(position_ids, K)
+        embeddings = input_embeddings(self.model)(input_ids)
         inputs = {
             **kwargs,
             "inputs_embeds": pool_embeddings(embeddings, K),
             "attention_mask": _patch_mask(attention_mask, K),
-            "position_ids": None if position_ids is None else position_ids[:, ::K] // K,
+            "position_ids": positions,
             "use_cache": False,
         }
         inputs = {name: value for name, value in inputs.items() if value is not None}
         if labels is None:
             return self._plain_forward(**inputs)
-        targets = patch_targets(labels, K)
-        common = {"weights": self.weights, "total": num_items_in_batch}
+        targets = patch_targets(labels, K, positions)
+        if total is None and num_items_in_batch is not None:
+            total = num_items_in_batch * self._targets_per_item(labels, targets)
+        common = {"weights": self.weights, "total": total}
         if self.probe.fused:
-            with _skipped_head(self.model) as head_inputs:
+            with skipped_head(self.model) as head_inputs:
                 outputs = self._plain_forward(**inputs)
-            head = _head(self.model)
+            head = output_embeddings(self.model)
             loss = patch_loss(
                 head_inputs[-1][:, :-1],
                 head.weight,
@@ -146,6 +151,17 @@ class PatchLevel:
         outputs.loss = loss + _auxiliary_loss(self.model, outputs)
         return outputs
 
+    def _targets_per_item(self, labels: Tensor, targets: Tensor) -> Tensor:
+        """How many of our (weighted) targets there are to one of those that Trainer counts.
+
+        Trainer counts a whole step's next-token targets, ``labels[:, 1:]``; a patch has none for
+        the row's first patch, and weighs its slots. Converted pass by pass, the step's loss is its
+        true mean wherever the passes hold these in equal proportion, as full rows do.
+        """
+        counted = (labels[:, 1:] != IGNORE).sum().clamp(min=1)
+        slots = torch.tensor(self.weights, device=labels.device)
+        return torch.where(targets != IGNORE, slots, 0.0).sum() / counted
+
 
 def patch_level(
     model: nn.Module,
@@ -159,8 +175,13 @@ def patch_level(
     While it is on, ``model(input_ids=ids, labels=ids).loss`` is the patch loss for ``ids`` of
     shape ``(B, K * T)``; the transformer sees T positions. ``attention_mask`` and ``position_ids``
     may be given at token length: a patch is visible if any of its tokens is, and positions count
-    patches. Given ``num_items_in_batch``, the sum of the loss is divided by it. The outputs' logits
-    are empty where the loss did not need them; without ``labels`` they are those of each patch.
+    patches. Positions that restart at 0 separate packed documents: they must do so where a patch
+    begins, and the first patch of a document is then no target. The outputs' logits are empty where
+    the loss did not need them; without ``labels`` they are those of each patch.
+
+    Of a step spread over several passes, ``num_items_in_batch`` is the number of next-token targets
+    in all of it, as transformers' Trainer counts and passes it; ``total`` is instead the very
+    number that the weighted sum of the loss is divided by (see ``patch_loss``).
 
     Args:
         model: a causal language model of transformers, or any module with the same contract
@@ -181,141 +202,15 @@ def patch_level(
         raise UsageError("the model is at patch level already; remove() the other handle first")
     if patch_size == 1:
         return PatchLevel(model, 1, slots, checked or Probe(fused=False))
-    return PatchLevel(model, patch_size, slots, checked or probe(model))
+    if checked is None:
+        from patchtrain.probing import probe  # which needs PatchLevel itself
 
-
-@torch.no_grad()
-def probe(model: nn.Module) -> Probe:
-    """Check on a few tokens that patch level is exact for ``model``, and how its head works.
-
-    Two identical tokens pool to the token's own embedding, so a patch of them must give the very
-    hidden states and logits that the token gives, through the very same modules: a module that is
-    run only where there are ``input_ids`` may do nothing yet in a fresh model, and something later.
-    Then a patch of different tokens must run at all, and the loss that skips the head must be the
-    loss from full logits. A model that does more with ``input_ids`` than embed them fails, and is
-    refused by name; one whose two losses differ gets its loss from full logits.
-
-    Raises:
-        UsageError: naming the model's class and what went wrong.
-    """
-    refused = f"{type(model).__name__} cannot be trained at patch level: "
-    embedding = _input_embeddings(model).weight
-    ids = torch.arange(_PROBE_TOKENS, device=embedding.device) * 7 + 1
-    ids = ids.remainder(embedding.shape[0]).unsqueeze(0)
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with _watched(model) as plain_run:
-            plain = model(input_ids=ids, use_cache=False).logits
-        if not bool(plain.isfinite().all()):
-            raise UsageError(f"{type(model).__name__} has weights that are not finite numbers")
-        with PatchLevel(model, 2, (1.0, 1.0), Probe(fused=False)), _watched(model) as pooled_run:
-            pooled = model(input_ids=ids.repeat_interleave(2, dim=1)).logits
-        if skipped := plain_run.modules - pooled_run.modules:
-            raise UsageError(
-                f"{refused}its {sorted(skipped)[0]} is run on input_ids and not on inputs_embeds, "
-                f"so it does more with input_ids than embed them"
-            )
-        pairs = [(pooled, plain), *zip(pooled_run.head_inputs, plain_run.head_inputs, strict=True)]
-        if not all(a.shape == b.shape and _close(a, b, b.dtype) for a, b in pairs):
-            raise UsageError(
-                f"{refused}a patch of identical tokens does not give the token's own hidden "
-                f"states, so it does more with input_ids than embed them"
-            )
-        return _same_loss(model, ids, _probe_head(model, ids))
-    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
-        if isinstance(error, UsageError):
-            raise
-        raise UsageError(
-            f"{refused}its forward does not take pooled inputs_embeds in place of input_ids "
-            f"({' '.join(str(error).split())})"
-        ) from error
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-@dataclass
-class _Run:
-    """What a forward pass went through."""
-
-    modules: set[str]
-    head_inputs: list[Tensor]
+        checked = probe(model)
+    return PatchLevel(model, patch_size, slots, checked)
 
 
 @contextmanager
-def _watched(model: nn.Module) -> Iterator[_Run]:
-    """Note which modules with parameters of their own run, and what the head receives."""
-    run = _Run(set(), [])
-    hooks = [
-        module.register_forward_pre_hook(lambda _, __, name=name: run.modules.add(name))
-        for name, module in model.named_modules()
-        if name and next(module.parameters(recurse=False), None) is not None
-    ]
-    hooks.append(
-        _head(model).register_forward_pre_hook(lambda _, args: run.head_inputs.append(args[0]))
-    )
-    try:
-        yield run
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _same_loss(model: nn.Module, ids: Tensor, found: Probe) -> Probe:
-    """``found``, if its loss is that of full logits, on patches of different tokens."""
-    losses = []
-    for candidate in (Probe(fused=False), found):
-        with PatchLevel(model, 2, (1.0, 1.0), candidate):
-            losses.append(model(input_ids=ids, labels=ids).loss)
-    if _close(losses[1], losses[0], _head(model).weight.dtype):
-        return found
-    plain, fused = (float(loss) for loss in losses)
-    return Probe(False, reason=f"without its logits the loss is {fused:.6f}, with them {plain:.6f}")
-
-
-def _probe_head(model: nn.Module, ids: Tensor) -> Probe:
-    """Whether logits are a multiple of the head's own output, also where they are large.
-
-    A freshly initialised model has tiny logits, on which softcapping is invisible: the head's
-    input is scaled up until its output reaches about 100.
-    """
-    head = _head(model)
-    received: list[Tensor] = []
-
-    def enlarge(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        largest = nn.functional.linear(args[0], head.weight).abs().max().clamp(min=1e-6)
-        received.append(args[0] * (100.0 / largest).to(args[0].dtype))
-        return (received[-1], *args[1:])
-
-    hook = head.register_forward_pre_hook(enlarge)
-    try:
-        logits = model(input_ids=ids, use_cache=False).logits.double()
-    finally:
-        hook.remove()
-    if not received:
-        return Probe(False, reason="the model does not call its output embedding as a module")
-    bias = getattr(head, "bias", None)
-    linear = nn.functional.linear(received[-1], head.weight, bias).double()
-    if linear.shape != logits.shape:
-        return Probe(False, reason="the model's logits are not those of its output embedding")
-    # Least squares for one factor: granite divides its logits, cohere multiplies them.
-    if not float(linear.abs().max()) > 0 or not float(logits.abs().max()) > 0:
-        return Probe(False, reason="the head's weights are all zero, so its scale cannot be seen")
-    scale = float((linear * logits).sum() / linear.square().sum())
-    scale = 1.0 if abs(scale - 1.0) < 1e-3 else float(f"{scale:.6g}")
-    if not _close(linear * scale, logits, head.weight.dtype):
-        return Probe(False, reason="the model bends its logits (softcapping or the like)")
-    try:
-        with _skipped_head(model):
-            model(input_ids=ids, use_cache=False)
-    except (RuntimeError, IndexError) as error:
-        return Probe(False, reason=f"the model needs its logits in its forward ({error})")
-    return Probe(True, scale)
-
-
-@contextmanager
-def _skipped_head(model: nn.Module) -> Iterator[list[Tensor]]:
+def skipped_head(model: nn.Module) -> Iterator[list[Tensor]]:
     """Within the block the head receives no rows; what it would have received is in the list.
 
     So the model's own forward runs to the end, with whatever it does around its head, and pays
@@ -327,18 +222,18 @@ def _skipped_head(model: nn.Module) -> Iterator[list[Tensor]]:
         received.append(args[0])
         return (args[0][:, :0], *args[1:])
 
-    hook = _head(model).register_forward_pre_hook(take)
+    hook = output_embeddings(model).register_forward_pre_hook(take)
     try:
         yield received
     finally:
         hook.remove()
 
 
-def _input_embeddings(model: Any) -> Any:
+def input_embeddings(model: Any) -> Any:
     return model.get_input_embeddings()
 
 
-def _head(model: Any) -> Any:
+def output_embeddings(model: Any) -> Any:
     head = model.get_output_embeddings()
     if head is None:
         raise UsageError(f"{type(model).__name__} has no output embedding: not a language model")
@@ -363,12 +258,9 @@ def _patch_mask(attention_mask: Tensor | None, patch_size: int) -> Tensor | None
     """``(B, S)`` to ``(B, S / K)``: a patch is visible if any of its tokens is."""
     if attention_mask is None:
         return None
+    if attention_mask.dim() != 2:
+        raise UsageError(
+            f"at patch level attention_mask is (rows, tokens), not {tuple(attention_mask.shape)}"
+        )
     rows, length = attention_mask.shape
     return attention_mask.view(rows, length // patch_size, patch_size).amax(-1)
-
-
-def _close(got: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
-    """Equal up to the rounding of ``dtype``, relative to the largest entry."""
-    tolerance = 1e-4 if dtype in (torch.float32, torch.float64) else 3e-2
-    scale = expected.abs().max().clamp(min=1e-6)
-    return bool(((got - expected).abs().max() / scale) < tolerance)

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from patchtrain.errors import UsageError
 
+IGNORE = -100  # a label that is no target, as everywhere in PyTorch
+
 
 def pool_embeddings(embeddings: Tensor, patch_size: int) -> Tensor:
     """Mean of every K consecutive token embeddings.
@@ -42,15 +44,18 @@ def pool_embeddings(embeddings: Tensor, patch_size: int) -> Tensor:
     return patches.mean(dim=2, dtype=wide).to(embeddings.dtype)
 
 
-def patch_targets(labels: Tensor, patch_size: int) -> Tensor:
+def patch_targets(labels: Tensor, patch_size: int, positions: Tensor | None = None) -> Tensor:
     """The K tokens of the next patch, for every patch but the last.
 
     Args:
         labels: ``(B, S)`` token ids, *not* shifted; ``-100`` marks targets to ignore.
         patch_size: K; must divide S.
+        positions: ``(B, S / K)`` positions of the patches (``patch_positions``), where documents
+            are packed: a patch at position 0 begins a document, and what stands before it must
+            not be trained to predict it.
 
     Returns:
-        ``(B, S / K - 1, K)``, a view: entry ``[b, i, k]`` is token k of patch i + 1, the target of
+        ``(B, S / K - 1, K)``: entry ``[b, i, k]`` is token k of patch i + 1, the target of
         the hidden state at position i.
 
     Raises:
@@ -62,7 +67,39 @@ def patch_targets(labels: Tensor, patch_size: int) -> Tensor:
         raise UsageError(
             f"{length} tokens hold fewer than two patches of {patch_size}: nothing to predict"
         )
-    return labels[:, patch_size:].reshape(rows, length // patch_size - 1, patch_size)
+    targets = labels[:, patch_size:].reshape(rows, length // patch_size - 1, patch_size)
+    if positions is None:
+        return targets
+    return torch.where((positions[:, 1:] == 0).unsqueeze(-1), IGNORE, targets)
+
+
+def patch_positions(position_ids: Tensor, patch_size: int) -> Tensor:
+    """Positions of patches from those of their tokens: position 0 begins a document.
+
+    Args:
+        position_ids: ``(B, S)`` positions of tokens, counted from each document's beginning.
+        patch_size: K; must divide S.
+
+    Returns:
+        ``(B, S / K)`` positions that count patches.
+
+    Raises:
+        UsageError: if a document begins inside a patch, which would then mix two documents.
+    """
+    if position_ids.dim() != 2:
+        raise UsageError(
+            f"at patch level position_ids are (rows, tokens), not {tuple(position_ids.shape)}"
+        )
+    rows, length = position_ids.shape
+    _check_patch_size(patch_size, length)
+    patches = position_ids.view(rows, length // patch_size, patch_size)
+    # Compiled code cannot look at values: there the first, uncompiled pass has to do.
+    if not torch.compiler.is_compiling() and bool((patches.diff(dim=-1) != 1).any()):
+        raise UsageError(
+            f"positions restart inside a patch of {patch_size}: align documents to patches, or "
+            f"leave position_ids out to mix documents"
+        )
+    return patches[..., 0] // patch_size
 
 
 def _check_patch_size(patch_size: int, length: int) -> None:

@@ -31,8 +31,9 @@ from patchtrain.data.batches import PlanBatches, spread, token_array
 from patchtrain.errors import PatchtrainError, UsageError
 from patchtrain.evaluation.perplexity import evaluating, rows_loss
 from patchtrain.files import whole_folder
-from patchtrain.modeling import PatchLevel, patch_level, probe
+from patchtrain.modeling import PatchLevel, patch_level
 from patchtrain.plan import Plan, Stage
+from patchtrain.probing import probe
 from patchtrain.training.config import PatchConfig
 from patchtrain.training.progress import StageProgress
 from patchtrain.training.record import RunRecord, now
@@ -42,7 +43,7 @@ class PatchTrainer(Trainer):
     """Trains a causal LM through the stages of ``args.plan``.
 
     Args:
-        model: any transformers causal LM on which patch level is exact (``modeling.probe``).
+        model: any transformers causal LM on which patch level is exact (``probing.probe``).
         args: a ``PatchConfig``.
         train_dataset: tokens: a ``TokenStore`` or its split, a ``datasets.Dataset`` with a column
             ``input_ids``, or a flat array of token ids. Of a store, the validation split is taken
