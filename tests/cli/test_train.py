@@ -113,8 +113,8 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     recipe = write_recipe(tmp_path, store)
     assert main(["train", str(recipe), "--dry-run"]) == 0
     text = capsys.readouterr().out
-    for part in ("patches of 2", "6,144", "4,608", "40%", "chunked (one pass over the vocabulary", "0.714 of token-level",
-                 "about 0:0", "epochs"):  # fmt: skip
+    for part in ("patches of 2", "6,144", "4,608", "40%", "chunked (one pass over the vocabulary",
+                 "0.714 of token-level", "about 0:0", "epochs"):  # fmt: skip
         assert part in text, text
     assert [file.name for file in tmp_path.iterdir()] == ["recipe.yaml"]
 
