@@ -59,6 +59,7 @@ class Backend:
         return f"{self.name} ({self.reason})"
 
 
+@torch.compiler.disable  # the kernels bring their own graphs, and torch's refuses to be compiled
 def loss_with_kernel(
     kernel: Kernel,
     hidden: Tensor,
