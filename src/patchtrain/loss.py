@@ -14,7 +14,7 @@ All losses are in nats per token. ``-100`` marks an ignored target.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -25,8 +25,10 @@ from patchtrain.errors import UsageError
 from patchtrain.patches import IGNORE
 
 # Logits formed at a time, in elements: 128 rows at a vocabulary of 32,000. Small enough to stay in
-# cache while they are turned into probabilities in place, large enough for a full-speed matmul.
+# cache while they are turned into probabilities in place, large enough for a full-speed matmul. A
+# GPU has no such cache, and wants larger products.
 CHUNK_ELEMENTS = 2**22
+CHUNK_ELEMENTS_GPU = 2**26
 MIN_CHUNK_ROWS = 128  # each chunk also adds once to the head's whole gradient
 
 
@@ -37,6 +39,7 @@ def patch_loss(
     *,
     bias: Tensor | None = None,
     scale: float = 1.0,
+    softcap: float | None = None,
     weights: Sequence[float] | None = None,
     total: Tensor | float | None = None,
 ) -> Tensor:
@@ -48,6 +51,7 @@ def patch_loss(
         targets: ``(..., K)`` token ids as ``patch_targets`` gives them, or ``(...)`` for K = 1.
         bias: ``(V,)`` the head's bias, if it has one.
         scale: factor the model puts on its logits.
+        softcap: if given, the logits z, scaled, become ``softcap * tanh(z / softcap)`` (Gemma 2).
         weights: K slot weights (``plan.slot_weights``); all 1 if not given.
         total: what the weighted sum is divided by; by default the sum of the weights of the
             targets that are not ignored. Pass the global count when a step is spread over
@@ -58,23 +62,21 @@ def patch_loss(
         Matrix products run in the dtype of ``hidden`` (under autocast, in autocast's); the
         softmax, the sums and the head's gradient in fp32.
     """
-    targets = _with_slots(hidden, targets)
-    weighted, total = _weigh(hidden, targets, weights, total)
+    targets = with_slots(hidden, targets)
+    weighted, total = weigh(hidden, targets, weights, total)
     weighted = weighted / total
     if not torch.is_grad_enabled():  # under no_grad no gradient is worth its matrix products
         hidden, weight = hidden.detach(), weight.detach()
         bias = None if bias is None else bias.detach()
-    dtype = hidden.dtype
-    if torch.is_autocast_enabled(hidden.device.type):
-        dtype = torch.get_autocast_dtype(hidden.device.type)
     return _apply(
         hidden.reshape(-1, hidden.shape[-1]),
         weight,
         bias,
-        _indices(targets).reshape(-1, targets.shape[-1]),
+        indices(targets).reshape(-1, targets.shape[-1]),
         weighted.reshape(-1, targets.shape[-1]),
         float(scale),
-        dtype,
+        softcap,
+        matmul_dtype(hidden),
     )
 
 
@@ -86,10 +88,10 @@ def patch_loss_from_logits(
     total: Tensor | float | None = None,
 ) -> Tensor:
     """The same loss from full logits ``(..., V)``, for models whose head cannot be skipped."""
-    targets = _with_slots(logits, targets)
-    weighted, total = _weigh(logits, targets, weights, total)
+    targets = with_slots(logits, targets)
+    weighted, total = weigh(logits, targets, weights, total)
     wide = logits.to(weighted.dtype)
-    picked = wide.gather(-1, _indices(targets))
+    picked = wide.gather(-1, indices(targets))
     losses = wide.logsumexp(-1) * weighted.sum(-1) - (weighted * picked).sum(-1)
     return losses.sum() / total
 
@@ -104,7 +106,7 @@ def patch_loss_reference(
     Args and result as ``patch_loss_from_logits``. Slow and plain on purpose: the fast paths are
     tested against it (2407.12665, equation 3; their code loops over the K tokens of the patch).
     """
-    targets = _with_slots(logits, targets)
+    targets = with_slots(logits, targets)
     log_probabilities = logits.double().log_softmax(-1)
     loss = torch.zeros((), dtype=torch.float64, device=logits.device)
     count = 0.0
@@ -137,6 +139,7 @@ class _PatchLoss(torch.autograd.Function):
         targets: Tensor,  # (N, K), all valid indices
         weighted: Tensor,  # (N, K), slot weights over the total; 0 where the target is ignored
         scale: float,
+        softcap: float | None,
         dtype: torch.dtype,  # of the matrix products
     ) -> Tensor:
         wide = torch.promote_types(hidden.dtype, torch.float32)
@@ -147,23 +150,31 @@ class _PatchLoss(torch.autograd.Function):
         # fp32, whatever the dtype: the gradient of one row of the head sums over all chunks.
         grad_weight = torch.zeros_like(weight, dtype=wide) if need_weight else None
         grad_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and need_bias else None
-        rows = max(MIN_CHUNK_ROWS, CHUNK_ELEMENTS // weight.shape[0])
         with torch.autocast(hidden.device.type, enabled=False):
-            for start in range(0, hidden.shape[0], rows):
-                part = slice(start, start + rows)
+            for part in _chunks(hidden, weight.shape[0]):
                 states, target, slot = hidden[part].to(dtype), targets[part], weighted[part]
                 logits = (states @ head.T).to(wide)
+                if bias is not None:
+                    logits += bias.to(wide)
                 if scale != 1.0:
                     logits *= scale
-                if bias is not None:
-                    logits += bias.to(wide) * scale
+                bent = None
+                if softcap is not None:
+                    bent = logits.div_(softcap).tanh_()
+                    logits = bent * softcap
+                # One exponential serves the log-sum-exp and, divided by its sum, the softmax.
                 row_weight = slot.sum(-1, keepdim=True)
-                normalizer = logits.logsumexp(-1, keepdim=True)
-                loss += (row_weight * normalizer).sum() - (slot * logits.gather(-1, target)).sum()
+                picked = logits.gather(-1, target)
+                largest = logits.amax(-1, keepdim=True)
+                grad = logits.sub_(largest).exp_()
+                mass = grad.sum(-1, keepdim=True)
+                loss += (row_weight * (mass.log() + largest)).sum() - (slot * picked).sum()
                 if not (need_hidden or need_weight or need_bias):
                     continue
-                grad = logits.sub_(normalizer).exp_().mul_(row_weight)
+                grad.mul_(row_weight / mass)
                 grad.scatter_add_(-1, target, -slot)  # a token that stands twice counts twice
+                if bent is not None:
+                    grad.mul_(1 - bent.square_())  # the derivative of tanh
                 if scale != 1.0:
                     grad *= scale
                 if grad_bias is not None:
@@ -184,18 +195,39 @@ class _PatchLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (upstream,) = grad_outputs
-        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
+        try:
+            grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
+        except RuntimeError as error:
+            raise RuntimeError(
+                "patch_loss can be differentiated only once; compute it again for another backward"
+            ) from error
         weight_dtype, bias_dtype = ctx.dtypes
+        # In place: a second copy of the head's gradient would be most of the memory taken here.
         if grad_hidden is not None:
-            grad_hidden = grad_hidden * upstream.to(grad_hidden.dtype)
+            grad_hidden.mul_(upstream)
         if grad_weight is not None:
-            grad_weight = (grad_weight * upstream).to(weight_dtype)
+            grad_weight = grad_weight.mul_(upstream).to(weight_dtype)
         if grad_bias is not None:
-            grad_bias = (grad_bias * upstream).to(bias_dtype)
-        return grad_hidden, grad_weight, grad_bias, None, None, None, None
+            grad_bias = grad_bias.mul_(upstream).to(bias_dtype)
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None, None
 
 
-def _with_slots(scores: Tensor, targets: Tensor) -> Tensor:
+def _chunks(hidden: Tensor, vocabulary: int) -> Iterator[slice]:
+    """The rows of ``hidden`` whose logits are formed at a time."""
+    elements = CHUNK_ELEMENTS if hidden.device.type == "cpu" else CHUNK_ELEMENTS_GPU
+    rows = max(MIN_CHUNK_ROWS, elements // vocabulary)
+    for start in range(0, hidden.shape[0], rows):
+        yield slice(start, start + rows)
+
+
+def matmul_dtype(hidden: Tensor) -> torch.dtype:
+    """The dtype of the head's matrix product: that of ``hidden``, or autocast's."""
+    if torch.is_autocast_enabled(hidden.device.type):
+        return torch.get_autocast_dtype(hidden.device.type)
+    return hidden.dtype
+
+
+def with_slots(scores: Tensor, targets: Tensor) -> Tensor:
     """``targets`` as ``(..., K)``, checked against the leading shape of hidden states or logits."""
     leading = scores.shape[:-1]
     if targets.shape == leading:
@@ -208,12 +240,12 @@ def _with_slots(scores: Tensor, targets: Tensor) -> Tensor:
     return targets
 
 
-def _indices(targets: Tensor) -> Tensor:
+def indices(targets: Tensor) -> Tensor:
     """Targets to gather with: any index where one is ignored. Other negative ids stay an error."""
     return torch.where(targets == IGNORE, targets.new_zeros(()), targets)
 
 
-def _weigh(
+def weigh(
     scores: Tensor,
     targets: Tensor,
     weights: Sequence[float] | None,

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from patchtrain.errors import UsageError
-from patchtrain.loss import IGNORE, patch_loss, patch_loss_from_logits
-from patchtrain.patches import patch_positions, patch_targets, pool_embeddings
+from patchtrain.loss import patch_loss_from_logits
+from patchtrain.loss_backends import LOSSES, Backend, choose
+from patchtrain.patches import IGNORE, patch_positions, patch_targets, pool_embeddings
 from patchtrain.plan import SlotWeights, slot_weights
 
 
@@ -31,12 +32,14 @@ from patchtrain.plan import SlotWeights, slot_weights
 class Probe:
     """What a probe found: how a model turns the head's input into logits.
 
-    ``fused`` says that logits are ``logit_scale * head(hidden)``, so that the loss can do without
-    them; ``reason`` says why, or why not.
+    ``fused`` says that logits are ``logit_scale * head(hidden)``, then capped at ``softcap`` if it
+    is given (see ``patch_loss``), so that the loss can do without them; ``reason`` says why, or why
+    not.
     """
 
     fused: bool
     logit_scale: float = 1.0
+    softcap: float | None = None
     reason: str = "logits are a linear map of the head's input"
 
 
@@ -44,12 +47,18 @@ class PatchLevel:
     """Handle of a model at patch level; ``remove()`` or the end of a ``with`` block undoes it."""
 
     def __init__(
-        self, model: nn.Module, patch_size: int, weights: tuple[float, ...], checked: Probe
+        self,
+        model: nn.Module,
+        patch_size: int,
+        weights: tuple[float, ...],
+        checked: Probe,
+        backend: Backend | None = None,
     ) -> None:
         self.model = model
         self.patch_size = patch_size
         self.weights = weights
         self.probe = checked
+        self.backend = backend or Backend("chunked" if checked.fused else "plain", checked.reason)
         self._plain_forward: Callable[..., Any] = model.forward
         self._own_forward = model.__dict__.get("forward")  # another tool may have set one before us
         self._active = patch_size > 1
@@ -133,21 +142,22 @@ class PatchLevel:
         if total is None and num_items_in_batch is not None:
             total = num_items_in_batch * self._targets_per_item(labels, targets)
         common = {"weights": self.weights, "total": total}
-        if self.probe.fused:
+        if self.backend.name == "plain":
+            outputs = self._plain_forward(**inputs)
+            loss = patch_loss_from_logits(outputs.logits[:, :-1], targets, **common)  # type: ignore[arg-type]
+        else:
             with skipped_head(self.model) as head_inputs:
                 outputs = self._plain_forward(**inputs)
             head = output_embeddings(self.model)
-            loss = patch_loss(
+            loss = LOSSES[self.backend.name](
                 head_inputs[-1][:, :-1],
                 head.weight,
                 targets,
                 bias=getattr(head, "bias", None),
                 scale=self.probe.logit_scale,
-                **common,  # type: ignore[arg-type]
+                softcap=self.probe.softcap,
+                **common,
             )
-        else:
-            outputs = self._plain_forward(**inputs)
-            loss = patch_loss_from_logits(outputs.logits[:, :-1], targets, **common)  # type: ignore[arg-type]
         outputs.loss = loss + _auxiliary_loss(self.model, outputs)
         return outputs
 
@@ -168,6 +178,7 @@ def patch_level(
     patch_size: int,
     weights: SlotWeights | None = None,
     *,
+    backend: str | Backend = "auto",
     checked: Probe | None = None,
 ) -> PatchLevel:
     """Put a transformers causal LM at patch level, in place.
@@ -188,14 +199,17 @@ def patch_level(
             (``get_input_embeddings``, ``get_output_embeddings``, ``inputs_embeds``).
         patch_size: K. At K = 1 nothing changes.
         weights: slot weights (see ``plan.slot_weights``); uniform if not given.
+        backend: how the loss is computed: ``"auto"``, or a name of ``loss_backends.LOSSES`` to
+            force; the result of an earlier ``choose``, to skip the choosing. The handle's
+            ``backend`` says what was taken, and why.
         checked: the result of an earlier ``probe`` of this model, to skip the probing.
 
     Returns:
         A handle with ``remove()``, which also works as a context manager.
 
     Raises:
-        UsageError: if K does not make sense, the model is at patch level already, or pooling
-            embeddings is not exact for it.
+        UsageError: if K does not make sense, the model is at patch level already, pooling
+            embeddings is not exact for it, or the backend asked for cannot be used.
     """
     slots = slot_weights(patch_size, "uniform" if weights is None else weights)
     if isinstance(getattr(model.forward, "patch_level", None), PatchLevel):
@@ -206,7 +220,9 @@ def patch_level(
         from patchtrain.probing import probe  # which needs PatchLevel itself
 
         checked = probe(model)
-    return PatchLevel(model, patch_size, slots, checked)
+    if isinstance(backend, str):
+        backend = choose(backend, checked, output_embeddings(model))
+    return PatchLevel(model, patch_size, slots, checked, backend)
 
 
 @contextmanager

@@ -1,0 +1,240 @@
+"""What the K-target loss costs: time and peak memory of forward and backward, from hidden states.
+
+Every loss backend against two ways of doing without one:
+
+    papers   the papers' formula: all logits in fp32, their log-softmax, K gathers
+    passes   all logits, and one cross-entropy for each of the K targets
+
+for several vocabularies and patch sizes, on the same inputs, in one run. Times alternate between
+the methods, so that what else the machine does falls on all; given is the median. Memory is the
+peak beyond inputs and gradients: on a GPU of the allocator, on a CPU of the resident size of a
+fresh process that does it once (Linux only).
+
+    python benchmarks/loss.py                                      one core, about a quarter hour
+    python benchmarks/loss.py --vocabularies 4096 --patch-sizes 2 4 --rows 256 --out /tmp/loss.json
+    python benchmarks/loss.py --device cuda --dtype bfloat16 --out results/loss-gpu.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from patchtrain.errors import UsageError
+from patchtrain.files import write_text
+from patchtrain.loss_backends import LOSSES, unavailable
+
+VOCABULARIES, PATCH_SIZES = [4096, 32000, 131072], [1, 2, 4, 8, 16]
+MOST_LOGITS = 2**26  # of a case: 2,048 rows at a vocabulary of 32,000
+BASELINES = ["papers", "passes"]
+
+
+def papers(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """The papers' formula."""
+    logits = F.linear(hidden, weight).float()
+    return -logits.log_softmax(-1).gather(-1, targets).mean()
+
+
+def passes(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """One cross-entropy a target, as an existing loop would write it."""
+    logits = F.linear(hidden, weight).float()
+    losses = [F.cross_entropy(logits, target) for target in targets.unbind(-1)]
+    return torch.stack(losses).mean()
+
+
+def method(name: str) -> Callable[..., Tensor]:
+    return {"papers": papers, "passes": passes}.get(name) or LOSSES[name]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path("results/loss.json"))
+    parser.add_argument("--vocabularies", type=int, nargs="+", default=VOCABULARIES, metavar="V")
+    parser.add_argument("--patch-sizes", type=int, nargs="+", default=PATCH_SIZES, metavar="K")
+    known = [*BASELINES, *LOSSES]
+    parser.add_argument("--methods", nargs="+", metavar="NAME", choices=known,
+                        help=f"of {', '.join(known)}; default: all that run here")  # fmt: skip
+    parser.add_argument("--rows", type=int, default=2048, help="positions; fewer where rows "
+                        f"times vocabulary would be above {MOST_LOGITS:,}")  # fmt: skip
+    parser.add_argument("--width", type=int, default=512, help="hidden size")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--memory-of", nargs=3, metavar=("NAME", "V", "K"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.memory_of:
+        name, vocab, patch_size = args.memory_of
+        print(resident_peak(name, make(args, int(vocab), int(patch_size))))
+        return
+    names = args.methods or [
+        *BASELINES,
+        *(name for name in LOSSES if not unavailable(name, args.device)),
+    ]
+    rows = []
+    for vocab in args.vocabularies:
+        for patch_size in args.patch_sizes:
+            rows += measure(args, names, vocab, patch_size)
+    result = {
+        "command": shlex.join(["python", *sys.argv]),
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("patchtrain", "torch")},
+        "machine": machine(args),
+        "settings": {
+            "rows": args.rows, "most_logits": MOST_LOGITS, "width": args.width,
+            "dtype": args.dtype, "device": args.device, "threads": args.threads,
+            "repeats": args.repeats, "seed": 0,
+            "held_equal": "inputs, targets and machine; all methods give the same loss",
+        },
+        "rows": rows,
+    }  # fmt: skip
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(args.out, json.dumps(result, indent=1) + "\n")
+    print(f"written to {args.out}")
+
+
+def measure(
+    args: argparse.Namespace, names: list[str], vocab: int, patch_size: int
+) -> list[dict[str, Any]]:
+    """One row of results for each method, at one vocabulary and patch size."""
+    inputs = make(args, vocab, patch_size)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    losses = {name: step(name, inputs)[1] for name in names}  # also warms up
+    tolerance = 1e-4 if args.dtype == "float32" else 1e-2
+    for name, loss in losses.items():
+        if abs(loss - losses[names[0]]) > tolerance * abs(losses[names[0]]):
+            raise SystemExit(f"{name} gives {loss}, {names[0]} {losses[names[0]]}: not comparable")
+    for _ in range(args.repeats):
+        for name in names:
+            seconds[name].append(step(name, inputs)[0])
+    del inputs
+    rows: list[dict[str, Any]] = []
+    for name in names:
+        row = {
+            "vocab": vocab, "patch_size": patch_size, "method": name,
+            "rows": min(args.rows, MOST_LOGITS // vocab),
+            "seconds": statistics.median(seconds[name]),
+            "seconds_spread": [min(seconds[name]), max(seconds[name])],
+            "peak_bytes": peak(args, name, vocab, patch_size),
+            "loss": losses[name],
+        }  # fmt: skip
+        base = rows[0] if rows else row
+        row["ratio_seconds"] = row["seconds"] / base["seconds"]
+        row["ratio_peak"] = row["peak_bytes"] / base["peak_bytes"] if base["peak_bytes"] else None
+        rows.append(row)
+        memory = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:8.1f} MB"
+        print(f"V={vocab:6} K={patch_size:2} {name:8} {row['seconds']:8.3f} s "
+              f"{row['ratio_seconds']:5.2f} {memory}", flush=True)  # fmt: skip
+    return rows
+
+
+def make(args: argparse.Namespace, vocab: int, patch_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden states, the head's weight and K targets a position; the same for the same case."""
+    generator = torch.Generator().manual_seed(0)
+    rows, dtype = min(args.rows, MOST_LOGITS // vocab), getattr(torch, args.dtype)
+    hidden = torch.randn(rows, args.width, generator=generator)
+    weight = torch.randn(vocab, args.width, generator=generator) / args.width**0.5
+    targets = torch.randint(0, vocab, (rows, patch_size), generator=generator)
+    return (
+        hidden.to(args.device, dtype).requires_grad_(),
+        weight.to(args.device, dtype).requires_grad_(),
+        targets.to(args.device),
+    )
+
+
+def step(name: str, inputs: tuple[Tensor, Tensor, Tensor]) -> tuple[float, float]:
+    """Seconds of one forward and backward, and the loss."""
+    hidden, weight, _ = inputs
+    hidden.grad = weight.grad = None
+    cuda = hidden.is_cuda
+    if cuda:
+        torch.cuda.synchronize()
+    begin = time.perf_counter()
+    loss = method(name)(*inputs)
+    loss.backward()  # type: ignore[no-untyped-call]
+    if cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - begin, float(loss)
+
+
+def peak(args: argparse.Namespace, name: str, vocab: int, patch_size: int) -> int | None:
+    """Bytes at the peak of one forward and backward, beyond inputs and gradients."""
+    if args.device != "cpu":
+        inputs = make(args, vocab, patch_size)
+        step(name, inputs)
+        inputs[0].grad = inputs[1].grad = None
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step(name, inputs)
+        return torch.cuda.max_memory_allocated() - before - gradient_bytes(inputs)
+    if not Path("/proc/self/clear_refs").exists():
+        return None
+    arguments = ["--memory-of", name, str(vocab), str(patch_size), "--rows", str(args.rows),
+                 "--width", str(args.width), "--dtype", args.dtype]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, __file__, *arguments, "--threads", str(args.threads)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return int(done.stdout)
+
+
+def resident_peak(name: str, inputs: tuple[Tensor, Tensor, Tensor]) -> int:
+    """The same of this process, from its resident size. Linux."""
+    few = tuple(tensor.detach()[:64].clone().requires_grad_(tensor.is_floating_point())
+                for tensor in (inputs[0], inputs[1]))  # fmt: skip
+    step(name, (few[0], few[1], inputs[2][:64] % 64))  # what is allocated only once
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is resident now
+    before = status("VmRSS")
+    step(name, inputs)
+    return max(status("VmHWM") - before - gradient_bytes(inputs), 0)
+
+
+def status(field: str) -> int:
+    """A size of this process in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+    raise SystemExit(f"/proc/self/status has no {field}")
+
+
+def gradient_bytes(inputs: tuple[Tensor, Tensor, Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in inputs[:2])
+
+
+def machine(args: argparse.Namespace) -> dict[str, Any]:
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        models = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines()
+                  if line.startswith("model name")]  # fmt: skip
+        name = models[0] if models else name
+    found: dict[str, Any] = {"cpu": name, "system": f"{platform.system()} {platform.machine()}"}
+    if args.device != "cpu":
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UsageError as error:
+        raise SystemExit(f"loss.py: {error}") from None
