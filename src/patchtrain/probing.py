@@ -6,6 +6,7 @@ its loss, or refuses it by name. Nothing here knows the name of a model.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -65,6 +66,99 @@ def probe(model: nn.Module) -> Probe:
             f"{refused}its forward does not take pooled inputs_embeds in place of input_ids "
             f"({' '.join(str(error).split())})"
         ) from error
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def probe_documents(model: nn.Module) -> None:
+    """Check that documents packed in one row, told apart by positions that restart, stay apart.
+
+    Each document of a packed row must give the logits that it gives alone, at token level and at
+    patch level, and in train mode nothing may flow back from one document into the other. Passes
+    are as in training: positions that restart at 0, no attention mask, ``use_cache=False``
+    (transformers builds the packed mask only where there is neither mask nor cache).
+
+    Raises:
+        UsageError: naming the model's class and what mixes its documents.
+    """
+    refused = f"{type(model).__name__} cannot keep packed documents separate: "
+    device = input_embeddings(model).weight.device
+    lengths = ((6, 4), (4, 6))  # two rows, since masks may be made for one row only
+    ids = _token_ids(model, 2 * sum(lengths[0])).view(2, -1)
+    positions = torch.stack([torch.cat([torch.arange(n) for n in row]) for row in lengths])
+    positions = positions.to(device)
+
+    def differs(**inputs: Tensor) -> bool:
+        packed = model(**inputs, position_ids=positions, use_cache=False).logits
+        level = ids.shape[1] // packed.shape[1]
+        for row, cut in enumerate(first for first, _ in lengths):
+            for part in (slice(0, cut), slice(cut, None)):
+                alone = {name: value[row : row + 1, part] for name, value in inputs.items()}
+                expected = model(**alone, use_cache=False).logits[0]
+                got = packed[row, part.start // level : part.stop and part.stop // level]
+                if got.shape != expected.shape or not _close(got, expected, expected.dtype):
+                    return True
+        return False
+
+    def leaks() -> bool:
+        """Whether the second document's logits depend on the first's embeddings."""
+        embeddings = input_embeddings(model)(ids).detach().requires_grad_()
+        inputs = {"inputs_embeds": embeddings, "position_ids": positions, "use_cache": False}
+        with torch.enable_grad():
+            logits = model(**inputs).logits
+            seconds = sum(logits[row, cut:].float().square().sum() for row, (cut, _) in rows)
+        (gradient,) = torch.autograd.grad(seconds, embeddings)
+        return any(bool(gradient[row, :cut].any()) for row, (cut, _) in rows)
+
+    rows = list(enumerate(lengths))
+    try:
+        with _quiet(model), torch.no_grad():
+            model.eval()
+            if differs(input_ids=ids):
+                why = (
+                    "a document's logits depend on the one before it in the row"
+                    if leaks()
+                    else "a document does not give the logits that it gives alone"
+                )
+                raise UsageError(f"{refused}{why} ({_takes_positions(model)})")
+            model.train()
+            if leaks():
+                raise UsageError(f"{refused}in train mode a document depends on the one before it")
+            model.eval()
+            with PatchLevel(model, 2, (1.0, 1.0), Probe(fused=False)):
+                if differs(input_ids=ids):
+                    raise UsageError(f"{refused}patches of a document depend on other documents")
+    except (TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(
+            f"{refused}its forward does not run with position_ids that restart "
+            f"({' '.join(str(error).split())})"
+        ) from error
+
+
+def _takes_positions(model: nn.Module) -> str:
+    if "position_ids" in inspect.signature(model.forward).parameters:
+        return "position_ids that restart do not separate them"
+    return "its forward takes no position_ids"
+
+
+def _token_ids(model: nn.Module, count: int) -> Tensor:
+    """``(1, count)`` token ids, different as far as the vocabulary goes."""
+    weight = input_embeddings(model).weight
+    ids = torch.arange(count, device=weight.device) * 7 + 1
+    return ids.remainder(weight.shape[0]).unsqueeze(0)
+
+
+@contextmanager
+def _quiet(model: nn.Module) -> Iterator[None]:
+    """Leave modes and random numbers as they are found."""
+    modes = {module: module.training for module in model.modules()}
+    device = input_embeddings(model).weight.device
+    try:
+        with torch.random.fork_rng([] if device.type == "cpu" else [device]):
+            yield
     finally:
         for module, mode in modes.items():
             module.training = mode

@@ -1,0 +1,176 @@
+"""The probe: what it finds out about a model, and what it refuses, by name and with the reason."""
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+
+from patchtrain import UsageError, patch_level, patch_loss_reference, patch_targets
+from patchtrain.probing import probe, probe_documents
+from tests.models import VOCAB, tiny_model
+
+
+@pytest.fixture
+def ids() -> Tensor:
+    return torch.randint(0, VOCAB, (2, 24), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "scale"),
+    [("granite", {"logits_scaling": 8.0}, 0.125), ("cohere", {"logit_scale": 0.5}, 0.5)],
+)
+def test_a_scale_on_the_logits_is_found_by_the_probe(
+    family: str, settings: dict[str, Any], scale: float, ids: Tensor
+) -> None:
+    model = tiny_model(family, **settings)
+    found = probe(model)
+    assert found.fused
+    assert found.logit_scale == pytest.approx(scale, rel=1e-4)
+    with patch_level(model, 4):
+        loss = model(input_ids=ids, labels=ids).loss
+        logits = model(input_ids=ids).logits
+    expected = patch_loss_reference(logits[:, :-1], patch_targets(ids, 4))
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_softcapping_is_seen_on_a_fresh_model_and_falls_back_to_full_logits(ids: Tensor) -> None:
+    model = tiny_model("gemma2", final_logit_softcapping=3.0)
+    found = probe(model)
+    assert not found.fused
+    assert "softcapping" in found.reason
+    with patch_level(model, 4):
+        loss = model(input_ids=ids, labels=ids).loss
+        logits = model(input_ids=ids).logits
+    expected = patch_loss_reference(logits[:, :-1], patch_targets(ids, 4))
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_probing_leaves_no_trace(ids: Tensor) -> None:
+    model = tiny_model("llama").train()
+    expected = model(input_ids=ids, labels=ids).loss
+    state = torch.get_rng_state()
+    probe(model)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.training
+    assert not model.lm_head._forward_pre_hooks
+    assert torch.equal(model(input_ids=ids, labels=ids).loss, expected)
+
+
+class ReadsIdsTwice(transformers.LlamaForCausalLM):
+    """Adds something to the logits that depends on input_ids beyond their embedding."""
+
+    def forward(self, input_ids: Tensor | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
+        output = super().forward(input_ids=input_ids, **kwargs)
+        if input_ids is not None:
+            output.logits = output.logits + input_ids.unsqueeze(-1)
+        return output
+
+
+class TakesOnlyIds(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(VOCAB, 8), nn.Linear(8, VOCAB)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embed
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.head
+
+    def forward(self, input_ids: Tensor, use_cache: bool = False) -> Any:
+        return transformers.modeling_outputs.CausalLMOutput(logits=self.head(self.embed(input_ids)))
+
+
+def test_a_model_that_fails_the_invariant_is_refused_by_name() -> None:
+    config = tiny_model("llama").config
+    with pytest.raises(UsageError, match="ReadsIdsTwice cannot be trained at patch level"):
+        patch_level(ReadsIdsTwice(config), 2)
+    with pytest.raises(UsageError, match=r"TakesOnlyIds .* inputs_embeds"):
+        patch_level(TakesOnlyIds(), 2)
+
+
+class LooksIdsUp(transformers.LlamaForCausalLM):
+    """A second look-up by input_ids whose weights are zero in a fresh model."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.extra = nn.Embedding(VOCAB, VOCAB)
+        nn.init.zeros_(self.extra.weight)
+
+    def forward(self, input_ids: Tensor | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
+        output = super().forward(input_ids=input_ids, **kwargs)
+        if input_ids is not None:
+            output.logits = output.logits + self.extra(input_ids)
+        return output
+
+
+def test_a_module_that_only_input_ids_reach_is_refused_even_if_it_does_nothing_yet() -> None:
+    with pytest.raises(UsageError, match=r"LooksIdsUp .* its extra is run on input_ids"):
+        patch_level(LooksIdsUp(tiny_model("llama").config), 2)
+
+
+def test_a_head_of_zeros_still_trains(ids: Tensor) -> None:
+    model = tiny_model("llama")
+    nn.init.zeros_(model.lm_head.weight)
+    assert not probe(model).fused
+    with patch_level(model, 4):
+        loss = model(input_ids=ids, labels=ids).loss
+    loss.backward()
+    assert loss.item() == pytest.approx(torch.tensor(VOCAB).log().item(), rel=1e-5)
+    assert model.lm_head.weight.grad.abs().max() > 0
+
+
+def test_weights_that_are_not_finite_are_named() -> None:
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.lm_head.weight[3] = float("nan")
+    with pytest.raises(UsageError, match="not finite"):
+        patch_level(model, 2)
+
+
+def test_a_frozen_part_stays_in_eval_mode() -> None:
+    model = tiny_model("llama").train()
+    model.model.layers[0].eval()
+    probe(model)
+    assert model.training
+    assert not model.model.layers[0].training
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "gemma3_text"])
+def test_packed_documents_that_stay_apart_are_accepted(family: str) -> None:
+    model = tiny_model(family).train()
+    state = torch.get_rng_state()
+    probe_documents(model)
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("family", "reason"),
+    [
+        ("bloom", "BloomForCausalLM .* takes no position_ids"),
+        ("mpt", "MptForCausalLM .* takes no position_ids"),
+        ("mamba", "MambaForCausalLM .* takes no position_ids"),
+        ("opt", "OPTForCausalLM .* depend on the one before it"),
+    ],
+)
+def test_packed_documents_that_mix_are_refused_by_name(family: str, reason: str) -> None:
+    with pytest.raises(UsageError, match=reason):
+        probe_documents(tiny_model(family))
+
+
+class MixesInTraining(transformers.LlamaForCausalLM):
+    """Forgets the packed mask in train mode only."""
+
+    def forward(self, position_ids: Tensor | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
+        if self.training:
+            position_ids = None
+        return super().forward(position_ids=position_ids, **kwargs)
+
+
+def test_documents_that_mix_in_train_mode_only_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"MixesInTraining .* in train mode"):
+        probe_documents(MixesInTraining(tiny_model("llama").config))
