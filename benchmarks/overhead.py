@@ -111,7 +111,7 @@ def make_recipe(folder: Path, args: argparse.Namespace) -> Path:
         },
         "training": {
             "per_device_train_batch_size": args.rows, "eval_strategy": "no",
-            "save_strategy": "no", "logging_steps": LOGGING_STEPS,
+            "save_strategy": "no", "logging_steps": LOGGING_STEPS, "logging_first_step": False,
         },
         "samples": [],
     }  # fmt: skip

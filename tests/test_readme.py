@@ -1,6 +1,7 @@
 """What README and docs say is true: commands run, code runs, quoted output is a result's."""
 
 import re
+import runpy
 import shlex
 from dataclasses import fields
 from pathlib import Path
