@@ -215,7 +215,7 @@ def test_no_logged_loss_mixes_the_two_stages(tmp_path: Path) -> None:
     ("patch_size", "patch_fraction"), [(1, 0.5), (0, 0.5), (4, 0.0), (4, 1.0), (4, float("nan"))]
 )
 def test_values_that_make_no_sense_are_refused(patch_size: int, patch_fraction: float) -> None:
-    with pytest.raises(UsageError, match="patch_size must be|patch_fraction must be"):
+    with pytest.raises(UsageError, match=r"patch_size must be|patch_fraction must be"):
         PatchLevelCallback(patch_size, patch_fraction)
 
 
