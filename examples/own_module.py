@@ -50,8 +50,9 @@ def main() -> None:
     args = parser.parse_args()
 
     torch.manual_seed(0)
-    train, held_out = data.rows(PATCH_SIZE * CONTEXT)
-    model = GPT(len(data.tokenizer()))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    train, held_out = (rows.to(device) for rows in data.rows(PATCH_SIZE * CONTEXT))
+    model = GPT(len(data.tokenizer())).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.95), weight_decay=0.1)
     for step in range(args.steps):
         patch_size = PATCH_SIZE if step < PATCH_FRACTION * args.steps else 1

@@ -37,8 +37,9 @@ def main() -> None:
     args = parser.parse_args()
 
     torch.manual_seed(0)
-    train, held_out = data.rows(PATCH_SIZE * CONTEXT)
-    model = data.tiny_model()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    train, held_out = (rows.to(device) for rows in data.rows(PATCH_SIZE * CONTEXT))
+    model = data.tiny_model().to(device)
     order = torch.randint(len(train), (args.steps, ROWS))
     switch = round(PATCH_FRACTION * args.steps)
     optimizer, schedule = optimizer_for(model, args.steps if args.carry else switch)

@@ -51,8 +51,8 @@ def main() -> None:
     args = parser.parse_args()
 
     torch.manual_seed(0)
-    examples = Dataset.from_list([example(row) for row in data.functions(800)])
-    split = examples.train_test_split(50, seed=0)
+    examples = [example(row) for row in data.functions(800)]
+    split = Dataset.from_list(examples).train_test_split(50, seed=0)
     patches = PatchLevelCallback(PATCH_SIZE, patch_fraction=0.5)
     config = SFTConfig(
         args.out,
@@ -67,10 +67,8 @@ def main() -> None:
         disable_tqdm=True,
         bf16=torch.cuda.is_available(),  # its default is bf16 everywhere
     )
-    rows = (split["train"], split["test"])
-    trainer = PatchSFTTrainer(
-        data.tiny_model(), config, None, *rows, data.tokenizer(), callbacks=[patches]
-    )
+    model, rows = data.tiny_model(), (split["train"], split["test"])
+    trainer = PatchSFTTrainer(model, config, None, *rows, data.tokenizer(), callbacks=[patches])
     trainer.patches = patches
     trainer.train()
     print(f"held-out token-level loss {trainer.evaluate()['eval_loss']:.4f}")
