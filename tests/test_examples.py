@@ -111,7 +111,7 @@ def test_it_runs_and_leaves_a_plain_model(
     losses = [float(loss) for loss in re.findall(r"loss'?:? '?([\d.]+|nan|inf)", printed)]
     held_out = losses[-1]
     assert re.search(r"held-out token-level loss [\d.]+\n$", printed)
-    assert all(0 < loss < 8 for loss in losses)
+    assert all(4 < loss < 8 for loss in losses)  # a mean: no sum over passes, and none of means
     assert held_out < math.log(512)  # of a uniform guess
     model, found = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not found["missing_keys"]

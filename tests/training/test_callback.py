@@ -1,6 +1,9 @@
 """The callback's two stages against a loop written out, in every situation Trainer puts it in."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -232,3 +235,32 @@ def test_rows_that_cannot_be_cut_into_patches_are_refused(tmp_path: Path) -> Non
     trainer.train_dataset = Rows(some_rows(ROWS * STEPS)[:, :-1])
     with pytest.raises(UsageError, match="must be a multiple"):
         trainer.train()
+
+
+def test_two_processes_equal_a_loop_written_out(tmp_path: Path) -> None:
+    script = tmp_path / "two.py"
+    script.write_text(
+        "import sys; from pathlib import Path\n"
+        "from tests.models import tiny_model\n"
+        "from tests.training.test_callback import ROWS, make_trainer\n"
+        "run, _ = make_trainer(Path(sys.argv[1]), tiny_model(), eval_strategy='steps',\n"
+        "    per_device_train_batch_size=ROWS // 4, gradient_accumulation_steps=2)\n"
+        "run.train(); run.save_model(); run.save_state()\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
+               "--master_port=0", "--rdzv_backend=c10d", "--rdzv_endpoint=127.0.0.1:0",
+               str(script), str(tmp_path / "two")]  # fmt: skip
+    root = Path(__file__).parents[2]
+    path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
+    environment = {"PYTHONPATH": path, "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    reference = tiny_model()
+    losses, held_out = by_hand(reference)
+    state = json.loads((tmp_path / "two" / "trainer_state.json").read_text())
+    assert [row["loss"] for row in state["log_history"] if "loss" in row] == pytest.approx(
+        losses, abs=1e-4
+    )
+    evaluated = [row["eval_loss"] for row in state["log_history"] if "eval_loss" in row]
+    assert evaluated[: STEPS - 1] == pytest.approx(held_out[1:], abs=1e-4)
+    same_weights(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "two"), reference)
