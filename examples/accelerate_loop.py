@@ -1,6 +1,6 @@
 """A loop on Hugging Face accelerate: any number of processes, mixed precision, accumulation.
 
-    accelerate launch examples/accelerate_loop.py --steps 200 --out out/accelerate
+    accelerate launch examples/accelerate_loop.py --steps 150 --out out/accelerate
 
 A step reads the same rows in both stages. At token level each is cut into PATCH_SIZE sequences and
 the step into as many passes, so that a pass always has ROWS sequences of CONTEXT positions.
@@ -22,7 +22,7 @@ PATCH_SIZE, PATCH_FRACTION, CONTEXT, ROWS = 4, 2 / 3, 64, 8
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--out", default="out/accelerate")
     args = parser.parse_args()
 

@@ -45,7 +45,7 @@ def train(model: str | None, texts: list[str], out: str, rate: float, **plan) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?", help="a name or a folder; a tiny one if left out")
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--context", type=int, default=64, help="positions of a sequence")
     parser.add_argument("--learning-rate", type=float, default=3e-4)
     parser.add_argument("--out", default="out/continued")

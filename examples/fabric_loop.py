@@ -1,6 +1,6 @@
 """A loop on Lightning Fabric: any number of devices, mixed precision, accumulation.
 
-    python examples/fabric_loop.py --steps 200 --out out/fabric
+    python examples/fabric_loop.py --steps 150 --out out/fabric
 
 A step reads the same rows in both stages. At token level each is cut into PATCH_SIZE sequences and
 the step into as many passes, so that a pass always has ROWS sequences of CONTEXT positions.
@@ -20,7 +20,7 @@ PATCH_SIZE, PATCH_FRACTION, CONTEXT, ROWS = 4, 2 / 3, 64, 8
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--devices", default="1", help="how many, or auto")
     parser.add_argument("--precision", default="32-true", help="bf16-mixed, for example")
     parser.add_argument("--out", default="out/fabric")

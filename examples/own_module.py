@@ -1,6 +1,6 @@
 """A model of your own, without transformers: the two functions are all there is to it.
 
-    python examples/own_module.py --steps 200 --out out/own.pt
+    python examples/own_module.py --steps 150 --out out/own.pt
 
 ``patch_loss`` forms a chunk of logits at a time and takes the loss of all K targets from it, so
 the model ends at the head's input. At K = 1 the same lines are ordinary next-token training.
@@ -45,7 +45,7 @@ class GPT(nn.Module):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--out", default="out/own.pt")
     args = parser.parse_args()
 

@@ -1,6 +1,6 @@
 """A plain PyTorch loop: patch level for the first two thirds of the tokens, then token level.
 
-    python examples/pytorch_loop.py --steps 200 --out out/pytorch
+    python examples/pytorch_loop.py --steps 150 --out out/pytorch
 
 A step reads the same tokens in both stages (arXiv:2407.12665): ROWS sequences of
 PATCH_SIZE * CONTEXT tokens at patch level, PATCH_SIZE times as many of CONTEXT tokens at token
@@ -31,7 +31,7 @@ def optimizer_for(model: torch.nn.Module, steps: int) -> tuple[torch.optim.Optim
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--carry", action="store_true", help="carry the optimizer over the switch")
     parser.add_argument("--out", default="out/pytorch")
     args = parser.parse_args()

@@ -1,6 +1,6 @@
 """transformers' Trainer, unchanged but for two lines: an import and a callback.
 
-    python examples/trainer.py --steps 200 --out out/trainer
+    python examples/trainer.py --steps 150 --out out/trainer
 
 Rows keep their length in both stages: at patch level the transformer sees a quarter of the
 positions, so such a step costs a quarter. Evaluation is at token level all the way.
@@ -17,7 +17,7 @@ from patchtrain import PatchLevelCallback  # the first line
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--out", default="out/trainer")
     args = parser.parse_args()
 

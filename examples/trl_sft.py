@@ -1,6 +1,6 @@
 """TRL's SFTTrainer: fine-tuning at patch level first, then at token level.
 
-    python examples/trl_sft.py --steps 200 --packing --out out/sft
+    python examples/trl_sft.py --steps 150 --packing --out out/sft
 
 SFTTrainer scores single tokens, so at patch level the loss has to be the model's own: that is the
 one method below. Prompts are no targets. Each example is padded to whole patches, so that packed
@@ -45,7 +45,7 @@ def example(row: dict[str, str]) -> dict[str, list[int]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--packing", action="store_true", help="several examples in a row")
     parser.add_argument("--out", default="out/sft")
     args = parser.parse_args()

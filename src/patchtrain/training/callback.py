@@ -31,8 +31,8 @@ class PatchLevelCallback(TrainerCallback):
     to one (``pad_to_multiple_of``). The optimizer's state is carried over the switch, and the
     learning rate follows the Trainer's one schedule; ``PatchTrainer`` has the papers' others.
 
-    The loss must be the model's own: no ``compute_loss_func``, and a Trainer that takes another one,
-    as TRL's SFTTrainer does, has to leave that while ``at_patch_level`` (``examples/trl_sft.py``).
+    The loss must be the model's own: no ``compute_loss_func``. A Trainer that takes another one, as
+    TRL's SFTTrainer does, has to leave that ``at_patch_level`` (see ``examples/trl_sft.py``).
     Logged losses before the switch are patch losses; evaluation is at token level throughout. A log
     never mixes the two: one is written at the switch. The Trainer's own ``total_flos`` counts a
     patch-level step as a token-level one.
