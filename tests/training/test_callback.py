@@ -15,6 +15,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from patchtrain import PatchLevelCallback, UsageError, patch_level
 from patchtrain.evaluation.perplexity import rows_loss
+from patchtrain.modeling import PatchLevel
 from tests.models import VOCAB, tiny_model
 
 K, LENGTH, ROWS, STEPS, SWITCH = 4, 16, 8, 6, 4
@@ -202,6 +203,26 @@ def test_training_again_after_an_interrupt_begins_afresh(tmp_path: Path) -> None
     trainer.train()
     assert watch.within == [step < SWITCH for step in range(STEPS)]
     assert "forward" not in model.__dict__
+
+
+def test_mixed_precision_keeps_the_loss_that_skips_the_head(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fused: list[bool] = []
+    forward = PatchLevel._forward
+
+    def watched(handle: PatchLevel, **inputs: Any) -> Any:
+        if torch.is_grad_enabled():  # not the probe
+            fused.append(handle.probe.fused)
+        return forward(handle, **inputs)
+
+    monkeypatch.setattr(PatchLevel, "_forward", watched)
+    trainer, _ = make_trainer(tmp_path, tiny_model(), bf16=True)
+    trainer.train()
+    assert fused == [True] * SWITCH
+    monkeypatch.undo()
+    losses, _ = by_hand(tiny_model())
+    assert logged(trainer) == pytest.approx(losses, rel=1e-2)
 
 
 def test_no_logged_loss_mixes_the_two_stages(tmp_path: Path) -> None:

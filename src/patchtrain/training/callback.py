@@ -15,8 +15,9 @@ from accelerate.utils import extract_model_from_parallel
 from transformers import TrainerCallback
 
 from patchtrain.errors import UsageError
-from patchtrain.modeling import PatchLevel, patch_level
+from patchtrain.modeling import PatchLevel, Probe, patch_level
 from patchtrain.plan import SlotWeights, slot_weights
+from patchtrain.probing import probe
 from patchtrain.training.config import UNSUPPORTED
 
 _REFUSED = ("fp16", "deepspeed", "label_smoothing_factor", "use_liger_kernel")
@@ -63,11 +64,19 @@ class PatchLevelCallback(TrainerCallback):
         self._handle: PatchLevel | None = None
         self._between_steps = ExitStack()
         self._in_step = False
+        self._checked: Probe | None = None  # None if added to a Trainer that is there already
 
     @property
     def at_patch_level(self) -> bool:
         """Whether the model is at patch level right now: within a step of the first stage."""
         return self._handle is not None and self._in_step
+
+    def on_init_end(
+        self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
+    ) -> None:
+        # Before mixed precision is wrapped around the model: its rounding would look like a
+        # difference between the loss that skips the head and the one from full logits.
+        self._checked = probe(model)
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
@@ -84,7 +93,7 @@ class PatchLevelCallback(TrainerCallback):
         self._last_step = round(self.patch_fraction * state.max_steps)
         if state.global_step < self._last_step:  # not so where a run is resumed after the switch
             plain = extract_model_from_parallel(model, keep_torch_compile=False)
-            self._handle = patch_level(plain, self.patch_size, self.weights)
+            self._handle = patch_level(plain, self.patch_size, self.weights, checked=self._checked)
             self._pause()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
