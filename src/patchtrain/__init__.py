@@ -26,6 +26,7 @@ _PUBLIC = {
     "TokenStore": "data.store",
     "PatchConfig": "training.config",
     "PatchTrainer": "training.trainer",
+    "PatchLevelCallback": "training.callback",
 }
 __all__ = ["__version__", *_PUBLIC]
 
