@@ -35,11 +35,57 @@ def test_a_scale_on_the_logits_is_found_by_the_probe(
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_softcapping_is_seen_on_a_fresh_model_and_falls_back_to_full_logits(ids: Tensor) -> None:
-    model = tiny_model("gemma2", final_logit_softcapping=3.0)
+@pytest.mark.parametrize("cap", [3.0, 30.0])
+@pytest.mark.parametrize("family", ["gemma2", "nanochat"])
+def test_softcapping_is_measured_on_a_fresh_model(family: str, cap: float, ids: Tensor) -> None:
+    model = tiny_model(family, final_logit_softcapping=cap)
+    found = probe(model)
+    assert found.fused
+    assert (found.logit_scale, found.softcap) == (pytest.approx(1), pytest.approx(cap))
+    with patch_level(model, 4):
+        loss = model(input_ids=ids, labels=ids).loss
+        logits = model(input_ids=ids).logits
+    expected = patch_loss_reference(logits[:, :-1], patch_targets(ids, 4))
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+class OtherLogits(transformers.LlamaForCausalLM):
+    """Makes its logits from the head's output by any function, and its loss from these."""
+
+    bend: Any = None
+
+    def forward(self, labels: Tensor | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
+        output = super().forward(**kwargs)
+        output.logits = type(self).bend(output.logits)
+        if labels is not None:
+            output.loss = self.loss_function(output.logits, labels, self.vocab_size)
+        return output
+
+
+@pytest.mark.parametrize(
+    ("bend", "scale", "cap"),
+    [
+        (lambda z: 30 * torch.tanh(0.25 * z / 30), 0.25, 30),  # a scale before the cap
+        (lambda z: 0.5 * 15 * torch.tanh(z / 15), 0.5, 7.5),  # and after it
+        (lambda z: 4 * torch.tanh(z), 4, 4),
+    ],
+)
+def test_a_scale_and_a_cap_are_told_apart(bend: Any, scale: float, cap: float, ids: Tensor) -> None:
+    OtherLogits.bend = staticmethod(bend)
+    model = OtherLogits(tiny_model("llama").config)
+    found = probe(model)
+    assert found.fused
+    assert found.logit_scale == pytest.approx(scale, rel=1e-3)
+    assert found.softcap == pytest.approx(cap, rel=1e-3)
+
+
+@pytest.mark.parametrize("bend", [torch.arctan, lambda z: z.clamp(-20, 20), lambda z: z + z**3])
+def test_any_other_bend_takes_the_loss_from_full_logits(bend: Any, ids: Tensor) -> None:
+    OtherLogits.bend = staticmethod(bend)
+    model = OtherLogits(tiny_model("llama").config)
     found = probe(model)
     assert not found.fused
-    assert "softcapping" in found.reason
+    assert "bends its logits" in found.reason
     with patch_level(model, 4):
         loss = model(input_ids=ids, labels=ids).loss
         logits = model(input_ids=ids).logits
@@ -114,7 +160,8 @@ def test_a_module_that_only_input_ids_reach_is_refused_even_if_it_does_nothing_y
 def test_a_head_of_zeros_still_trains(ids: Tensor) -> None:
     model = tiny_model("llama")
     nn.init.zeros_(model.lm_head.weight)
-    assert not probe(model).fused
+    assert probe(model).fused
+    assert not model.lm_head.weight.any()  # random while it was probed
     with patch_level(model, 4):
         loss = model(input_ids=ids, labels=ids).loss
     loss.backward()
@@ -154,7 +201,7 @@ def test_packed_documents_that_stay_apart_are_accepted(family: str) -> None:
         ("bloom", "BloomForCausalLM .* takes no position_ids"),
         ("mpt", "MptForCausalLM .* takes no position_ids"),
         ("mamba", "MambaForCausalLM .* takes no position_ids"),
-        ("opt", "OPTForCausalLM .* depend on the one before it"),
+        ("opt", "OPTForCausalLM .* depends on the one before it"),
     ],
 )
 def test_packed_documents_that_mix_are_refused_by_name(family: str, reason: str) -> None:

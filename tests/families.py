@@ -1,0 +1,117 @@
+"""Every causal LM family of transformers, tiny and with random weights.
+
+``tiny_config`` shrinks a family's default config by the names of its numbers, so that a family
+needs a line in ``OVERRIDES`` only where names do not say enough.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+import transformers
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+VOCAB = 61
+FAMILIES = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+# The first pattern that a name matches in full gives its value.
+SIZES: list[tuple[str, float]] = [
+    (r".*dropout.*|.*pdrop|.*drop_rate|.*jitter.*|.*drop_path.*", 0.0),
+    (r"vocab_size\w*|\w*_vocab_size", VOCAB),
+    (
+        r"max_position_embeddings|n_positions|n_ctx|max_seq_len|max_sequence_length"
+        r"|context_length|max_\w+_positions|model_max_length",
+        128,
+    ),
+    (r"num_key_value_heads|n_kv_heads?|num_kv_heads|\w*num_key_value_heads", 2),
+    (
+        r"num_attention_heads|n_heads?|num_heads|(en|de)coder_attention_heads|\w*_num_heads"
+        r"|\w*num_attention_heads|\w+_n_heads|n_local_heads|num_mem_heads",
+        4,
+    ),
+    (r"head_dim|\w*_head_dim|attention_head_size|d_head|rotary_dim", 8),
+    (r"\w+_d_head|mamba_head_dim", 16),  # four heads of an expansion by two
+    (r"\w*lora_rank|\w*_rank", 8),
+    (r"\w*intermediate_size|\w*ffn_dim|d_ff|n_inner|\w*ffn_hidden_size|dim_ff|inner_dim", 48),
+    (
+        r"hidden_size|d_model|n_embd|n_embed|embed_dim|hidden_dim|d_embed|embedding_size|dim"
+        r"|hidden_sizes|word_embed_proj_dim|attention_hidden_size|lru_width|emb_dim",
+        32,
+    ),
+    (r"num_experts_per_tok|moe_topk|moe_top_k|num_experts_per_token|top_k_experts|moe_k", 2),
+    (r"num_experts|n_routed_experts|num_local_experts|moe_num_experts", 4),
+    (r"n_group|topk_group|n_groups|\w*_n_groups", 1),
+    (r"first_k_dense_replace|num_dense_layers|n_shared_experts|num_shared_experts", 1),
+    (r"sliding_window\w*|\w*local_attention|attention_window_size|attention_chunk_size", 8),
+    (r"state_size|mamba_d_state|ssm_state_size", 8),
+    (r"mamba_d_ssm", 64),
+]
+LAYERS = r"num_hidden_layers|n_layers?|num_layers|(en|de)coder_layers|depth|num_blocks"
+DROPPED = r"model_type|transformers_version|dtype|per_layer_config|block_configs"
+
+OVERRIDES: dict[str, dict[str, Any]] = {}
+
+
+def tiny_config(family: str, **settings: Any) -> Any:
+    """The shrunken config of ``family``, with ``settings`` on top."""
+    kind = CONFIG_MAPPING[family]
+    values = _shrunk(kind().to_dict())
+    return kind(**_merged(_merged(values, OVERRIDES.get(family, {})), settings))
+
+
+def tiny_family(family: str, **settings: Any) -> Any:
+    """A tiny model of ``family``, in fp32 and eval mode, the same for the same call."""
+    config = tiny_config(family, **settings)
+    torch.manual_seed(0)
+    return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+
+
+def _shrunk(values: dict[str, Any]) -> dict[str, Any]:
+    """The dictionary of a config, small: every kind of layer once, every number by its name."""
+    layers = next((n for name, n in values.items() if re.fullmatch(LAYERS, name)), None)
+    patterns = {
+        name: list(dict.fromkeys(value))
+        for name, value in values.items()
+        if isinstance(value, list) and len(value) == layers and not isinstance(value[0], list)
+    }
+    depth = max([2, *map(len, patterns.values())])
+    small: dict[str, Any] = {}
+    for name, value in values.items():
+        if re.fullmatch(DROPPED, name):
+            continue
+        if name in patterns:
+            kinds = [_size(name, kind) for kind in patterns[name]]
+            small[name] = kinds + kinds[-1:] * (depth - len(kinds))
+        elif isinstance(value, dict) and name.endswith("config"):
+            small[name] = _shrunk(value)
+        elif re.fullmatch(LAYERS, name) and isinstance(value, int):
+            small[name] = depth
+        elif name.endswith("token_id") and isinstance(value, int):
+            small[name] = min(value, VOCAB - 1)
+        elif name == "is_decoder":
+            small[name] = True
+        else:
+            small[name] = _size(name, value)
+    if "kv_lora_rank" in small and "num_key_value_heads" in small:  # latents have no groups
+        small["num_key_value_heads"] = small["num_attention_heads"]
+    return small
+
+
+def _size(name: str, value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return value
+    for pattern, size in SIZES:
+        if re.fullmatch(pattern, name):
+            return type(value)(size) if isinstance(size, float) else min(value, size)
+    return value
+
+
+def _merged(values: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(values)
+    for name, value in more.items():
+        nested = isinstance(value, dict) and isinstance(merged.get(name), dict)
+        merged[name] = _merged(merged[name], value) if nested else value
+    return merged
