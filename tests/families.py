@@ -32,27 +32,102 @@ SIZES: list[tuple[str, float]] = [
         r"|\w*num_attention_heads|\w+_n_heads|n_local_heads|num_mem_heads",
         4,
     ),
+    (r"index_topk", 4),
     (r"head_dim|\w*_head_dim|attention_head_size|d_head|rotary_dim", 8),
     (r"\w+_d_head|mamba_head_dim", 16),  # four heads of an expansion by two
     (r"\w*lora_rank|\w*_rank", 8),
     (r"\w*intermediate_size|\w*ffn_dim|d_ff|n_inner|\w*ffn_hidden_size|dim_ff|inner_dim", 48),
     (
         r"hidden_size|d_model|n_embd|n_embed|embed_dim|hidden_dim|d_embed|embedding_size|dim"
-        r"|hidden_sizes|word_embed_proj_dim|attention_hidden_size|lru_width|emb_dim",
+        r"|hidden_sizes|word_embed_proj_dim|embedding_dim|adapter_in_dim|attention_hidden_size|lru_width|emb_dim",
         32,
     ),
     (r"num_experts_per_tok|moe_topk|moe_top_k|num_experts_per_token|top_k_experts|moe_k", 2),
     (r"num_experts|n_routed_experts|num_local_experts|moe_num_experts", 4),
-    (r"n_group|topk_group|n_groups|\w*_n_groups", 1),
+    (r"n_group|num_expert_group|topk_group|n_groups|\w*_n_groups", 1),
     (r"first_k_dense_replace|num_dense_layers|n_shared_experts|num_shared_experts", 1),
     (r"sliding_window\w*|\w*local_attention|attention_window_size|attention_chunk_size", 8),
     (r"state_size|mamba_d_state|ssm_state_size", 8),
     (r"mamba_d_ssm", 64),
 ]
 LAYERS = r"num_hidden_layers|n_layers?|num_layers|(en|de)coder_layers|depth|num_blocks"
-DROPPED = r"model_type|transformers_version|dtype|per_layer_config|block_configs"
+DROPPED = r"model_type|transformers_version|dtype|per_layer_config|qk_head_dim"
 
-OVERRIDES: dict[str, dict[str, Any]] = {}
+MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16}
+GEMMA_LAYERS = {
+    "num_hidden_layers": 4,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "num_kv_shared_layers": 2,
+    "intermediate_size": 48,
+}
+BLT_PART = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 8}
+QWEN4 = {
+    "indexer_n_heads": 2,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 8,
+    "indexer_budget": 8,
+    "indexer_compress_ratio": 4,
+}
+OVERRIDES: dict[str, dict[str, Any]] = {
+    "bamba": MAMBA | {"attn_layer_indices": [1]},
+    "blt": {
+        "encoder_hash_byte_group_vocab": VOCAB,
+        "encoder_config": BLT_PART | {"hidden_size_global": 32},
+        "decoder_config": BLT_PART | {"hidden_size_global": 32},
+        "global_config": BLT_PART,
+        "patcher_config": BLT_PART,
+    },
+    "cohere_compass_text": {
+        "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}
+    },
+    "dbrx": {
+        "ffn_config": {"moe_top_k": 2},
+        "attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0},
+    },
+        "ffn_config": {"moe_top_k": 2},
+        "attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0},
+    },
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    "dots3_note_text": {"per_layer_config": {}},
+        "per_layer_config": {1: {"num_attention_heads": 2, "num_key_value_heads": 2}}
+    },
+    # As released; with the default of 1 there is nothing to refuse.
+    "falcon_h1": MAMBA
+    | {"mamba_d_ssm": 64, "embedding_multiplier": 5.65, "lm_head_multiplier": 0.04},
+    "gemma3n_text": GEMMA_LAYERS | {"activation_sparsity_pattern": [0.95, 0.0] * 2},
+    "granitemoehybrid": MAMBA | {"layer_types": ["linear_attention", "full_attention"]},
+    "hunyuan_v1_dense": {"head_dim": 8},
+    "hunyuan_v1_moe": {"head_dim": 8, "num_experts": 4, "moe_topk": 2},
+    "lfm2": {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]},
+    "lfm2_moe": {
+        "num_hidden_layers": 2,
+        "layer_types": ["conv", "full_attention"],
+        "num_dense_layers": 0,
+    },
+    "mamba2": {"num_heads": 4, "head_dim": 16},
+    "ministral": {"head_dim": 8},
+    "nemotron": {"num_key_value_heads": 2},
+    "qwen4_exp": {"text_config": QWEN4},
+    "qwen4_exp_text": QWEN4,
+    "reformer": {"axial_pos_shape": [8, 16], "axial_pos_embds_dim": [8, 24]},
+    "xmod": {"default_language": "en_XX"},
+    "zamba": {
+        "attention_hidden_size": 64,
+        "attention_head_dim": 16,
+        "num_hidden_layers": 3,
+        "layers_block_type": ["linear_attention", "hybrid", "hybrid"],
+    },
+    "zamba2": {
+        "attention_hidden_size": 64,
+        "attention_head_dim": 16,
+        "mamba_headdim": 16,
+        "num_hidden_layers": 3,
+        "layers_block_type": ["linear_attention", "hybrid", "linear_attention"],
+        "hybrid_layer_ids": [1],
+        "n_mamba_heads": 4,
+    },
+}
 
 
 def tiny_config(family: str, **settings: Any) -> Any:
@@ -91,7 +166,7 @@ def _shrunk(values: dict[str, Any]) -> dict[str, Any]:
             small[name] = depth
         elif name.endswith("token_id") and isinstance(value, int):
             small[name] = min(value, VOCAB - 1)
-        elif name == "is_decoder":
+        elif name in ("is_decoder", "output_router_logits"):
             small[name] = True
         else:
             small[name] = _size(name, value)
