@@ -84,14 +84,9 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "ffn_config": {"moe_top_k": 2},
         "attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0},
     },
-        "ffn_config": {"moe_top_k": 2},
-        "attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0},
-    },
     "deepseek_v2": {"num_experts_per_tok": 2},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "dots3_note_text": {"per_layer_config": {}},
-        "per_layer_config": {1: {"num_attention_heads": 2, "num_key_value_heads": 2}}
-    },
     # As released; with the default of 1 there is nothing to refuse.
     "falcon_h1": MAMBA
     | {"mamba_d_ssm": 64, "embedding_multiplier": 5.65, "lm_head_multiplier": 0.04},
