@@ -32,7 +32,7 @@ def make(
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several chunks, the last one short, in every test."""
     monkeypatch.setattr(loss_module, "CHUNK_ELEMENTS", V * 4)
-    monkeypatch.setattr(loss_module, "MIN_CHUNK_ROWS", 1)
+    monkeypatch.setattr(loss_module, "CHUNK_ROWS", 1)
 
 
 @pytest.mark.parametrize("patch_size", [1, 2, 4, 8])

@@ -4,9 +4,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from patchtrain import UsageError, patch_targets, pool_embeddings
-from patchtrain.patches import patch_positions
+from patchtrain.patches import embed_patches, patch_positions
 
 
 def test_pooling_is_the_mean_of_each_group() -> None:
@@ -89,3 +90,48 @@ def test_a_document_that_begins_inside_a_patch_is_refused() -> None:
         patch_positions(torch.tensor([[0, 1, 2, 3, 4, 5, 0, 1]]), 4)
     with pytest.raises(UsageError, match="tokens"):
         patch_positions(torch.arange(8), 4)
+
+
+@pytest.mark.parametrize("patch_size", [1, 2, 5])
+def test_embedding_and_pooling_in_one_go_is_embedding_then_pooling(patch_size: int) -> None:
+    embedding = nn.Embedding(11, 6)  # few rows, so that tokens repeat in and between patches
+    ids = torch.randint(0, 11, (3, 20))
+    fast = embed_patches(embedding, ids, patch_size)
+    slow = pool_embeddings(embedding(ids), patch_size)
+    torch.testing.assert_close(fast, slow)
+    upstream = torch.randn_like(slow)
+    torch.testing.assert_close(
+        torch.autograd.grad(fast, embedding.weight, upstream),
+        torch.autograd.grad(slow, embedding.weight, upstream),
+    )
+
+
+class Scaled(nn.Embedding):
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return super().forward(ids) * 3
+
+
+def hooked() -> nn.Embedding:
+    embedding = nn.Embedding(11, 6)
+    embedding.register_forward_hook(lambda module, args, output: output + 1)
+    return embedding
+
+
+@pytest.mark.parametrize(
+    "embedding",
+    [Scaled(11, 6), hooked(), nn.Embedding(11, 6, padding_idx=2), nn.Embedding(11, 6).bfloat16()],
+    ids=["scaled", "hooked", "padding", "bf16"],
+)
+def test_an_embedding_that_does_more_is_called(embedding: nn.Embedding) -> None:
+    ids = torch.randint(0, 11, (3, 20))
+    expected = pool_embeddings(embedding(ids), 4)
+    got = embed_patches(embedding, ids, 4)
+    assert torch.equal(got, expected)
+    (gradient,) = torch.autograd.grad(got.sum(), embedding.weight)
+    (wanted,) = torch.autograd.grad(expected.sum(), embedding.weight)
+    assert torch.equal(gradient, wanted)
+
+
+def test_embedding_rows_that_cannot_be_cut_is_refused() -> None:
+    with pytest.raises(UsageError, match="multiple of 3"):
+        embed_patches(nn.Embedding(11, 6), torch.zeros(1, 8, dtype=torch.long), 3)

@@ -14,7 +14,7 @@ All losses are in nats per token. ``-100`` marks an ignored target.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,12 +24,11 @@ from torch.autograd.function import once_differentiable
 from patchtrain.errors import UsageError
 from patchtrain.patches import IGNORE
 
-# Logits formed at a time, in elements: 128 rows at a vocabulary of 32,000. Small enough to stay in
-# cache while they are turned into probabilities in place, large enough for a full-speed matmul. A
-# GPU has no such cache, and wants larger products.
-CHUNK_ELEMENTS = 2**22
-CHUNK_ELEMENTS_GPU = 2**26
-MIN_CHUNK_ROWS = 128  # each chunk also adds once to the head's whole gradient
+# Rows whose logits are formed at a time: enough for full-speed matrix products, of which each also
+# adds once to the head's whole gradient; few enough that the logits are a small part of the memory.
+# Where the vocabulary is small, rows of so many logits in all. A GPU wants larger products.
+CHUNK_ROWS = 256
+CHUNK_ELEMENTS, CHUNK_ELEMENTS_GPU = 2**20, 2**26
 
 
 def patch_loss(
@@ -151,9 +150,16 @@ class _PatchLoss(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=wide) if need_weight else None
         grad_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and need_bias else None
         with torch.autocast(hidden.device.type, enabled=False):
-            for part in _chunks(hidden, weight.shape[0]):
+            rows = _chunk_rows(hidden, weight.shape[0])
+            buffer = torch.empty(rows, weight.shape[0], dtype=wide, device=hidden.device)
+            for start in range(0, hidden.shape[0], rows):
+                part = slice(start, start + rows)
                 states, target, slot = hidden[part].to(dtype), targets[part], weighted[part]
-                logits = (states @ head.T).to(wide)
+                logits = buffer[: len(states)]
+                if dtype == wide:
+                    torch.mm(states, head.T, out=logits)
+                else:
+                    logits.copy_(states @ head.T)
                 if bias is not None:
                     logits += bias.to(wide)
                 if scale != 1.0:
@@ -212,12 +218,10 @@ class _PatchLoss(torch.autograd.Function):
         return grad_hidden, grad_weight, grad_bias, None, None, None, None, None
 
 
-def _chunks(hidden: Tensor, vocabulary: int) -> Iterator[slice]:
-    """The rows of ``hidden`` whose logits are formed at a time."""
+def _chunk_rows(hidden: Tensor, vocabulary: int) -> int:
+    """How many rows of ``hidden`` have their logits formed at a time."""
     elements = CHUNK_ELEMENTS if hidden.device.type == "cpu" else CHUNK_ELEMENTS_GPU
-    rows = max(MIN_CHUNK_ROWS, elements // vocabulary)
-    for start in range(0, hidden.shape[0], rows):
-        yield slice(start, start + rows)
+    return min(max(CHUNK_ROWS, elements // vocabulary), max(hidden.shape[0], 1))
 
 
 def matmul_dtype(hidden: Tensor) -> torch.dtype:

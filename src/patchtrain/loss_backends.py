@@ -59,6 +59,7 @@ class Backend:
         return f"{self.name} ({self.reason})"
 
 
+@torch.compiler.disable  # the kernels bring their own graphs, and torch's refuses to be compiled
 def loss_with_kernel(
     kernel: Kernel,
     hidden: Tensor,
@@ -156,8 +157,11 @@ class _PickedLogits(torch.autograd.Function):
 def _torch_kernel(
     hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, softcap: float | None
 ) -> Tensor:
-    # "accurate" keeps the head's gradient in fp32; its API still moves, so it is named only here.
-    options = torch.nn.LinearCrossEntropyOptions(acc_policy="accurate")
+    # Without acc_dtype it sums the head's gradient in bf16, and loses most of a common token's.
+    # Its API still moves, so it is named only here.
+    options = torch.nn.LinearCrossEntropyOptions(
+        acc_policy="accurate", acc_dtype=torch.promote_types(hidden.dtype, torch.float32)
+    )
     return F.linear_cross_entropy(
         hidden,
         weight,

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from patchtrain.errors import UsageError
 from patchtrain.loss import patch_loss_from_logits
 from patchtrain.loss_backends import LOSSES, Backend, choose
-from patchtrain.patches import IGNORE, patch_positions, patch_targets, pool_embeddings
+from patchtrain.patches import IGNORE, embed_patches, patch_positions, patch_targets
 from patchtrain.plan import SlotWeights, slot_weights
 
 
@@ -129,10 +129,9 @@ class PatchLevel:
                 raise UsageError(f"a model at patch level cannot take {name}: it is per token")
         K = self.patch_size
         positions = None if position_ids is None else patch_positions(position_ids, K)
-        embeddings = input_embeddings(self.model)(input_ids)
         inputs = {
             **kwargs,
-            "inputs_embeds": pool_embeddings(embeddings, K),
+            "inputs_embeds": embed_patches(input_embeddings(self.model), input_ids, K),
             "attention_mask": _patch_mask(attention_mask, K),
             "position_ids": positions,
             "use_cache": False,

@@ -13,8 +13,10 @@ Shapes: B rows, S raw tokens a row (a multiple of K), D hidden size.
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from patchtrain.errors import UsageError
 
@@ -42,6 +44,48 @@ def pool_embeddings(embeddings: Tensor, patch_size: int) -> Tensor:
     patches = embeddings.view(rows, length // patch_size, patch_size, width)
     wide = torch.promote_types(embeddings.dtype, torch.float32)
     return patches.mean(dim=2, dtype=wide).to(embeddings.dtype)
+
+
+def embed_patches(embedding: nn.Module, ids: Tensor, patch_size: int) -> Tensor:
+    """``pool_embeddings(embedding(ids), K)``, without the K embeddings of each patch if possible.
+
+    A plain ``nn.Embedding`` is looked up and averaged in one go: at K = 16 that is most of what
+    pooling costs. One that does more (scaling, hooks, a padding row without gradient, a sharded
+    weight, a dtype in which sums must be widened) is called and then pooled.
+
+    Args:
+        embedding: token ids to embeddings, ``(B, S)`` to ``(B, S, D)``.
+        ids: ``(B, S)`` token ids.
+        patch_size: K; must divide S.
+
+    Returns:
+        ``(B, S / K, D)`` in the dtype of the embedding.
+    """
+    if not _is_plain(embedding):
+        return pool_embeddings(embedding(ids), patch_size)
+    _check_patch_size(patch_size, ids.shape[1])
+    rows, length = ids.shape
+    bags = ids.reshape(-1, patch_size)
+    pooled = nn.functional.embedding_bag(bags, embedding.weight, mode="mean")
+    return pooled.view(rows, length // patch_size, -1)
+
+
+def _is_plain(embedding: nn.Module) -> TypeGuard[nn.Embedding]:
+    """Whether calling ``embedding`` is nothing but looking rows of its weight up, in fp32."""
+    return (
+        type(embedding) is nn.Embedding
+        and "forward" not in embedding.__dict__  # as accelerate's and others' wrappers set
+        and not embedding._forward_hooks
+        and not embedding._forward_pre_hooks
+        and not embedding._backward_hooks
+        and not embedding._backward_pre_hooks
+        and embedding.padding_idx is None
+        and embedding.max_norm is None
+        and not embedding.scale_grad_by_freq
+        and not embedding.sparse
+        and type(embedding.weight) is nn.Parameter
+        and embedding.weight.dtype in (torch.float32, torch.float64)
+    )
 
 
 def patch_targets(labels: Tensor, patch_size: int, positions: Tensor | None = None) -> Tensor:

@@ -47,6 +47,7 @@ CHOICES = {
     "schedule_scope": ("stage", "run"),
     "optimizer_at_switch": ("reset", "carry"),
     "share_of": ("tokens", "steps"),
+    "documents": ("mixed", "separate"),
 }
 
 
@@ -71,6 +72,7 @@ class PlanSpec:
     steps: int | None = None
     tokens: int | None = None
     epochs: float | None = None
+    documents: str = "mixed"  # the papers' way; separate: aligned to patches, unseen by others
     max_epochs: float = 1.0  # how often a run sized by steps or tokens may read the store
     # What the preset decides, unless given here:
     hold: str | None = None
@@ -103,6 +105,12 @@ class PlanSpec:
         unset = {key: value for key, value in preset.items() if getattr(self, key) is None}
         return replace(self, **unset)
 
+    def alignment(self) -> int:
+        """What separate documents begin at multiples of: the least common multiple of all K."""
+        from patchtrain.plan_resolver import Resolver
+
+        return Resolver(self, None, 1, 1).alignment()
+
     def resolve(
         self,
         *,
@@ -113,7 +121,8 @@ class PlanSpec:
         """Whole steps and disjoint token ranges, for a store, a device and a process count.
 
         Args:
-            store_tokens: training tokens the store has; None if not known yet (no epochs then).
+            store_tokens: training tokens the store has, with their padding where documents are
+                separate (``data.documents.AlignedDocuments``); None if not known yet (no epochs then).
             device_sequences: most sequences a device takes in one pass. The passes of all stages
                 have the same number of sequences, the largest that fits all of them.
             processes: data-parallel processes that share a step.

@@ -27,6 +27,11 @@ class Resolver:
         self.problems: list[str] = []
         self.block = 0
 
+    def alignment(self) -> int:
+        """The least common multiple of the stages' patch sizes; 1 where they make no sense."""
+        shares = self._shares()
+        return 1 if self.problems else math.lcm(*(patch_size for patch_size, _ in shares))
+
     def plan(self) -> Plan:
         self._check_values()
         shares = self._shares()

@@ -113,8 +113,8 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     recipe = write_recipe(tmp_path, store)
     assert main(["train", str(recipe), "--dry-run"]) == 0
     text = capsys.readouterr().out
-    for part in ("patches of 2", "6,144", "4,608", "40%", "fused", "0.714 of token-level",
-                 "about 0:0", "epochs"):  # fmt: skip
+    for part in ("patches of 2", "6,144", "4,608", "40%", "chunked (one pass over the vocabulary",
+                 "0.714 of token-level", "about 0:0", "epochs"):  # fmt: skip
         assert part in text, text
     assert [file.name for file in tmp_path.iterdir()] == ["recipe.yaml"]
 
@@ -341,3 +341,16 @@ def test_tensorboard_is_written_when_asked_for(
     argv = ["train", recipe, "--quiet", "training.report_to=tensorboard", "plan.steps=5"]
     assert main(argv) == 0
     assert list((tmp_path / "tb").rglob("events.out.tfevents.*"))
+
+
+def test_the_loss_backend_can_be_forced_and_is_said_when_training_begins(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe(tmp_path, store)
+    forced = ["train", str(recipe), "training.loss_backend=torch"]
+    assert main([*forced, "--dry-run"]) == 0
+    assert "torch (asked for)" in capsys.readouterr().out
+    assert main(["train", str(recipe), "plan.steps=4", f"out={tmp_path / 'run'}"]) == 0
+    assert "patch loss: chunked (one pass over the vocabulary" in capsys.readouterr().err
+    assert main(["train", str(recipe), "training.loss_backend=quick", "--dry-run"]) == 2
+    assert "'quick' is not known; use auto, chunked" in capsys.readouterr().err

@@ -381,3 +381,24 @@ def test_what_does_not_fit_is_refused_before_training(
     with pytest.raises(UsageError, match=message):
         trainer(tmp_path / "run", **values)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("backend", ["torch", "plain"])
+def test_a_forced_loss_backend_trains_the_same_and_is_recorded(
+    backend: str, tmp_path: Path
+) -> None:
+    expected = trainer(tmp_path / "auto")
+    expected.train()
+    forced = trainer(tmp_path / "forced", loss_backend=backend)
+    forced.train()
+    assert RunFolder(tmp_path / "auto").info()["loss_backend"]["name"] == "chunked"
+    assert RunFolder(tmp_path / "forced").info()["loss_backend"]["name"] == backend
+    for got, want in zip(forced.model.parameters(), expected.model.parameters(), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
+
+
+def test_a_loss_backend_that_cannot_run_here_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"'fastest' is not known; use auto, chunked"):
+        trainer(tmp_path, loss_backend="fastest")
+    with pytest.raises(UsageError, match="runs on a GPU"):
+        trainer(tmp_path, loss_backend="liger")

@@ -95,7 +95,7 @@ def print_plan(prepared: Prepared) -> None:
                   f"{plan.processes} process{'es' if plan.processes > 1 else ''}"),
         ("compute", f"{flops(total)}, {plan.compute_ratio:.3f} of token-level training on the "
                     f"same tokens"),
-        ("loss", f"{'fused' if trainer.probe.fused else 'plain'}: {trainer.probe.reason}"),
+        ("patch loss", str(trainer.backend)),
         ("time", f"about {clock(seconds)} on this machine, evaluation aside (from a few timed "
                  f"passes)" if seconds is not None else
                  "not estimated: one pass of this model would take too long on a CPU"),

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from patchtrain.data.documents import AlignedDocuments
 from patchtrain.errors import UsageError
 from patchtrain.plan import Plan, Stage
 
@@ -56,15 +57,15 @@ class Permutation:
 
 
 class PlanBatches:
-    """The sequences of each step of ``plan`` over a flat array of token ids.
+    """The sequences of each step of ``plan`` over a stream of tokens.
 
     Args:
-        tokens: ``(N,)`` integer token ids, memory-mapped or not.
+        tokens: ``(N,)`` integer token ids, memory-mapped or not; or separate documents.
         plan: the resolved plan.
         seed: the same seed and plan give the same sequences, on any number of processes.
     """
 
-    def __init__(self, tokens: np.ndarray, plan: Plan, seed: int) -> None:
+    def __init__(self, tokens: np.ndarray | AlignedDocuments, plan: Plan, seed: int) -> None:
         self.tokens = tokens
         self.plan = plan
         self.seed = seed
@@ -79,16 +80,20 @@ class PlanBatches:
         return self.plan.total_steps
 
     def step(self, step: int, process: int = 0) -> np.ndarray:
-        """The sequences of one step: ``(sequences_per_step / processes, K * T)`` int64.
+        """The token ids of one step: ``inputs(step, process)["input_ids"]``."""
+        return self.inputs(step, process)["input_ids"]
 
-        Process p reads the p-th equal part of the step's sequences.
+    def inputs(self, step: int, process: int = 0) -> dict[str, np.ndarray]:
+        """The sequences of one step, arrays of ``(sequences_per_step / processes, K * T)`` int64.
+
+        ``input_ids``; of separate documents also ``labels`` and ``position_ids``. Process p reads
+        the p-th equal part of the step's sequences.
         """
         stage = self.plan.stage_at(step)
         share = stage.sequences_per_step // self.plan.processes
         begin = (step - stage.first_step) * stage.sequences_per_step + process * share
         starts = self.starts(stage, np.arange(begin, begin + share))
-        columns = np.arange(stage.sequence_tokens)
-        return self.tokens[starts[:, None] + columns].astype(np.int64)
+        return read_rows(self.tokens, starts, stage.sequence_tokens, stage.patch_size)
 
     def starts(self, stage: Stage, index: np.ndarray) -> np.ndarray:
         """Where in the token array the stage's sequences number ``index`` begin, ``(n,)`` int64."""
@@ -111,6 +116,15 @@ class PlanBatches:
                 starts[here] = blocks * self.plan.block_tokens + offsets
             first, done = until, done + count
         return starts
+
+
+def read_rows(
+    tokens: np.ndarray | AlignedDocuments, starts: np.ndarray, length: int, patch_size: int
+) -> dict[str, np.ndarray]:
+    """Rows of a stream of tokens as a model's inputs; see ``AlignedDocuments.read``."""
+    if isinstance(tokens, AlignedDocuments):
+        return tokens.read(starts, length, patch_size)
+    return {"input_ids": tokens[starts[:, None] + np.arange(length)].astype(np.int64)}
 
 
 def token_array(dataset: Any) -> np.ndarray:
@@ -143,12 +157,20 @@ def spread(tokens: np.ndarray, wanted: int, block: int) -> np.ndarray:
 
     Returns ``(blocks, block)``; everything in one shorter block if there is not one whole block.
     """
-    available = len(tokens) // block
-    if available == 0:
+    starts = spread_starts(len(tokens), wanted, block)
+    if len(starts) == 0:
         return np.asarray(tokens)[None]
-    count = min(max(1, wanted // block), available)
-    starts = np.arange(count) * available // count * block
     return tokens[starts[:, None] + np.arange(block)]
+
+
+def spread_starts(length: int, wanted: int, block: int) -> np.ndarray:
+    """Where blocks begin that hold about ``wanted`` of ``length`` tokens, evenly apart.
+
+    Returns ``(blocks,)`` int64, multiples of ``block``: at least one, if there is a whole one.
+    """
+    available = length // block
+    count = min(max(1, wanted // block), available)
+    return np.arange(count) * available // max(count, 1) * block
 
 
 def _mix(value: int) -> int:

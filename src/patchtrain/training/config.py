@@ -63,6 +63,13 @@ class PatchConfig(TrainingArguments):
             "the run's positions, between 8,192 and 131,072."
         },
     )
+    loss_backend: str = field(
+        default="auto",
+        metadata={
+            "help": "How the patch loss is computed: auto, or one of loss_backends.LOSSES to "
+            "force (chunked, torch, liger, cce, plain)."
+        },
+    )
     learning_rate: float = 3e-4
     adam_beta2: float = 0.95
     weight_decay: float = 0.1

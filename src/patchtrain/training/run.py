@@ -186,7 +186,8 @@ def announce(prepared: Prepared) -> str:
     stages = ", then ".join(
         f"{stage.name} for {stage.steps:,} steps" for stage in trainer.plan.stages
     )
-    loss = "" if trainer.probe.fused else f"; patch loss from full logits: {trainer.probe.reason}"
+    patches = any(stage.patch_size > 1 for stage in trainer.plan.stages)
+    loss = f"\npatch loss: {trainer.backend}" if patches else ""
     warnings = "".join(f"\nwarning: {text}" for text in trainer.plan.warnings())
     return (
         f"{type(trainer.model).__name__} of {trainer.size.parameters:,} parameters: "

@@ -31,7 +31,8 @@ from patchtrain.data.batches import PlanBatches, spread, token_array
 from patchtrain.errors import PatchtrainError, UsageError
 from patchtrain.evaluation.perplexity import evaluating, rows_loss
 from patchtrain.files import whole_folder
-from patchtrain.modeling import PatchLevel, patch_level
+from patchtrain.loss_backends import choose
+from patchtrain.modeling import PatchLevel, output_embeddings, patch_level
 from patchtrain.plan import Plan, Stage
 from patchtrain.probing import probe
 from patchtrain.training.config import PatchConfig
@@ -110,6 +111,7 @@ class PatchTrainer(Trainer):
         )
         self.eval_tokens = eval_tokens
         self.probe = probe(self.model)
+        self.backend = choose(args.loss_backend, self.probe, output_embeddings(self.model))
         self.size = model_size(self.model)
         self.flops_per_position = self.size.flops_per_position(self.plan.context_length)
         self.record = RunRecord(Path(args.output_dir)) if self.is_world_process_zero() else None
@@ -217,7 +219,11 @@ class PatchTrainer(Trainer):
         plain = self.accelerator.unwrap_model(self.model_wrapped, keep_torch_compile=False)
         if stage.patch_size > 1:
             self._handle = patch_level(
-                plain, stage.patch_size, stage.slot_weights, checked=self.probe
+                plain,
+                stage.patch_size,
+                stage.slot_weights,
+                backend=self.backend,
+                checked=self.probe,
             )
         self._stage = stage
         if stage.index > 0 and self.state.global_step == stage.first_step:
@@ -246,7 +252,7 @@ class PatchTrainer(Trainer):
             "model": {"class": type(self.model).__name__, **self.size.to_dict()},
             "flops_per_position": self.flops_per_position,
             "learning_rate": self.args.learning_rate,
-            "loss": self.probe.reason if not self.probe.fused else "fused",
+            "loss_backend": {"name": self.backend.name, "reason": self.backend.reason},
             "plan": self.plan.to_dict(),
         }
 
