@@ -19,24 +19,20 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import json
-import platform
-import shlex
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from common import about, synchronize, write
 from torch import Tensor
 
 from patchtrain.errors import UsageError
-from patchtrain.files import write_text
 from patchtrain.loss_backends import LOSSES, unavailable
 
 VOCABULARIES, PATCH_SIZES = [4096, 32000, 131072], [1, 2, 4, 8, 16]
@@ -93,22 +89,13 @@ def main() -> None:
     for vocab in args.vocabularies:
         for patch_size in args.patch_sizes:
             rows += measure(args, names, vocab, patch_size)
-    result = {
-        "command": shlex.join(["python", *sys.argv]),
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("patchtrain", "torch")},
-        "machine": machine(args),
-        "settings": {
-            "rows": args.rows, "most_logits": MOST_LOGITS, "width": args.width,
-            "dtype": args.dtype, "device": args.device, "threads": args.threads,
-            "repeats": args.repeats, "seed": 0,
-            "held_equal": "inputs, targets and machine; all methods give the same loss",
-        },
-        "rows": rows,
+    result = about("loss", "inputs, targets and machine; all methods give the same", args.device)
+    result["settings"] = {
+        "rows": args.rows, "most_logits": MOST_LOGITS, "width": args.width, "dtype": args.dtype,
+        "device": args.device, "threads": args.threads, "repeats": args.repeats, "seed": 0,
     }  # fmt: skip
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(args.out, json.dumps(result, indent=1) + "\n")
-    print(f"written to {args.out}")
+    result["rows"] = rows
+    write(args.out, result)
 
 
 def measure(
@@ -164,15 +151,12 @@ def step(name: str, inputs: tuple[Tensor, Tensor, Tensor]) -> tuple[float, float
     """Seconds of one forward and backward, and the loss."""
     hidden, weight, _ = inputs
     hidden.grad = weight.grad = None
-    cuda = hidden.is_cuda
-    if cuda:
-        torch.cuda.synchronize()
+    synchronize(str(hidden.device))
     begin = time.perf_counter()
     loss = method(name)(*inputs)
     loss.backward()  # type: ignore[no-untyped-call]
-    if cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - begin, float(loss)
+    synchronize(str(hidden.device))
+    return time.perf_counter() - begin, float(loss.detach())
 
 
 def peak(args: argparse.Namespace, name: str, vocab: int, patch_size: int) -> int | None:
@@ -218,19 +202,6 @@ def status(field: str) -> int:
 
 def gradient_bytes(inputs: tuple[Tensor, Tensor, Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in inputs[:2])
-
-
-def machine(args: argparse.Namespace) -> dict[str, Any]:
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        models = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines()
-                  if line.startswith("model name")]  # fmt: skip
-        name = models[0] if models else name
-    found: dict[str, Any] = {"cpu": name, "system": f"{platform.system()} {platform.machine()}"}
-    if args.device != "cpu":
-        found["gpu"] = torch.cuda.get_device_name()
-    return found
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ class PlanSpec:
 
         Args:
             store_tokens: training tokens the store has, with their padding where documents are
-                separate (``data.documents.AlignedDocuments``); None if not known yet (no epochs then).
+                separate (``AlignedDocuments``); None if not known yet (no epochs then).
             device_sequences: most sequences a device takes in one pass. The passes of all stages
                 have the same number of sequences, the largest that fits all of them.
             processes: data-parallel processes that share a step.

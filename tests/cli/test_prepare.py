@@ -10,6 +10,7 @@ import time
 import pytest
 
 from patchtrain.cli import prepare as command
+from patchtrain.data.documents import added_share
 from patchtrain.data.store import TokenStore
 from patchtrain.errors import UsageError
 
@@ -57,6 +58,9 @@ def test_it_prints_what_came_out(text_file, capsys):
     assert f"store={out}" in shown.out
     assert "1 long documents were cut" in shown.out
     assert "tokenising" in shown.err
+    share = added_share(store.train.offsets, 4)
+    assert "kept separate, padding and start tokens would be" in shown.out
+    assert f"{share:.1%} at K = 4" in shown.out
 
 
 def test_the_default_tokenizer_is_announced(text_file, capsys):

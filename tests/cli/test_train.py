@@ -354,3 +354,23 @@ def test_the_loss_backend_can_be_forced_and_is_said_when_training_begins(
     assert "patch loss: chunked (one pass over the vocabulary" in capsys.readouterr().err
     assert main(["train", str(recipe), "training.loss_backend=quick", "--dry-run"]) == 2
     assert "'quick' is not known; use auto, chunked" in capsys.readouterr().err
+
+
+def test_separate_documents_are_trained_measured_and_evaluated_each_alone(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe(tmp_path, store)
+    out = tmp_path / "run"
+    separate = ["train", str(recipe), "plan.documents=separate", "plan.steps=6", f"out={out}"]
+    assert main([*separate, "--dry-run"]) == 0
+    assert "tokens are padding or start tokens" in capsys.readouterr().out
+    assert main(separate) == 0
+    assert "documents: separate, " in capsys.readouterr().err
+    result = RunFolder.open(out).info()["result"]
+    assert result["documents"] == "separate"
+    assert main(["eval", str(out), "--json"]) == 0
+    scored = json.loads(capsys.readouterr().out)
+    assert "each document on its own" in scored["scored"]
+    assert scored["loss"] == pytest.approx(result["loss"], rel=1e-6)
+    assert main(["eval", str(out), "--json", "--max-tokens", "50"]) == 0
+    assert json.loads(capsys.readouterr().out)["targets"] == 50

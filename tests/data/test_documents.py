@@ -19,9 +19,8 @@ def corpus(lengths: list[int]) -> tuple[np.ndarray, np.ndarray]:
     """Documents of unlike tokens, each ending in the end-of-text token."""
     ids = iter(range(1, 10**6))
     documents = [[next(ids) for _ in range(length - 1)] + [EOS] for length in lengths]
-    return np.array(
-        [token for document in documents for token in document], dtype=np.uint32
-    ), np.cumsum([0, *lengths])
+    flat = [token for document in documents for token in document]
+    return np.array(flat, dtype=np.uint32), np.cumsum([0, *lengths])
 
 
 def written_out(

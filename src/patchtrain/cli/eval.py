@@ -113,7 +113,9 @@ def run(args: argparse.Namespace) -> int:
                 loaded, store, window, args.batch_size, args.max_tokens, advance
             )
         part = f"the first {total:,} of {tokens:,} tokens of " if total < tokens else ""
-        scored = f"{part}the validation split of {store.path}, as one stream"
+        mixed = evaluate.read_documents_as(loaded) == "mixed"
+        how = "as one stream" if mixed else "each document on its own"
+        scored = f"{part}the validation split of {store.path}, {how}"
     if not math.isfinite(loss.nats):
         raise PatchtrainError(f"the loss of {args.run_folder} is {loss.nats}: the model is broken")
 

@@ -77,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prepare, then say what came out and what to do next."""
+    from patchtrain.data.documents import added_share
     from patchtrain.data.prepare import prepare
 
     separator = args.document_separator
@@ -112,6 +113,11 @@ def run(args: argparse.Namespace) -> int:
     )
     print(f"\ntokenizer  {origin}: {store.vocab_size:,} entries, {store.meta['dtype']} tokens")
     print(f"time       {seconds:.1f} s, {size / seconds:.1f} MB/s")
+    if store.train.documents:
+        shares = ", ".join(
+            f"{added_share(store.train.offsets, K):.1%} at K = {K}" for K in (2, 4, 8)
+        )
+        print(f"documents  kept separate, padding and start tokens would be {shares}")
     for key, note in _NOTES.items():
         if made[key]:
             print(f"note       {made[key]:,} {note}")

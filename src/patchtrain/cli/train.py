@@ -60,7 +60,7 @@ def print_plan(prepared: Prepared) -> None:
 
     from patchtrain.report.formats import count, flops, percent
     from patchtrain.training.progress import clock
-    from patchtrain.training.run import estimate_seconds
+    from patchtrain.training.run import documents_line, estimate_seconds
 
     plan, trainer, store = prepared.plan, prepared.trainer, prepared.store
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
@@ -86,8 +86,9 @@ def print_plan(prepared: Prepared) -> None:
     lines = [
         ("model", f"{type(trainer.model).__name__}, {count(size.parameters)} parameters, "
                   f"{count(size.body_parameters)} of them in the body"),
-        ("data", f"{store.path}: {plan.total_tokens:,} of {len(store.train.tokens):,} training "
-                 f"tokens, {plan.epochs:.2f} epochs"),
+        ("data", f"{store.path}: {plan.total_tokens:,} of {len(trainer.batches.tokens):,} "
+                 f"training tokens, {plan.epochs:.2f} epochs"),
+        ("documents", documents_line(trainer).removeprefix("documents: ")),
         ("schedule", f"{spec.schedule} over {scope}, "
                      f"peak rate {trainer.args.learning_rate:g}; "
                      f"optimizer state at a switch: {spec.optimizer_at_switch}"),

@@ -1,7 +1,8 @@
 """What ``patchtrain eval`` measures: a run's validation split, or any text by document.
 
-* A store's split is read as one stream, as in training: every token but the first is scored, the
-  end-of-text tokens between documents too, and a window may reach back over a document's beginning.
+* A store's split is read as in training. Mixed: as one stream, in which every token but the first
+  is scored, the end-of-text tokens between documents too, and a window may reach back over a
+  document's beginning. Separate: by document, each with its end-of-text token.
 * Text is read by document: each starts with the BOS (or EOS) token, which is not scored, sees no
   other document, and has nothing appended.
 
@@ -12,12 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from patchtrain.data.store import TokenStore
+from patchtrain.data.store import Split, TokenStore
 from patchtrain.errors import UsageError
 from patchtrain.evaluation.loading import LoadedModel
 from patchtrain.evaluation.perplexity import (
@@ -82,7 +84,7 @@ def evaluate_store(
     max_tokens: int | None = None,
     progress: Progress | None = None,
 ) -> TextLoss:
-    """Score the validation split of ``store`` as one stream, or its first ``max_tokens`` tokens.
+    """Score the validation split of ``store`` as the run was trained, or its first ``max_tokens``.
 
     ``UsageError``: an empty split, or a store of another tokenizer than the model's.
     """
@@ -95,14 +97,8 @@ def evaluate_store(
     split = store.validation
     if len(split.tokens) < 2:
         raise UsageError(f"the validation split of {store.path} is empty")
-    nats, targets = stream_loss(
-        loaded.model,
-        split.tokens,
-        window.context_length,
-        window.stride,
-        batch_size,
-        progress,
-        max_tokens,
+    nats, targets = split_loss(
+        loaded.model, split, window, read_documents_as(loaded), batch_size, progress, max_tokens
     )
     utf8_bytes, words = split.utf8_bytes, split.words
     if max_tokens is not None and max_tokens < len(split.tokens):
@@ -110,6 +106,33 @@ def evaluate_store(
         part = np.asarray(split.tokens[:max_tokens])
         utf8_bytes, words = text_size(_decoded(tokenizer, part, store.eos_token_id))
     return TextLoss(nats, targets, utf8_bytes, words)
+
+
+def read_documents_as(loaded: LoadedModel) -> str:
+    """``mixed`` or ``separate``: how the run of a model read documents (mixed if there is none)."""
+    plan = (loaded.run.info().get("plan") or {}) if loaded.run else {}
+    return str(plan.get("documents", "mixed"))
+
+
+def split_loss(
+    model: Any,
+    split: Split,
+    window: Window,
+    documents: str,
+    batch_size: int | None = None,
+    progress: Progress | None = None,
+    max_tokens: int | None = None,
+) -> tuple[float, int]:
+    """``(nats, targets)`` of a store's split as one stream, or ``separate`` by document."""
+    tokens, rest = split.tokens, (window.context_length, window.stride, batch_size, progress)
+    if documents == "mixed":
+        return stream_loss(model, tokens, *rest, max_tokens)
+    last = len(tokens) if max_tokens is None else min(max_tokens, len(tokens))
+    texts = (
+        tokens[begin : min(end, last)] for begin, end in pairwise(split.offsets) if begin < last
+    )
+    start_token = int(tokens[split.offsets[1] - 1])  # every document ends in the end-of-text token
+    return documents_loss(model, texts, start_token, *rest)
 
 
 def evaluate_text(

@@ -18,7 +18,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -154,6 +154,29 @@ def rows_loss(
     """
     size = _batch_size(model, rows.shape[1] - 1, batch_size)
     return _loss(model, _equal_batches(((row, 1) for row in rows), size), None)
+
+
+def packed_loss(
+    model: torch.nn.Module, rows: Mapping[str, np.ndarray], batch_size: int | None = None
+) -> tuple[float, int]:
+    """Next-token loss of rows in which documents are packed and do not see each other.
+
+    ``rows``: ``input_ids``, ``labels`` (not shifted, ``-100`` for no target) and ``position_ids``
+    that restart at each document, ``(n, length)`` int64. Returns ``(nats, targets)``.
+    """
+    check_token_ids(model, int(rows["input_ids"].max()))
+    size = _batch_size(model, rows["input_ids"].shape[1], batch_size)
+    device, nats = device_of(model), 0.0
+    parts = {name: torch.from_numpy(value).split(size) for name, value in rows.items()}
+    with evaluating(model):
+        for ids, labels, positions in zip(
+            parts["input_ids"], parts["labels"], parts["position_ids"], strict=True
+        ):
+            logits = model(
+                input_ids=ids.to(device), position_ids=positions.to(device), use_cache=False
+            ).logits[:, :-1]
+            nats += _sum_nll(logits.flatten(0, 1), labels[:, 1:].flatten().to(device))
+    return nats, int((rows["labels"][:, 1:] != -100).sum())
 
 
 def documents_loss(

@@ -19,8 +19,9 @@ from transformers import AutoModelForCausalLM
 
 from patchtrain.data.store import TokenStore
 from patchtrain.errors import UsageError
+from patchtrain.evaluation.evaluate import Window, split_loss
 from patchtrain.evaluation.generate import complete
-from patchtrain.evaluation.perplexity import TextLoss, stream_loss
+from patchtrain.evaluation.perplexity import TextLoss
 from patchtrain.files import write_text
 from patchtrain.plan import Plan
 from patchtrain.recipe import Recipe, build_model
@@ -188,10 +189,23 @@ def announce(prepared: Prepared) -> str:
     )
     patches = any(stage.patch_size > 1 for stage in trainer.plan.stages)
     loss = f"\npatch loss: {trainer.backend}" if patches else ""
+    read = f"\n{documents_line(trainer)}" if trainer.plan.spec.documents == "separate" else ""
     warnings = "".join(f"\nwarning: {text}" for text in trainer.plan.warnings())
     return (
         f"{type(trainer.model).__name__} of {trainer.size.parameters:,} parameters: "
-        f"{stages} on {trainer.plan.total_tokens:,} tokens{loss}{warnings}"
+        f"{stages} on {trainer.plan.total_tokens:,} tokens{loss}{read}{warnings}"
+    )
+
+
+def documents_line(trainer: PatchTrainer) -> str:
+    """How documents are read, and what it costs, in words."""
+    found = trainer.documents()
+    if found["read"] == "mixed":
+        return "documents: mixed, as a sequence runs on over their ends"
+    share = found["added_tokens"] / found["stream_tokens"]
+    return (
+        f"documents: separate, {share:.1%} of {found['stream_tokens']:,} tokens are padding or "
+        f"start tokens"
     )
 
 
@@ -206,10 +220,11 @@ def _conclude(prepared: Prepared, folder: RunFolder) -> None:
     result = None
     if len(store.validation.tokens) > 1:
         T = trainer.plan.context_length
-        nats, targets = stream_loss(model, store.validation.tokens, T)
         split = store.validation
+        nats, targets = split_loss(model, split, Window(T, T), trainer.plan.spec.documents)
         loss = TextLoss(nats, targets, split.utf8_bytes, split.words)
-        result = {**loss.to_dict(), "context_length": T, "stride": T, "text": "validation"}
+        result = {**loss.to_dict(), "context_length": T, "stride": T, "text": "validation",
+                  "documents": trainer.plan.spec.documents}  # fmt: skip
     if recipe.samples:
         tokenizer = trainer.processing_class
         samples = complete(model, tokenizer, recipe.samples, SAMPLE_TOKENS)
@@ -242,14 +257,19 @@ def estimate_seconds(prepared: Prepared) -> float | None:
     flops = plan.pass_sequences * plan.context_length * trainer.flops_per_position
     if trainer.args.device.type == "cpu" and flops > 1e12:
         return None
-    ids = torch.from_numpy(trainer.batches.step(stage.first_step)[: plan.pass_sequences])
-    ids = ids[:, : plan.context_length].to(trainer.args.device)
+    rows = trainer.batches.inputs(stage.first_step)
+    rows.setdefault("labels", rows["input_ids"])
+    inputs = {
+        name: torch.from_numpy(value[: plan.pass_sequences, : plan.context_length])
+        for name, value in rows.items()
+    }
+    inputs = {name: value.to(trainer.args.device) for name, value in inputs.items()}
     optimizer = trainer.create_optimizer()
     optimizer.zero_grad()
 
     def one_pass() -> None:
         with trainer.accelerator.autocast():
-            loss = model(input_ids=ids, labels=ids).loss
+            loss = model(**inputs).loss
         loss.backward()
 
     def timed(work: Any, least: float = 0.5) -> float:

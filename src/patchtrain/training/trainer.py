@@ -27,15 +27,17 @@ from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 
 from patchtrain.cost import model_size
-from patchtrain.data.batches import PlanBatches, spread, token_array
+from patchtrain.data.batches import PlanBatches, read_rows, spread, spread_starts, token_array
+from patchtrain.data.documents import AlignedDocuments, aligned_documents
 from patchtrain.errors import PatchtrainError, UsageError
-from patchtrain.evaluation.perplexity import evaluating, rows_loss
+from patchtrain.evaluation.perplexity import evaluating, packed_loss, rows_loss
 from patchtrain.files import whole_folder
 from patchtrain.loss_backends import choose
 from patchtrain.modeling import PatchLevel, output_embeddings, patch_level
-from patchtrain.plan import Plan, Stage
-from patchtrain.probing import probe
+from patchtrain.plan import Plan, PlanSpec, Stage
+from patchtrain.probing import probe, probe_documents
 from patchtrain.training.config import PatchConfig
+from patchtrain.training.passes import count_targets, pass_loss, split_passes
 from patchtrain.training.progress import StageProgress
 from patchtrain.training.record import RunRecord, now
 
@@ -75,9 +77,9 @@ class PatchTrainer(Trainer):
             processing_class = processing_class or store.load_tokenizer()
         if eval_dataset is not None and hasattr(eval_dataset, "utf8_bytes"):
             bytes_per_token = eval_dataset.utf8_bytes / max(len(eval_dataset.tokens), 1)
-        tokens = token_array(train_dataset)
         longest = getattr(getattr(model, "config", None), "max_position_embeddings", None)
         spec = args.plan_spec(longest)
+        tokens = _stream(train_dataset, spec)
         self.plan: Plan = spec.resolve(
             store_tokens=len(tokens),
             device_sequences=args.per_device_train_batch_size,
@@ -91,9 +93,9 @@ class PatchTrainer(Trainer):
         data_seed = args.seed if args.data_seed is None else args.data_seed
         self.batches = PlanBatches(tokens, self.plan, data_seed)
         self.bytes_per_token = bytes_per_token
-        eval_tokens = None if eval_dataset is None else token_array(eval_dataset)
-        if eval_tokens is not None and len(eval_tokens) < 2:
-            eval_tokens = None
+        eval_tokens = None
+        if eval_dataset is not None and len(token_array(eval_dataset)) >= 2:
+            eval_tokens = _stream(eval_dataset, spec)
         if eval_tokens is None:
             args.eval_strategy = "no"
         args.max_steps = self.plan.total_steps
@@ -111,6 +113,8 @@ class PatchTrainer(Trainer):
         )
         self.eval_tokens = eval_tokens
         self.probe = probe(self.model)
+        if spec.documents == "separate":
+            probe_documents(self.model)
         self.backend = choose(args.loss_backend, self.probe, output_embeddings(self.model))
         self.size = model_size(self.model)
         self.flops_per_position = self.size.flops_per_position(self.plan.context_length)
@@ -194,17 +198,21 @@ class PatchTrainer(Trainer):
         model.train()
         if callable(getattr(self.optimizer, "train", None)):
             self.optimizer.train()
-        rows = self._prepare_inputs(dict(inputs))["input_ids"]
-        passes = rows.split(self.plan.pass_sequences)
-        step_loss = torch.zeros((), device=rows.device)
-        for number, ids in enumerate(passes, 1):
+        stage = self.plan.stage_at(self.state.global_step)
+        passes = split_passes(inputs, self.plan.pass_sequences)
+        targets, share = [1.0] * len(passes), 1.0
+        if "labels" in inputs:  # the passes differ; counted while they are still on the CPU
+            targets = [count_targets(part, stage) for part in passes]
+            share = self._global_mean(sum(targets), len(passes))
+        step_loss = torch.zeros((), device=self.args.device)
+        for number, (part, count) in enumerate(zip(passes, targets, strict=True), 1):
             last = number == len(passes)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
                 with self.accelerator.autocast():
-                    # Every pass of a step, on every process, has the same number of targets and
-                    # none is ignored. So the mean over passes, which DDP and FSDP average over
-                    # processes, is the sum over all targets divided once by their number.
-                    loss = model(input_ids=ids, labels=ids).loss / len(passes)
+                    # The mean over passes, which DDP and FSDP average over processes, is the sum
+                    # over all targets divided once by their number.
+                    part = self._prepare_inputs(part)
+                    loss = pass_loss(model, part, stage, count, share) / len(passes)
                 self.accelerator.backward(loss)
             step_loss += loss.detach()
         return step_loss
@@ -254,7 +262,15 @@ class PatchTrainer(Trainer):
             "learning_rate": self.args.learning_rate,
             "loss_backend": {"name": self.backend.name, "reason": self.backend.reason},
             "plan": self.plan.to_dict(),
+            "documents": self.documents(),
         }
+
+    def documents(self) -> dict[str, Any]:
+        """How documents are read, and what keeping them separate adds to the training tokens."""
+        tokens = self.batches.tokens
+        if not isinstance(tokens, AlignedDocuments):
+            return {"read": "mixed"}
+        return {"read": "separate", "stream_tokens": len(tokens), "added_tokens": tokens.added}
 
     # ---- counting and logging
 
@@ -330,23 +346,22 @@ class PatchTrainer(Trainer):
         ``args.eval_tokens`` tokens; the processes share them. It is in nats per token and the same
         for the same weights in every stage and plan.
         """
-        tokens = self.eval_tokens if eval_dataset is None else token_array(eval_dataset)
+        tokens = self.eval_tokens
+        if eval_dataset is not None:
+            tokens = _stream(eval_dataset, self.plan.spec)
         if tokens is None or len(tokens) < 2:
             raise UsageError("there is no validation text to evaluate on")
         begin = time.perf_counter()
         with self._at_token_level():
-            # A window's last token is only predicted, its first only read.
-            rows = self._share(spread(tokens, self._eval_wanted(), self.plan.context_length + 1))
-            loss = self._global_mean(*rows_loss(self.model, rows))
+            loss = self._global_mean(*self._token_loss(tokens))
         metrics = {"loss": loss}
         if self.bytes_per_token and eval_dataset is None:
             metrics["bits_per_byte"] = loss / math.log(2) / self.bytes_per_token
         if self._handle is not None and self._stage is not None:
             length = self._stage.sequence_tokens
             if len(tokens) >= length:
-                metrics["patch_loss"] = self._patch_loss(
-                    self._share(spread(tokens, self._eval_wanted(), length))
-                )
+                starts = self._share(spread_starts(len(tokens), self._eval_wanted(), length))
+                metrics["patch_loss"] = self._patch_loss(tokens, starts, self._stage)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         if self.record is not None:
             self.record.pause(time.perf_counter() - begin)
@@ -369,19 +384,36 @@ class PatchTrainer(Trainer):
         share = len(rows) // self.plan.processes
         return rows[self.args.process_index * share :][:share] if share else rows
 
-    @torch.no_grad()
-    def _patch_loss(self, rows: np.ndarray) -> float:
-        """The stage's own loss on whole sequences, ``(n, K * T)`` token ids."""
-        ids = torch.from_numpy(rows.astype(np.int64))
-        total = 0.0
-        with evaluating(self.model):
-            for part in ids.split(self.plan.pass_sequences):
-                part = part.to(self.args.device)
-                with self.accelerator.autocast():
-                    total += float(self.model(input_ids=part, labels=part).loss) * len(part)
-        return self._global_mean(total, len(rows))
+    def _token_loss(self, tokens: np.ndarray | AlignedDocuments) -> tuple[float, int]:
+        """Summed next-token loss on this process's rows of the text, and their targets."""
+        length = self.plan.context_length
+        if isinstance(tokens, np.ndarray):
+            # A window's last token is only predicted, its first only read.
+            return rows_loss(
+                self.model, self._share(spread(tokens, self._eval_wanted(), length + 1))
+            )
+        starts = spread_starts(len(tokens), self._eval_wanted(), length)
+        starts = self._share(starts) if len(starts) else np.zeros(1, dtype=np.int64)
+        return packed_loss(self.model, tokens.read(starts, length, 1))
 
-    def _global_mean(self, total: float, count: int) -> float:
+    @torch.no_grad()
+    def _patch_loss(
+        self, tokens: np.ndarray | AlignedDocuments, starts: np.ndarray, stage: Stage
+    ) -> float:
+        """The stage's own loss on whole sequences."""
+        rows = read_rows(tokens, starts, stage.sequence_tokens, stage.patch_size)
+        inputs = {name: torch.from_numpy(value) for name, value in rows.items()}
+        total = targets = 0.0
+        with evaluating(self.model):
+            for part in split_passes(inputs, self.plan.pass_sequences):
+                count = count_targets(part, stage)
+                with self.accelerator.autocast():
+                    loss = pass_loss(self.model, self._prepare_inputs(part), stage, count, count)
+                total += float(loss) * count
+                targets += count
+        return self._global_mean(total, targets)
+
+    def _global_mean(self, total: float, count: float) -> float:
         pair = torch.tensor([total, count], dtype=torch.float64).to(
             self.args.device, torch.float64 if self.args.device.type != "mps" else torch.float32
         )
@@ -429,13 +461,21 @@ class _Steps(Dataset):
         return len(self.batches)
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
-        ids = self.batches.step(step, self.process)
+        inputs = self.batches.inputs(step, self.process)
+        ids = inputs["input_ids"]
         if int(ids.max()) >= self.vocabulary:
             raise PatchtrainError(
                 f"token id {ids.max()} in step {step} is beyond the model's vocabulary of "
                 f"{self.vocabulary}: the tokens are damaged, or of another tokenizer"
             )
-        return {"input_ids": torch.from_numpy(ids)}
+        return {name: torch.from_numpy(value) for name, value in inputs.items()}
+
+
+def _stream(dataset: Any, spec: PlanSpec) -> np.ndarray | AlignedDocuments:
+    """What a user trains on as one stream of tokens, its documents apart if asked for."""
+    if spec.documents == "separate":
+        return aligned_documents(dataset, spec.alignment())
+    return token_array(dataset)
 
 
 def _rows(model: Any) -> int:
