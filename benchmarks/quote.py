@@ -1,4 +1,4 @@
-"""Put the results that the README quotes into it: no number there is typed by hand.
+"""Put the results that README and docs quote into them: no number there is typed by hand.
 
 After a marker ``<!-- results/NAME -->`` stands what the file holds: Markdown as it is, other text
 in a fenced block.
@@ -23,11 +23,17 @@ def quoted(name: str) -> str:
     return f"<!-- results/{name} -->\n{text}\n<!-- end -->"
 
 
-def main() -> None:
-    file = ROOT / "README.md"
-    text = file.read_text(encoding="utf-8")
+def quoting(text: str) -> str:
+    """``text`` with every quoted result as its file has it now."""
     pattern = r"<!-- results/(\S+) -->\n.*?<!-- end -->"
-    write_text(file, re.sub(pattern, lambda found: quoted(found[1]), text, flags=re.DOTALL))
+    return re.sub(pattern, lambda found: quoted(found[1]), text, flags=re.DOTALL)
+
+
+def main() -> None:
+    for file in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        text = file.read_text(encoding="utf-8")
+        if (new := quoting(text)) != text:
+            write_text(file, new)
 
 
 if __name__ == "__main__":

@@ -93,12 +93,16 @@ def test_the_loop_examples_run_and_agree() -> None:
     torch.testing.assert_close(first["loss"], second["loss"])
 
 
-@pytest.mark.parametrize("name", ["demo-output.txt", "demo.md"])
-def test_quoted_results_are_what_a_script_wrote(name: str) -> None:
-    lines = (ROOT / "results" / name).read_text(encoding="utf-8").strip("\n").splitlines()
-    result = "\n".join(line.rstrip() for line in lines)
-    quoted = README.split(f"<!-- results/{name} -->\n")[1].split("\n<!-- end -->")[0]
-    assert quoted.removeprefix("```text\n").removesuffix("\n```") == result
+def test_quoted_results_are_what_a_script_wrote() -> None:
+    quote = runpy.run_path(str(ROOT / "benchmarks" / "quote.py"))
+    quoted = 0
+    for file in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        text = file.read_text(encoding="utf-8")
+        assert quote["quoting"](text) == text, f"{file}: run python benchmarks/quote.py"
+        quoted += text.count("<!-- results/")
+    assert quoted >= 6
+    with pytest.raises(FileNotFoundError):
+        quote["quoting"]("<!-- results/none.md -->\n<!-- end -->")
 
 
 def test_every_plan_key_and_preset_value_is_documented() -> None:
@@ -110,6 +114,7 @@ def test_every_plan_key_and_preset_value_is_documented() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for text, folder in ((README, ROOT), (RECIPES, ROOT / "docs")):
+    docs = [(file.read_text(encoding="utf-8"), ROOT / "docs") for file in ROOT.glob("docs/*.md")]
+    for text, folder in ((README, ROOT), *docs):
         for link in re.findall(r"\]\(([^)#:]+)\)", text):
             assert (folder / link).exists(), link

@@ -1,0 +1,170 @@
+"""From the benchmarks' JSON to the tables that the docs quote, with the verdict on each target.
+
+python benchmarks/tables.py            writes results/loss.md, stages.md, overhead.md, loader.md
+python benchmarks/quote.py             and puts them into README.md and docs/
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from patchtrain.files import write_text
+
+RESULTS = Path(__file__).parents[1] / "results"
+MADE_BY = {"loss": "benchmarks/loss.py", "stages": "benchmarks/stages.py",
+           "overhead": "benchmarks/overhead.py", "loader": "benchmarks/loader.py"}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of the results")
+    folder = parser.parse_args().results
+    for name, table in TABLES.items():
+        file = folder / f"{name}.json"
+        if not file.exists():
+            raise SystemExit(f"tables.py: {file} is missing; python {MADE_BY[name]} writes it")
+        result = json.loads(file.read_text(encoding="utf-8"))
+        lines = [*table(result), "", source(result, file.name)]
+        write_text(file.with_suffix(".md"), "\n".join(lines) + "\n")
+        print(f"written to {file.with_suffix('.md')}")
+
+
+def loss(result: dict[str, Any]) -> list[str]:
+    """Time and memory of each method against the papers' formula."""
+    rows = result["rows"]
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    lines = head("V", "K", *(f"{method}" for method in methods))
+    found = {(row["vocab"], row["patch_size"], row["method"]): row for row in rows}
+    for vocab, K in dict.fromkeys((row["vocab"], row["patch_size"]) for row in rows):
+        cells = [found.get((vocab, K, method)) for method in methods]
+        lines.append(line(f"{vocab:,}", K, *(loss_cell(cell) for cell in cells)))
+    lines += ["", "Each cell: seconds (and their ratio to `papers`), peak memory beyond inputs and "
+              "gradients (and its ratio)."]  # fmt: skip
+    ours = [row for row in rows if row["method"] == "chunked"]
+    for row in ours:
+        if (row["vocab"], row["patch_size"]) == (32000, 4):
+            lines.append(verdict("at V = 32,000, K = 4 at most 0.80 of the papers' time",
+                                 row["ratio_seconds"], row["ratio_seconds"] <= 0.8))  # fmt: skip
+            if row["ratio_peak"] is not None:
+                lines.append(verdict("and at most 0.10 of their memory", row["ratio_peak"],
+                                     row["ratio_peak"] <= 0.1))  # fmt: skip
+    slower = [row for row in ours if row["patch_size"] >= 2 and row["vocab"] >= 4000]
+    if slower:
+        worst = max(row["ratio_seconds"] for row in slower)
+        lines.append(verdict("at no K >= 2 and V >= 4,096 slower; the slowest", worst, worst <= 1))
+    for what, key in (("time", "seconds"), ("memory", "peak_bytes")):
+        for vocab in dict.fromkeys(row["vocab"] for row in ours):
+            values = [row[key] for row in ours if row["vocab"] == vocab]
+            if None not in values and len(values) > 1 and min(values) > 0:
+                most = max(values) / min(values)
+                lines.append(verdict(f"flat in K: {what} at V = {vocab:,}, most to least", most,
+                                     most <= 1.15))  # fmt: skip
+    return lines
+
+
+def loss_cell(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "-"
+    cell = f"{row['seconds']:.3f} s ({row['ratio_seconds']:.2f})"
+    if row["peak_bytes"] is not None and row["ratio_peak"] is not None:
+        cell += f", {row['peak_bytes'] / 1e6:.0f} MB ({row['ratio_peak']:.2f})"
+    return cell
+
+
+def stages(result: dict[str, Any]) -> list[str]:
+    """A step at each patch size."""
+    lines = head("K", "seconds a step (least to most)", "tokens/s", "speed-up", "of the limit K",
+                 "embed and pool", "loss", "clip and AdamW", "the rest")  # fmt: skip
+    for row in result["rows"]:
+        parts, least_most = row["parts"], " to ".join(f"{s:.3f}" for s in row["seconds_spread"])
+        rest = row["seconds"] - sum(parts.values())
+        lines.append(line(
+            row["patch_size"], f"{row['seconds']:.3f} ({least_most})",
+            f"{row['tokens_per_s']:,.0f}", f"{row['speedup']:.2f}",
+            f"{row['share_of_limit']:.3f}",
+            *(f"{seconds:.3f} s" for seconds in (*parts.values(), rest)),
+        ))  # fmt: skip
+    lines.append("")
+    lines.append(f"A model of {result['settings']['parameters']:,} parameters. Parts are timed "
+                 f"on their own; the rest is the transformer.")  # fmt: skip
+    worst = min(row["share_of_limit"] for row in result["rows"] if row["patch_size"] <= 8)
+    lines.append(verdict("at least 0.95 K for K <= 8; the least", worst, worst >= 0.95))
+    return lines
+
+
+def overhead(result: dict[str, Any]) -> list[str]:
+    """The three loops."""
+    lines = head("loop", "tokens/s (least to most)", "of bare", "of trainer")
+    for row in result["rows"]:
+        least_most = " to ".join(f"{rate:,.0f}" for rate in row["tokens_per_s_spread"])
+        ratios = (f"{row[f'ratio_to_{other}']:.3f}" for other in ("bare", "trainer"))
+        lines.append(line(row["loop"], f"{row['tokens_per_s']:,.0f} ({least_most})", *ratios))
+    ours = next(row for row in result["rows"] if row["loop"] == "patchtrain")
+    lines += [
+        "",
+        verdict("at least 0.95 of the bare loop", ours["ratio_to_bare"],
+                ours["ratio_to_bare"] >= 0.95),
+        verdict("not slower than transformers' Trainer", ours["ratio_to_trainer"],
+                ours["ratio_to_trainer"] >= 1),
+    ]  # fmt: skip
+    return lines
+
+
+def loader(result: dict[str, Any]) -> list[str]:
+    """Batches a second."""
+    lines = head("documents", "read", "cold, batches/s", "times training", "warm, batches/s",
+                 "times training", "opening", "memory")  # fmt: skip
+    for row in result["rows"]:
+        lines.append(line(
+            f"{row['documents']:,}", row["kind"],
+            *(text for state in ("cold", "warm") for text in (
+                f"{row[f'{state}_batches_per_s']:,.0f}",
+                f"{row[f'{state}_times_training']:,.0f}")),
+            f"{row['opening_seconds']:.1f} s", f"{row['anonymous_bytes'] / 1e6:.0f} MB",
+        ))  # fmt: skip
+    least = min(row[f"{state}_times_training"] for row in result["rows"]
+                for state in ("cold", "warm"))  # fmt: skip
+    most = max(row["anonymous_bytes"] for row in result["rows"])
+    lines += ["", verdict("at least 50 times what training takes; the least", least, least >= 50),
+              verdict("memory flat, in MB; the most", most / 1e6, most < 64e6)]  # fmt: skip
+    return lines
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
+    "loss": loss, "stages": stages, "overhead": overhead, "loader": loader,
+}  # fmt: skip
+
+
+def head(*names: str) -> list[str]:
+    return [line(*names), line(*("---" for _ in names))]
+
+
+def line(*cells: Any) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def verdict(target: str, value: float, reached: bool) -> str:
+    return f"- Target: {target}: {value:.2f}, {'reached' if reached else '**not reached**'}."
+
+
+def source(result: dict[str, Any], name: str) -> str:
+    """Where a table comes from."""
+    machine, versions = result["machine"], result["versions"]
+    where = machine.get("gpu") or f"{machine['cpu']}, {machine['cores']} cores"
+    threads = result["settings"].get("threads")
+    used = f" ({threads} threads used)" if threads and not machine.get("gpu") else ""
+    return (
+        f"From `results/{name}`: `{result['command']}` on {where}{used}, torch "
+        f"{versions['torch']}, transformers {versions['transformers']}; held equal: "
+        f"{result['held_equal']}."
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""Every benchmark runs, at a size that takes seconds, and its result becomes a table."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+MODEL = ["--vocabulary", "256", "--width", "64", "--layers", "1", "--context-length", "32",
+         "--rows", "2", "--threads", "1"]  # fmt: skip
+
+
+def run(name: str, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def result(name: str, out: Path, *options: str) -> dict[str, Any]:
+    done = run(name, *options, "--out", str(out))
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(out.read_text())
+    assert found["benchmark"] == name
+    assert found["command"].startswith("python ")
+    assert {"patchtrain", "torch", "transformers", "python"} <= found["versions"].keys()
+    assert found["machine"]["cores"] >= 1
+    assert found["held_equal"]
+    assert found["rows"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small results of all four, as the tables want them."""
+    return tmp_path_factory.mktemp("results")
+
+
+def test_loss(folder: Path) -> None:
+    found = result("loss", folder / "loss.json", "--vocabularies", "600", "--patch-sizes", "2", "4",
+                   "--rows", "64", "--width", "32", "--repeats", "1")  # fmt: skip
+    methods = {row["method"] for row in found["rows"]}
+    assert methods == {"papers", "passes", "chunked", "torch", "plain"}
+    assert all(row["seconds"] > 0 and row["ratio_seconds"] > 0 for row in found["rows"])
+    for K in (2, 4):
+        losses = [row["loss"] for row in found["rows"] if row["patch_size"] == K]
+        assert losses == pytest.approx([losses[0]] * len(losses), rel=1e-4)
+
+
+def test_stages(folder: Path) -> None:
+    found = result("stages", folder / "stages.json", *MODEL, "--repeats", "1",
+                   "--patch-sizes", "1", "4")  # fmt: skip
+    token, patch = found["rows"]
+    assert token["speedup"] == 1
+    speed = 4 * token["seconds"] / patch["seconds"]
+    assert patch["speedup"] == pytest.approx(speed)
+    assert patch["share_of_limit"] == pytest.approx(speed / 4)
+    assert run("stages", "--patch-sizes", "4").returncode == 2
+
+
+def test_overhead(folder: Path) -> None:
+    options = [*MODEL, "--steps", "6", "--skip", "2", "--rounds", "1"]
+    options[options.index("--vocabulary") + 1] = "300"
+    found = result("overhead", folder / "overhead.json", *options)
+    assert [row["loop"] for row in found["rows"]] == ["bare", "trainer", "patchtrain"]
+    first = found["rows"][0]["last_losses"]
+    for row in found["rows"]:
+        assert row["last_losses"] == pytest.approx(first, rel=1e-4)
+
+
+def test_loader(folder: Path) -> None:
+    found = result("loader", folder / "loader.json", *MODEL, "--repeats", "1", "--batches", "5",
+                   "--tokens", "200000", "--documents", "100", "3000")  # fmt: skip
+    kinds = [(row["documents"], row["kind"]) for row in found["rows"]]
+    assert kinds == [(n, kind) for n in (100, 3000) for kind in ("mixed", "separate")]
+    assert all(row["cold_batches_per_s"] > 0 for row in found["rows"])
+
+
+def test_tables(folder: Path, tmp_path: Path) -> None:
+    done = run("tables", "--results", str(folder))
+    assert done.returncode == 0, done.stderr
+    for name in ("loss", "stages", "overhead", "loader"):
+        text = (folder / f"{name}.md").read_text()
+        assert text.startswith("| ")
+        assert f"From `results/{name}.json`: `python " in text
+        assert "held equal" in text
+    missing = run("tables", "--results", str(tmp_path))
+    assert missing.returncode == 1
+    assert "loss.json is missing; python benchmarks/loss.py writes it" in missing.stderr
+
+
+def test_a_verdict_follows_the_numbers(folder: Path, tmp_path: Path) -> None:
+    for share, word in ((0.96, "0.96, reached"), (0.94, "0.94, **not reached**")):
+        for name in ("loss", "stages", "overhead", "loader"):
+            found = json.loads((folder / f"{name}.json").read_text())
+            if name == "stages":
+                found["rows"][1]["share_of_limit"] = share
+            (tmp_path / f"{name}.json").write_text(json.dumps(found))
+        assert run("tables", "--results", str(tmp_path)).returncode == 0
+        assert word in (tmp_path / "stages.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["loss", "stages", "overhead", "loader", "tables", "demo"])
+def test_help_says_what_is_measured(name: str) -> None:
+    done = run(name, "--help")
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) > 8
