@@ -282,17 +282,18 @@ def _own_loss(model: nn.Module, step: _Step, ids: Tensor) -> float | None:
 
     The own loss is what trains the model at token level, so it must be next-token cross-entropy.
     """
-    parameters = inspect.signature(model.forward).parameters
-    if "labels" not in parameters:
+    if "labels" not in inspect.signature(model.forward).parameters:
         return None  # the training loop brings its own token-level loss
     embeddings = input_embeddings(model)(ids).detach().requires_grad_()
     with torch.enable_grad():
         outputs = model(inputs_embeds=embeddings.clone(), labels=ids, use_cache=False)
         loss, extra, weight = outputs.loss, getattr(outputs, "aux_loss", None), None
         if isinstance(extra, Tensor):
-            # Read off the graph: by differences of losses it would be lost in rounding.
-            (slope,) = torch.autograd.grad(loss, extra, retain_graph=True, allow_unused=True)
-            weight = 0.0 if slope is None else float(slope)
+            weight = 0.0
+            if extra.requires_grad:
+                # Read off the graph: by differences of losses it would be lost in rounding.
+                (slope,) = torch.autograd.grad(loss, extra, retain_graph=True, allow_unused=True)
+                weight = 0.0 if slope is None else float(slope)
         if outputs.logits is None:
             return weight  # kernels that replace a model's loss make none: nothing to compare with
         (slope,) = torch.autograd.grad(loss, outputs.logits, allow_unused=True)
