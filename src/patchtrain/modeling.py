@@ -34,12 +34,14 @@ class Probe:
 
     ``fused`` says that logits are ``logit_scale * head(hidden)``, then capped at ``softcap`` if it
     is given (see ``patch_loss``), so that the loss can do without them; ``reason`` says why, or why
-    not.
+    not. ``auxiliary`` is the weight of the outputs' ``aux_loss`` (of a mixture of experts) in the
+    model's own loss, None where it made none.
     """
 
     fused: bool
     logit_scale: float = 1.0
     softcap: float | None = None
+    auxiliary: float | None = None
     reason: str = "logits are a linear map of the head's input"
 
 
@@ -157,7 +159,7 @@ class PatchLevel:
                 softcap=self.probe.softcap,
                 **common,
             )
-        outputs.loss = loss + _auxiliary_loss(self.model, outputs)
+        outputs.loss = loss + _auxiliary_loss(self.model, outputs, self.probe.auxiliary)
         return outputs
 
     def _targets_per_item(self, labels: Tensor, targets: Tensor) -> Tensor:
@@ -255,18 +257,17 @@ def output_embeddings(model: Any) -> Any:
     return head
 
 
-def _auxiliary_loss(model: Any, outputs: Any) -> Tensor | float:
-    """The load-balancing loss of a mixture of experts, weighted as its own forward does it."""
+def _auxiliary_loss(model: Any, outputs: Any, weight: float | None) -> Tensor | float:
+    """The load-balancing loss of a mixture of experts, weighted as in the model's own loss."""
     auxiliary = getattr(outputs, "aux_loss", None)
-    if auxiliary is None or not isinstance(auxiliary, Tensor):
+    if not isinstance(auxiliary, Tensor):
         return 0.0
-    coefficient = getattr(model, "router_aux_loss_coef", None)
-    if coefficient is None:
+    if weight is None:
         raise UsageError(
-            f"{type(model).__name__} has an auxiliary loss whose weight is not where it is looked "
-            f"for (router_aux_loss_coef); set output_router_logits=False to train without it"
+            f"{type(model).__name__} makes an auxiliary loss that it did not make when it was "
+            f"probed; set output_router_logits in its config before patch_level()"
         )
-    return coefficient * auxiliary
+    return weight * auxiliary
 
 
 def _patch_mask(attention_mask: Tensor | None, patch_size: int) -> Tensor | None:

@@ -1,252 +1,313 @@
 """What a model does to its embeddings and logits, found by trying it.
 
 ``probe`` runs a model on a few tokens, plainly and as patches, and says how patch level can take
-its loss, or refuses it by name. Nothing here knows the name of a model.
+its loss, or refuses it by name. ``probe_documents`` does the same for documents packed in one row.
+Nothing here knows the name of a model.
+
+A fresh model hides what it will do: whatever passes a weight of zero shows nothing yet. Within a
+probe such weights hold small random numbers (``_untouched``), and are zero again after it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchtrain.errors import UsageError
-from patchtrain.modeling import PatchLevel, Probe, input_embeddings, output_embeddings, skipped_head
+from patchtrain.head_probing import close, probe_head, same_loss
+from patchtrain.modeling import PatchLevel, Probe, input_embeddings
 
-_PROBE_TOKENS = 6
+_TOKENS = 8
+_CUT = 5  # no multiple of 2, 3 or 4, so that blocks of tokens that see each other lie across it
 
 
 @torch.no_grad()
 def probe(model: nn.Module) -> Probe:
     """Check on a few tokens that patch level is exact for ``model``, and how its head works.
 
-    Two identical tokens pool to the token's own embedding, so a patch of them must give the very
-    hidden states and logits that the token gives, through the very same modules: a module that is
-    run only where there are ``input_ids`` may do nothing yet in a fresh model, and something later.
-    Then a patch of different tokens must run at all, and the loss that skips the head must be the
-    loss from full logits. A model that does more with ``input_ids`` than embed them fails, and is
-    refused by name; one whose two losses differ gets its loss from full logits.
+    - No logits may depend on later tokens.
+    - Two identical tokens pool to the token's own embedding, so a patch of them must put the very
+      same numbers into every module, and give the same logits. A module that only ``input_ids``
+      reach is found even if it does nothing yet.
+    - In train mode the model's own loss must be next-token cross-entropy, plus a multiple of its
+      auxiliary loss, and patches of different tokens must run.
+    - The loss that skips the head must be the loss from full logits; where it is not, the loss is
+      taken from full logits.
 
     Raises:
         UsageError: naming the model's class and what went wrong.
     """
-    refused = f"{type(model).__name__} cannot be trained at patch level: "
-    embedding = input_embeddings(model).weight
-    ids = torch.arange(_PROBE_TOKENS, device=embedding.device) * 7 + 1
-    ids = ids.remainder(embedding.shape[0]).unsqueeze(0)
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    ids = _token_ids(model, _TOKENS)
+    with _refusing(model, "be trained at patch level") as step, _untouched(model):
+        step.tries = "run on plain input_ids"
+        model.eval()
         with _watched(model) as plain_run:
             plain = model(input_ids=ids, use_cache=False).logits
         if not bool(plain.isfinite().all()):
-            raise UsageError(f"{type(model).__name__} has weights that are not finite numbers")
-        with PatchLevel(model, 2, (1.0, 1.0), Probe(fused=False)), _watched(model) as pooled_run:
+            raise UsageError(f"{type(model).__name__} gives logits that are not finite numbers")
+        step.tries = "take pooled inputs_embeds in place of input_ids"
+        with _level(model), _watched(model) as pooled_run:
             pooled = model(input_ids=ids.repeat_interleave(2, dim=1)).logits
-        if skipped := plain_run.modules - pooled_run.modules:
-            raise UsageError(
-                f"{refused}its {sorted(skipped)[0]} is run on input_ids and not on inputs_embeds, "
-                f"so it does more with input_ids than embed them"
-            )
-        pairs = [(pooled, plain), *zip(pooled_run.head_inputs, plain_run.head_inputs, strict=True)]
-        if not all(a.shape == b.shape and _close(a, b, b.dtype) for a, b in pairs):
-            raise UsageError(
-                f"{refused}a patch of identical tokens does not give the token's own hidden "
-                f"states, so it does more with input_ids than embed them"
-            )
-        return _same_loss(model, ids, _probe_head(model, ids))
-    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
-        if isinstance(error, UsageError):
-            raise
-        raise UsageError(
-            f"{refused}its forward does not take pooled inputs_embeds in place of input_ids "
-            f"({' '.join(str(error).split())})"
-        ) from error
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+        _check_same(model, step, plain_run, pooled_run)
+        if pooled.shape != plain.shape or not close(pooled, plain, model):
+            raise step.refusal("a patch of identical tokens does not give the token's own logits")
+        _check_causal(model, step, ids, plain)
+        step.tries = "train at token level"
+        model.train()
+        auxiliary = _own_loss(model, step, ids)
+        step.tries = "train on patches"
+        with _level(model, auxiliary):
+            outputs = model(input_ids=ids, labels=ids)
+        if auxiliary and not isinstance(getattr(outputs, "aux_loss", None), Tensor):
+            raise step.refusal("it makes its auxiliary loss only where it makes its own loss")
+        model.eval()
+        found = dataclasses.replace(probe_head(model, ids), auxiliary=auxiliary)
+        return same_loss(model, ids, found)
 
 
+@torch.no_grad()
 def probe_documents(model: nn.Module) -> None:
     """Check that documents packed in one row, told apart by positions that restart, stay apart.
 
     Each document of a packed row must give the logits that it gives alone, at token level and at
-    patch level, and in train mode nothing may flow back from one document into the other. Passes
-    are as in training: positions that restart at 0, no attention mask, ``use_cache=False``
-    (transformers builds the packed mask only where there is neither mask nor cache).
+    patch level, and in train mode no logits of a document may depend on another. Passes are as in
+    training: positions that restart at 0, no attention mask, ``use_cache=False`` (transformers
+    builds the packed mask only where there is neither mask nor cache).
 
     Raises:
         UsageError: naming the model's class and what mixes its documents.
     """
-    refused = f"{type(model).__name__} cannot keep packed documents separate: "
-    device = input_embeddings(model).weight.device
-    lengths = ((6, 4), (4, 6))  # two rows, since masks may be made for one row only
-    ids = _token_ids(model, 2 * sum(lengths[0])).view(2, -1)
-    positions = torch.stack([torch.cat([torch.arange(n) for n in row]) for row in lengths])
-    positions = positions.to(device)
+    lengths = torch.tensor([[6], [4]])  # of the first of two documents, in two rows
+    ids = _token_ids(model, 20).view(2, 10)
+    order = torch.arange(10).expand(2, -1)
+    second = (order >= lengths).to(ids.device)
+    positions = torch.where(order < lengths, order, order - lengths).to(ids.device)
 
-    def differs(**inputs: Tensor) -> bool:
-        packed = model(**inputs, position_ids=positions, use_cache=False).logits
-        level = ids.shape[1] // packed.shape[1]
-        for row, cut in enumerate(first for first, _ in lengths):
-            for part in (slice(0, cut), slice(cut, None)):
-                alone = {name: value[row : row + 1, part] for name, value in inputs.items()}
-                expected = model(**alone, use_cache=False).logits[0]
-                got = packed[row, part.start // level : part.stop and part.stop // level]
-                if got.shape != expected.shape or not _close(got, expected, expected.dtype):
-                    return True
-        return False
+    def apart() -> bool:
+        packed = model(input_ids=ids, position_ids=positions, use_cache=False).logits
+        patch_size = ids.shape[1] // packed.shape[1]
+        for row, length in enumerate(lengths.flatten().tolist()):
+            for start, stop in ((0, length), (length, ids.shape[1])):
+                alone = model(input_ids=ids[row : row + 1, start:stop], use_cache=False).logits[0]
+                together = packed[row, start // patch_size : stop // patch_size]
+                if alone.shape != together.shape or not close(together, alone, model):
+                    return False
+        return True
 
-    def leaks() -> bool:
-        """Whether the second document's logits depend on the first's embeddings."""
-        embeddings = input_embeddings(model)(ids).detach().requires_grad_()
-        inputs = {"inputs_embeds": embeddings, "position_ids": positions, "use_cache": False}
-        with torch.enable_grad():
-            logits = model(**inputs).logits
-            seconds = sum(logits[row, cut:].float().square().sum() for row, (cut, _) in rows)
-        (gradient,) = torch.autograd.grad(seconds, embeddings)
-        return any(bool(gradient[row, :cut].any()) for row, (cut, _) in rows)
+    def mixed() -> bool:
+        return _depends(model, ids, sinks=second, sources=~second, position_ids=positions)
 
-    rows = list(enumerate(lengths))
-    try:
-        with _quiet(model), torch.no_grad():
-            model.eval()
-            if differs(input_ids=ids):
-                why = (
-                    "a document's logits depend on the one before it in the row"
-                    if leaks()
-                    else "a document does not give the logits that it gives alone"
-                )
-                raise UsageError(f"{refused}{why} ({_takes_positions(model)})")
-            model.train()
-            if leaks():
-                raise UsageError(f"{refused}in train mode a document depends on the one before it")
-            model.eval()
-            with PatchLevel(model, 2, (1.0, 1.0), Probe(fused=False)):
-                if differs(input_ids=ids):
-                    raise UsageError(f"{refused}patches of a document depend on other documents")
-    except (TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
-        if isinstance(error, UsageError):
-            raise
-        raise UsageError(
-            f"{refused}its forward does not run with position_ids that restart "
-            f"({' '.join(str(error).split())})"
-        ) from error
+    with _refusing(model, "keep packed documents apart") as step, _untouched(model):
+        step.tries = "run with position_ids that restart"
+        model.eval()
+        if mixed():
+            if "position_ids" not in inspect.signature(model.forward).parameters:
+                raise step.refusal("its forward takes no position_ids")
+            raise step.refusal("a document depends on the one before it in the row")
+        if not apart():
+            raise step.refusal("a document does not give the logits that it gives alone")
+        model.train()
+        if mixed():
+            raise step.refusal("in train mode a document depends on the one before it in the row")
+        model.eval()
+        with _level(model):
+            if not apart():
+                raise step.refusal("at patch level a document does not give what it gives alone")
 
 
-def _takes_positions(model: nn.Module) -> str:
-    if "position_ids" in inspect.signature(model.forward).parameters:
-        return "position_ids that restart do not separate them"
-    return "its forward takes no position_ids"
-
-
-def _token_ids(model: nn.Module, count: int) -> Tensor:
-    """``(1, count)`` token ids, different as far as the vocabulary goes."""
-    weight = input_embeddings(model).weight
-    ids = torch.arange(count, device=weight.device) * 7 + 1
-    return ids.remainder(weight.shape[0]).unsqueeze(0)
-
-
-@contextmanager
-def _quiet(model: nn.Module) -> Iterator[None]:
-    """Leave modes and random numbers as they are found."""
-    modes = {module: module.training for module in model.modules()}
-    device = input_embeddings(model).weight.device
-    try:
-        with torch.random.fork_rng([] if device.type == "cpu" else [device]):
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+# ---- the conditions of a probe
 
 
 @dataclass
-class _Run:
-    """What a forward pass went through."""
+class _Step:
+    """What a probe tries, and the words with which it refuses."""
 
-    modules: set[str]
-    head_inputs: list[Tensor]
+    refused: str
+    tries: str = "run"
+
+    def refusal(self, why: str) -> UsageError:
+        return UsageError(f"{self.refused}: {why}")
 
 
 @contextmanager
-def _watched(model: nn.Module) -> Iterator[_Run]:
-    """Note which modules with parameters of their own run, and what the head receives."""
-    run = _Run(set(), [])
-    hooks = [
-        module.register_forward_pre_hook(lambda _, __, name=name: run.modules.add(name))
-        for name, module in model.named_modules()
-        if name and next(module.parameters(recurse=False), None) is not None
+def _refusing(model: nn.Module, what: str) -> Iterator[_Step]:
+    """Whatever goes wrong in the block is one line that names the model's class."""
+    step = _Step(f"{type(model).__name__} cannot {what}")
+    try:
+        yield step
+    except UsageError:
+        raise
+    except Exception as error:  # a model's forward may fail in any way
+        why = " ".join(str(error).split())[:300]
+        raise step.refusal(f"its forward does not {step.tries} ({why})") from error
+
+
+@contextmanager
+def _untouched(model: nn.Module) -> Iterator[None]:
+    """Weights of zero are random within the block; after it, all is as before."""
+    modes = {module: module.training for module in model.modules()}
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    zeros = [
+        parameter
+        for parameter in model.parameters()
+        if parameter.is_floating_point()
+        and type(parameter.data) is Tensor  # sharded ones are left alone
+        and parameter.numel()
+        and not bool(parameter.any())
     ]
-    hooks.append(
-        output_embeddings(model).register_forward_pre_hook(
-            lambda _, args: run.head_inputs.append(args[0])
-        )
-    )
+    device = input_embeddings(model).weight.device
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
+        try:
+            for parameter in zeros:
+                parameter.copy_(0.02 * torch.randn(parameter.shape, generator=generator))
+            yield
+        finally:
+            for parameter in zeros:
+                parameter.zero_()
+            for buffer, value in buffers:
+                buffer.copy_(value)
+            for module, mode in modes.items():
+                module.training = mode
+
+
+def _token_ids(model: nn.Module, count: int) -> Tensor:
+    """``(1, count)`` token ids, different as far as the vocabulary goes, none of them padding."""
+    weight = input_embeddings(model).weight
+    padding = getattr(getattr(model, "config", None), "pad_token_id", None)
+    ids = (torch.arange(count + 1) * 7 + 3).remainder(weight.shape[0])
+    return ids[ids != (-1 if padding is None else padding)][:count].unsqueeze(0).to(weight.device)
+
+
+def _level(model: nn.Module, auxiliary: float | None = None) -> PatchLevel:
+    """Patch level of two tokens a patch, with the loss from full logits."""
+    return PatchLevel(model, 2, (1.0, 1.0), Probe(fused=False, auxiliary=auxiliary))
+
+
+# ---- what a model must do
+
+
+@contextmanager
+def _watched(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
+    """Note what goes into each module with parameters of its own, by the module's name."""
+    run: dict[str, list[Tensor]] = {}
+    embedding = set(input_embeddings(model).modules())  # sees tokens in both runs
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+            values = run.setdefault(name, [])
+            if args and isinstance(args[0], Tensor) and args[0].is_floating_point():
+                values.append(args[0].detach().clone())
+
+        return hook
+
+    hooks = [
+        module.register_forward_pre_hook(note(name))
+        for name, module in model.named_modules()
+        if name
+        and module not in embedding
+        and next(module.parameters(recurse=False), None) is not None
+    ]
     try:
         yield run
     finally:
-        for hook in hooks:
-            hook.remove()
+        for handle in hooks:
+            handle.remove()
 
 
-def _same_loss(model: nn.Module, ids: Tensor, found: Probe) -> Probe:
-    """``found``, if its loss is that of full logits, on patches of different tokens."""
-    losses = []
-    for candidate in (Probe(fused=False), found):
-        with PatchLevel(model, 2, (1.0, 1.0), candidate):
-            losses.append(model(input_ids=ids, labels=ids).loss)
-    if _close(losses[1], losses[0], output_embeddings(model).weight.dtype):
-        return found
-    plain, fused = (float(loss) for loss in losses)
-    return Probe(False, reason=f"without its logits the loss is {fused:.6f}, with them {plain:.6f}")
+def _check_same(
+    model: nn.Module,
+    step: _Step,
+    plain: dict[str, list[Tensor]],
+    pooled: dict[str, list[Tensor]],
+) -> None:
+    """Refuse a model into whose modules a patch of identical tokens puts what a token does not."""
+    more = "so it does more with input_ids than embed them"
+    if skipped := plain.keys() - pooled.keys():
+        raise step.refusal(
+            f"its {min(skipped)} is run on input_ids and not on inputs_embeds, {more}"
+        )
+    for name, values in plain.items():
+        others = pooled[name]
+        if not values or not others:
+            continue  # where one run passes ids, only a length can be meant
+        same = len(values) == len(others) and all(
+            got.shape == value.shape and close(got, value, model)
+            for got, value in zip(others, values, strict=True)
+        )
+        if not same:
+            raise step.refusal(
+                f"a patch of identical tokens gives its {name} other numbers than the token "
+                f"itself, {more}"
+            )
 
 
-def _probe_head(model: nn.Module, ids: Tensor) -> Probe:
-    """Whether logits are a multiple of the head's own output, also where they are large.
+def _check_causal(model: nn.Module, step: _Step, ids: Tensor, logits: Tensor) -> None:
+    """Refuse a model whose logits depend on later tokens, by gradient or by choice of experts."""
+    why = "it is not causal: its logits depend on later tokens"
+    later = torch.arange(ids.shape[1], device=ids.device).unsqueeze(0) >= _CUT
+    changed = torch.where(later, ids.roll(_CUT, dims=1), ids)
+    after = model(input_ids=changed, use_cache=False).logits
+    if not close(after[:, :_CUT], logits[:, :_CUT], model):
+        raise step.refusal(why)
+    if _depends(model, ids, sinks=~later, sources=later):
+        raise step.refusal(why)
 
-    A freshly initialised model has tiny logits, on which softcapping is invisible: the head's
-    input is scaled up until its output reaches about 100.
+
+def _depends(model: nn.Module, ids: Tensor, sinks: Tensor, sources: Tensor, **inputs: Any) -> bool:
+    """Whether logits at ``sinks`` have a gradient in the embeddings at ``sources``.
+
+    Both are ``(B, S)`` and boolean. What a mask keeps out has a gradient of exactly zero, whatever
+    the dtype, and dropout in train mode does not blur it.
     """
-    head = output_embeddings(model)
-    received: list[Tensor] = []
-
-    def enlarge(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        largest = nn.functional.linear(args[0], head.weight).abs().max().clamp(min=1e-6)
-        received.append(args[0] * (100.0 / largest).to(args[0].dtype))
-        return (received[-1], *args[1:])
-
-    hook = head.register_forward_pre_hook(enlarge)
-    try:
-        logits = model(input_ids=ids, use_cache=False).logits.double()
-    finally:
-        hook.remove()
-    if not received:
-        return Probe(False, reason="the model does not call its output embedding as a module")
-    bias = getattr(head, "bias", None)
-    linear = nn.functional.linear(received[-1], head.weight, bias).double()
-    if linear.shape != logits.shape:
-        return Probe(False, reason="the model's logits are not those of its output embedding")
-    # Least squares for one factor: granite divides its logits, cohere multiplies them.
-    if not float(linear.abs().max()) > 0 or not float(logits.abs().max()) > 0:
-        return Probe(False, reason="the head's weights are all zero, so its scale cannot be seen")
-    scale = float((linear * logits).sum() / linear.square().sum())
-    scale = 1.0 if abs(scale - 1.0) < 1e-3 else float(f"{scale:.6g}")
-    if not _close(linear * scale, logits, head.weight.dtype):
-        return Probe(False, reason="the model bends its logits (softcapping or the like)")
-    try:
-        with skipped_head(model):
-            model(input_ids=ids, use_cache=False)
-    except (RuntimeError, IndexError) as error:
-        return Probe(False, reason=f"the model needs its logits in its forward ({error})")
-    return Probe(True, scale)
+    embeddings = input_embeddings(model)(ids).detach().requires_grad_()
+    with torch.enable_grad():
+        inputs |= {"inputs_embeds": embeddings.clone(), "use_cache": False}
+        score = model(**inputs).logits[sinks].float().square().sum()
+        (gradient,) = torch.autograd.grad(score, embeddings)
+    sizes = gradient.float().abs()
+    return not bool(sizes[sources].max() <= 1e-6 * sizes.max())  # also if it is not a number
 
 
-def _close(got: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
-    """Equal up to the rounding of ``dtype``, relative to the largest entry."""
-    tolerance = 1e-4 if dtype in (torch.float32, torch.float64) else 3e-2
-    scale = expected.abs().max().clamp(min=1e-6)
-    return bool(((got - expected).abs().max() / scale) < tolerance)
+def _own_loss(model: nn.Module, step: _Step, ids: Tensor) -> float | None:
+    """The weight of the auxiliary loss in the model's own loss, None if it has no such loss.
+
+    The own loss is what trains the model at token level, so it must be next-token cross-entropy.
+    """
+    if "labels" not in inspect.signature(model.forward).parameters:
+        return None  # the training loop brings its own token-level loss
+    embeddings = input_embeddings(model)(ids).detach().requires_grad_()
+    with torch.enable_grad():
+        outputs = model(inputs_embeds=embeddings.clone(), labels=ids, use_cache=False)
+        loss, extra, weight = outputs.loss, getattr(outputs, "aux_loss", None), None
+        if isinstance(extra, Tensor):
+            weight = 0.0
+            if extra.requires_grad:
+                # Read off the graph: by differences of losses it would be lost in rounding.
+                (slope,) = torch.autograd.grad(loss, extra, retain_graph=True, allow_unused=True)
+                weight = 0.0 if slope is None else float(slope)
+        if outputs.logits is None:
+            return weight  # kernels that replace a model's loss make none: nothing to compare with
+        (slope,) = torch.autograd.grad(loss, outputs.logits, allow_unused=True)
+        logits = outputs.logits.detach().requires_grad_()
+        entropy = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten())
+        (expected,) = torch.autograd.grad(entropy, logits)
+    if isinstance(extra, Tensor) and weight:
+        entropy = entropy + weight * extra.float()
+    # All losses of an untrained model lie near log V: which targets they have, gradients tell.
+    tolerance = 1e-4 if loss.dtype == torch.float32 else 1e-2
+    same = abs(float(loss) - float(entropy)) <= tolerance * abs(float(entropy))
+    if not same or not (slope is None or close(slope, expected, model)):
+        raise step.refusal(
+            f"its own loss at token level is {float(loss):.6f}, where next-token cross-entropy is "
+            f"{float(entropy):.6f}, so it trains something else"
+        )
+    return weight
