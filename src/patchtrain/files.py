@@ -54,6 +54,26 @@ def whole_folder(path: Path, replace: bool = False) -> Iterator[Path]:
         raise
 
 
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows does not open folders
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def clear_partial(folder: Path) -> None:
+    """Delete what a killed process left half written in ``folder`` (not in folders below)."""
+    for path in folder.glob(".*.partial-*"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

@@ -2,8 +2,6 @@
 
 import errno
 import json
-import os
-import platform
 import shutil
 import signal
 import subprocess
@@ -167,7 +165,7 @@ def test_a_run_folder_that_exists_is_kept_unless_it_may_go(
         (["model.config.max_position_embeddings=8"], "beyond the model's max_position_embeddings"),
         (["training.learning_rte=1"], "did you mean 'learning_rate'"),
         (["training.learning_rate=-1"], "learning_rate must be above 0"),
-        (["training.resume_from_checkpoint=x"], "call PatchTrainer.train"),
+        (["training.resume_from_checkpoint=x"], "use --resume"),
         (["training.fp16=true"], "fp16 is not supported"),
         (["training.report_to=[nothing]"], "nothing"),
         (["model.pretrained=./nowhere", "model.config=null"], "./nowhere"),
@@ -201,20 +199,6 @@ def test_damaged_tokens_are_refused_before_training(
     refused(capsys, ["train", recipe, "--quiet"], 1, "token id 60000 in step 0 is beyond")
 
 
-def test_a_run_that_is_being_written_is_not_replaced(
-    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    recipe = str(write_recipe(tmp_path, store))
-    argv = ["train", recipe, "--quiet", "--overwrite", "plan.steps=5"]
-    assert main(argv) == 0
-    folder = RunFolder.open(tmp_path / "run")
-    process = {"host": platform.node(), "id": os.getppid()}
-    folder.write_info({**folder.info(), "status": "running", "process": process})
-    refused(capsys, argv, 2, f"process {os.getppid()} is still training")
-    folder.write_info({**folder.info(), "status": "failed"})
-    assert main(argv) == 0
-
-
 def test_a_plan_without_a_token_level_says_so(
     store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -233,19 +217,6 @@ def test_bf16_recipes_are_tried_out_without_a_gpu(
     recipe = str(write_recipe(tmp_path, store, training=training))
     assert main(["train", recipe, "--dry-run"]) == 0
     assert "about 0:0" in capsys.readouterr().out
-
-
-def test_a_full_disk_in_a_checkpoint_leaves_no_half_of_it(
-    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def torch_save(*args: Any) -> None:
-        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
-
-    recipe = str(write_recipe(tmp_path, store))
-    monkeypatch.setattr("transformers.Trainer._save_optimizer_and_scheduler", torch_save)
-    refused(capsys, ["train", recipe, "--quiet"], 1, "the disk is full")
-    assert RunFolder.open(tmp_path / "run").info()["status"] == "failed"
-    assert not list((tmp_path / "run").glob("checkpoint-*"))
 
 
 def test_a_rate_far_too_high_fails_with_advice(
@@ -312,8 +283,7 @@ def test_a_signal_ends_a_run_in_one_line_and_says_so_in_the_folder(
             break
     rest = child.stderr.read()
     assert child.wait(60) == (143 if number == signal.SIGTERM else 130)
-    said = "terminated" if number == signal.SIGTERM else "interrupted"
-    assert rest.splitlines()[-1] == f"patchtrain: error: {said}"
+    assert rest.splitlines()[-1].startswith(f"patchtrain: error: stopped by {number.name} after")
     assert "Traceback" not in rest
     assert RunFolder.open(tmp_path / "run").info()["status"] == "interrupted"
     assert not (tmp_path / "run" / "model").exists()

@@ -261,7 +261,8 @@ def test_resuming_seeks_to_the_step_and_gives_the_same_weights(tmp_path: Path) -
     whole.train()
     for step in (3, 6):
         again = trainer(tmp_path / "whole", save_strategy="no")
-        again.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
+        checkpoint = str(tmp_path / "whole" / f"checkpoint-{step}")
+        again.train(checkpoint, allow_change=["logging"])
         for got, want in zip(again.model.parameters(), whole.model.parameters(), strict=True):
             assert torch.equal(got, want)
         steps = [row["step"] for row in RunFolder.open(tmp_path / "whole").metrics("eval")]
@@ -332,28 +333,13 @@ def test_a_share_of_warm_up_steps_is_refused(tmp_path: Path) -> None:
         trainer(tmp_path, warmup_steps=0.2)
 
 
-def test_a_failure_deletes_nothing_but_its_own_half_checkpoint(tmp_path: Path) -> None:
-    (tmp_path / "checkpoint-999").mkdir()
-    (tmp_path / "checkpoint-999" / "model.safetensors").write_text("of another tool")
-    run = trainer(tmp_path)
-
-    def half(*args: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    run._save_optimizer_and_scheduler = half
-    with pytest.raises(OSError, match="No space"):
-        run.train()
-    left = [folder.name for folder in tmp_path.glob("checkpoint-*")]
-    assert left == ["checkpoint-999"]
-
-
 def test_resuming_at_the_end_and_at_the_switch_keeps_one_record(tmp_path: Path) -> None:
     whole = trainer(tmp_path, save_steps=4, save_total_limit=9, eval_on_start=True)
     whole.train()
     rows = RunFolder.open(tmp_path).metrics()
     for step in (4, 10):
         again = trainer(tmp_path, save_strategy="no")
-        again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+        again.train(str(tmp_path / f"checkpoint-{step}"), allow_change=["logging"])
         for got, want in zip(again.model.parameters(), whole.model.parameters(), strict=True):
             assert torch.equal(got, want)
         after = RunFolder.open(tmp_path).metrics()

@@ -119,7 +119,8 @@ def _disk_full(error: BaseException | None) -> str | None:
 def _fail(message: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    print(f"patchtrain: error: {message}", file=sys.stderr)
+    if not getattr(sys.exception(), "told", False):  # another process of the run has said it
+        print(f"patchtrain: error: {message}", file=sys.stderr)
     return code
 
 

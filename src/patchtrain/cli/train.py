@@ -6,7 +6,12 @@ resolved recipe and report.html. Any entry of the recipe can be replaced on the 
   patchtrain train recipes/small.yaml
   patchtrain train recipes/small.yaml plan.patch_size=2 out=runs/k2
   patchtrain train recipes/small.yaml --dry-run
-  torchrun --nproc_per_node 8 -m patchtrain train recipes/small.yaml"""
+  patchtrain train recipes/small.yaml --resume
+  torchrun --nproc_per_node 8 -m patchtrain train recipes/small.yaml
+
+A run that ended early, for whatever reason, goes on from its newest whole checkpoint with --resume.
+SIGTERM and SIGINT (Ctrl-C) finish the step, save and exit with 143 or 130; a second one ends the
+run at once."""
 
 from __future__ import annotations
 
@@ -33,20 +38,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="print the resolved plan with its cost and an estimate of the time; train nothing",
     )
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="yes",
+        metavar="auto",
+        help="go on with the run in its folder; --resume=auto begins where there is none yet, and "
+        "is the default where Slurm or torchrun starts a run again",
+    )
+    parser.add_argument(
+        "--allow-change",
+        metavar="NAMES",
+        default="",
+        help="what may differ from the run so far, separated by commas: learning_rate, logging "
+        "(how often to log, evaluate, save), processes (their number); all else is refused",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a run folder that exists")
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
 
 def run(args: argparse.Namespace) -> int:
+    from patchtrain.errors import UsageError
     from patchtrain.recipe import Recipe
 
+    if args.resume is not None and "=" in args.resume:  # `--resume key=value`
+        args.overrides.append(args.resume)
+        args.resume = "yes"
+    if args.resume not in (None, "yes", "auto", "no"):
+        raise UsageError(f"--resume takes auto, yes or no, not '{args.resume}'")
     recipe = Recipe.load(args.recipe, args.overrides)
     from patchtrain.training import run as runs  # after the recipe's own errors: this takes seconds
 
     if args.dry_run:
         print_plan(runs.prepare_run(recipe))
         return 0
-    folder = runs.run_recipe(recipe, args.overwrite, args.quiet)
+    resume = args.resume or ("auto" if runs.restarted() and not args.overwrite else "no")
+    changes = [name for name in args.allow_change.split(",") if name]
+    folder = runs.run_recipe(recipe, args.overwrite, args.quiet, resume, changes)
     if runs.is_first_process():
         _print_result(folder.info(), str(recipe.out))
     return 0

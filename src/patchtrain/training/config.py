@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +25,7 @@ DERIVED = {
     "run_name": "the run is named after its folder",
     "ignore_data_skip": "the data is always sought, never replayed",
     "train_sampling_strategy": "the order of the data is a function of the seed",
-    "resume_from_checkpoint": "call PatchTrainer.train(resume_from_checkpoint=...) from Python",
+    "resume_from_checkpoint": "use --resume",
 }
 # What Trainer offers and a patch-level stage cannot honour, and why.
 UNSUPPORTED = {
@@ -34,6 +35,10 @@ UNSUPPORTED = {
     "use_liger_kernel": "it replaces the forward that patch level replaces",
     "auto_find_batch_size": "device passes must be equal in all stages; set "
     "per_device_train_batch_size",
+    "load_best_model_at_end": "the weights at the end of the plan are the result",
+    "save_only_model": "a checkpoint is for resuming; the run's model is exported at its end",
+    "push_to_hub": "push the exported model folder when the run is finished",
+    "enable_jit_checkpoint": "SIGTERM saves a checkpoint anyway",
 }
 
 
@@ -61,6 +66,12 @@ class PatchConfig(TrainingArguments):
         metadata={
             "help": "Validation tokens scored at each evaluation during training. Default: 1 % of "
             "the run's positions, between 8,192 and 131,072."
+        },
+    )
+    keep_every: int | None = field(
+        default=None,
+        metadata={
+            "help": "Keep every M-th checkpoint for good, besides the last save_total_limit."
         },
     )
     loss_backend: str = field(
@@ -91,6 +102,8 @@ class PatchConfig(TrainingArguments):
         super().__post_init__()
         if self.eval_tokens is not None and self.eval_tokens < 2:
             raise UsageError(f"eval_tokens must be at least 2, not {self.eval_tokens}")
+        if self.keep_every is not None and self.keep_every < 1:
+            raise UsageError(f"keep_every must be at least 1, not {self.keep_every}")
         # One device pass is one sequence batch of this process: torch's DataParallel would share
         # it out once more. Several GPUs are used through torchrun or accelerate.
         self._n_gpu = min(self.n_gpu, 1)
@@ -119,3 +132,9 @@ class PatchConfig(TrainingArguments):
                 f"stage; give a number of steps, or plan.warmup_steps"
             )
         return PlanSpec.from_dict(values)
+
+
+def save_interval(args: TrainingArguments, total_steps: int) -> int:
+    """Steps between two checkpoints; below 1, ``save_steps`` is a share of all steps."""
+    steps = args.save_steps
+    return max(math.ceil(steps * total_steps) if steps < 1 else int(steps), 1)

@@ -1,0 +1,241 @@
+"""Checkpoints that are whole or not there, and that any number of processes can open.
+
+::
+
+    RUN/checkpoint-N/                what a run needs to go on after N steps
+        weights/*.safetensors        by the names of the model's own state dict
+        optimizer/*.safetensors      by parameter: "layers.0.weight exp_avg"
+        random/P.safetensors         the random numbers of process P
+        trainer_state.json           transformers' own
+        checkpoint.json              step, what the run is, size and SHA-256 of every other file
+
+A checkpoint is written under another name, synced to disk, and renamed; ``checkpoint.json`` comes
+last. Opening one executes nothing: it is JSON and safetensors (``state.py``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from patchtrain.errors import PatchtrainError
+from patchtrain.files import sync, write_text
+from patchtrain.training.processes import gather, of_first, rank, share, together
+
+FORMAT, FORMAT_VERSION = "patchtrain checkpoint", 1
+_NAME = re.compile(r"checkpoint-(\d+)")
+_PARTIAL = re.compile(r"\.checkpoint-\d+(\.old)?\.partial")
+_PARTS = ("weights", "optimizer", "random")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One checkpoint folder that is there, whole or damaged."""
+
+    path: Path
+    step: int
+
+    @classmethod
+    def at(cls, path: str | Path) -> Checkpoint:
+        """The checkpoint at ``path``; ``PatchtrainError`` if the folder is not named like one."""
+        path = Path(path)
+        name = _NAME.fullmatch(path.resolve().name)
+        if name is None or not path.is_dir():
+            raise PatchtrainError(f"{path} is not a checkpoint: no folder of the name checkpoint-N")
+        return cls(path, int(name[1]))
+
+    def info(self) -> dict[str, Any]:
+        """``checkpoint.json``, whose own checksum is right.
+
+        Raises:
+            PatchtrainError: it is missing, damaged or of another format.
+        """
+        file = self.path / "checkpoint.json"
+        try:
+            info = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise PatchtrainError(f"{self.path} is not whole: it has no checkpoint.json") from None
+        except (OSError, ValueError, RecursionError) as error:
+            raise PatchtrainError(f"{file} cannot be read: {error}") from error
+        if not isinstance(info, dict) or info.get("format") != FORMAT:
+            raise PatchtrainError(f"{file} is not of a checkpoint of patchtrain")
+        if info.get("format_version") != FORMAT_VERSION:
+            raise PatchtrainError(
+                f"{self.path} has checkpoint format {info.get('format_version')}, this "
+                f"patchtrain reads {FORMAT_VERSION}"
+            )
+        if info.get("checksum") != _checksum(info):
+            raise PatchtrainError(f"{file} is damaged: its own checksum is not right")
+        return info
+
+    def verify(self) -> None:
+        """Read every file and compare its size and SHA-256; the processes share the work.
+
+        Raises:
+            PatchtrainError: naming the first file that is missing, cut short or damaged.
+        """
+        with together():
+            files = self.info()["files"]
+            for name, entry in share(sorted(files.items())):
+                file = self.path / name
+                if Path(name).is_absolute() or ".." in Path(name).parts:
+                    raise PatchtrainError(f"{self.path} names a file outside of it: {name}")
+                if not file.is_file():
+                    raise PatchtrainError(f"{file} is missing")
+                if (size := file.stat().st_size) != entry["bytes"]:
+                    raise PatchtrainError(f"{file} has {size:,} of {entry['bytes']:,} bytes")
+                if _digest(file) != entry["sha256"]:
+                    raise PatchtrainError(f"{file} is damaged: its SHA-256 is not right")
+
+
+class Checkpoints:
+    """The checkpoints of a run folder.
+
+    Args:
+        run: the run folder.
+        keep: how many of the newest stay; None keeps all.
+        every: those whose step is a multiple of this stay too; None keeps no more.
+    """
+
+    def __init__(self, run: Path, keep: int | None = None, every: int | None = None) -> None:
+        self.run = run
+        self.keep = keep
+        self.every = every
+
+    def all(self) -> list[Checkpoint]:
+        """What is there, oldest first. Folders that are not checkpoints of ours are left out."""
+        if not self.run.is_dir():
+            return []
+        found = [
+            Checkpoint(path, int(name[1]))
+            for path in self.run.iterdir()
+            if (name := _NAME.fullmatch(path.name)) and path.is_dir()
+        ]
+        return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+    def newest_whole(
+        self, tell: Callable[[str], None], most: int | None = None
+    ) -> Checkpoint | None:
+        """The newest checkpoint whose files are all as they were written, or None.
+
+        Args:
+            tell: is given a line for every newer one that is damaged, and why.
+            most: leave out those of later steps than this.
+        """
+        steps = of_first([checkpoint.step for checkpoint in reversed(self.all())])
+        for step in steps:
+            if most is not None and step > most:
+                continue
+            checkpoint = Checkpoint(self.run / f"checkpoint-{step}", step)
+            try:
+                checkpoint.verify()
+            except PatchtrainError as error:
+                tell(f"{checkpoint.path.name} is left out: {error}")
+                continue
+            return checkpoint
+        return None
+
+    def write(self, step: int, parts: Mapping[str, Callable[[Path], None]], info: Any) -> Path:
+        """Write a checkpoint of ``step``; called on all processes.
+
+        Args:
+            step: optimizer steps done.
+            parts: writers by name; each is given the folder and called on every process.
+            info: what else ``checkpoint.json`` holds, JSON types; the first process's counts.
+
+        Raises:
+            PatchtrainError, OSError: on all processes, with nothing left of the new checkpoint and
+                the older ones untouched.
+        """
+        path = self.run / f"checkpoint-{step}"
+        partial = self.run / f".checkpoint-{step}.partial"
+        first = rank() == 0
+        try:
+            with together():
+                if first:
+                    self.clear()
+                    for part in _PARTS:  # here, so that no part fails on one process alone
+                        (partial / part).mkdir(parents=True)
+            for write_part in parts.values():
+                with together():
+                    write_part(partial)
+            with together():
+                files = sorted(str(file.relative_to(partial)) for file in _files(partial))
+            files = of_first(files)
+            entries: list[tuple[str, dict[str, Any]]] = []
+            with together():
+                for name in share(files):
+                    sync(partial / name)
+                    size = (partial / name).stat().st_size
+                    entries.append((name, {"bytes": size, "sha256": _digest(partial / name)}))
+            known = dict(entry for part in gather(entries) for entry in part)
+            with together():
+                if first:
+                    self._finish(partial, path, {**info, "step": step, "files": known})
+        except BaseException:
+            if first:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
+        if first:
+            self._rotate()
+        return path
+
+    def clear(self) -> None:
+        """Delete what processes that were killed left of checkpoints they had not finished."""
+        for path in self.run.iterdir() if self.run.is_dir() else ():
+            if _PARTIAL.fullmatch(path.name):
+                shutil.rmtree(path)
+
+    def _finish(self, partial: Path, path: Path, info: dict[str, Any]) -> None:
+        info = {"format": FORMAT, "format_version": FORMAT_VERSION, **info}
+        info["checksum"] = _checksum(info)
+        write_text(partial / "checkpoint.json", json.dumps(info, indent=1) + "\n")
+        for folder in (partial, *(entry for entry in partial.iterdir() if entry.is_dir())):
+            sync(folder)
+        if path.exists():  # a damaged one of this step, that the run was not resumed from
+            _remove(path)
+        partial.rename(path)
+        sync(self.run)
+
+    def _rotate(self) -> None:
+        """Delete the older checkpoints that need not stay."""
+        if not self.keep:
+            return
+        for checkpoint in self.all()[: -self.keep]:
+            if self.every and checkpoint.step % self.every == 0:
+                continue
+            if (checkpoint.path / "checkpoint.json").is_file():  # ours, not another tool's
+                _remove(checkpoint.path)
+
+
+# ---- files
+
+
+def _remove(checkpoint: Path) -> None:
+    """Delete a checkpoint; renamed first, so that a process killed in between leaves no half."""
+    doomed = checkpoint.with_name(f".{checkpoint.name}.old.partial")
+    shutil.rmtree(doomed, ignore_errors=True)
+    checkpoint.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _files(folder: Path) -> list[Path]:
+    return [file for file in folder.rglob("*") if file.is_file()]
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _checksum(info: Mapping[str, Any]) -> str:
+    """SHA-256 of all of ``checkpoint.json`` but the checksum itself."""
+    rest = {key: value for key, value in info.items() if key != "checksum"}
+    text = json.dumps(rest, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
