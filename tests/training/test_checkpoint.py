@@ -124,6 +124,12 @@ def test_the_last_and_every_so_many_are_kept(
     assert all(not path.name.startswith(".") for path in tmp_path.iterdir())
 
 
+def test_writing_an_earlier_step_takes_away_what_came_after_it(three: Checkpoints) -> None:
+    (three.run / "checkpoint-99").mkdir()  # another tool's
+    three.write(2, {"a": write_file("weights/a", b"x")}, {})
+    assert [checkpoint.step for checkpoint in three.all()] == [1, 2, 99]
+
+
 def test_another_tools_checkpoint_is_not_deleted(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-1").mkdir()
     checkpoints = Checkpoints(tmp_path, keep=1)

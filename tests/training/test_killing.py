@@ -81,7 +81,7 @@ def test_killed_at_random_moments(
     [
         "step 5",  # at the switch
         "os.rename .checkpoint-6.partial",  # the instant a checkpoint becomes one
-        "open checkpoint.json",
+        "os.rename .checkpoint.json.partial",
         "os.rename checkpoint-3",  # an old one about to be deleted
         "open .metrics.jsonl.partial",
     ],

@@ -139,6 +139,7 @@ def test_resuming_reads_nothing_of_what_came_before(tmp_path: Path) -> None:
     far = 1_000_000
     run.create_optimizer_and_scheduler(run.plan.total_steps)
     run.state.global_step, run.state.max_steps = far, run.plan.total_steps
+    run.state.train_batch_size = 4
     run._save_checkpoint(run.model, None)
     again = trainer(tmp_path, **settings)
     read: list[int] = []

@@ -183,7 +183,10 @@ class Checkpoints:
                 shutil.rmtree(partial, ignore_errors=True)
             raise
         if first:
-            self._rotate()
+            # What a run left that was resumed before them: damaged, or not to be gone on from.
+            for later in self._ours(lambda other: other > step):
+                _remove(later.path)
+        self.tidy(step)
         return path
 
     def clear(self) -> None:
@@ -203,15 +206,24 @@ class Checkpoints:
         partial.rename(path)
         sync(self.run)
 
-    def _rotate(self) -> None:
-        """Delete the older checkpoints that need not stay."""
-        if not self.keep:
+    def tidy(self, step: int) -> None:
+        """Delete the checkpoints up to ``step`` that need not stay; only the first process does.
+
+        A run that was killed in between may have left one too many.
+        """
+        if not self.keep or rank() != 0:
             return
-        for checkpoint in self.all()[: -self.keep]:
-            if self.every and checkpoint.step % self.every == 0:
-                continue
-            if (checkpoint.path / "checkpoint.json").is_file():  # ours, not another tool's
+        for checkpoint in self._ours(lambda other: other <= step)[: -self.keep]:
+            if not (self.every and checkpoint.step % self.every == 0):
                 _remove(checkpoint.path)
+
+    def _ours(self, of_step: Callable[[int], bool]) -> list[Checkpoint]:
+        """Those of some steps that are not another tool's."""
+        return [
+            checkpoint
+            for checkpoint in self.all()
+            if of_step(checkpoint.step) and (checkpoint.path / "checkpoint.json").is_file()
+        ]
 
 
 # ---- files

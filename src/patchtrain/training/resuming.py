@@ -127,7 +127,8 @@ class Resuming(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self.store_flos()
-        plain, scalars = self.plain_model(), {}
+        plain = self.plain_model()
+        scalars: dict[str, Any] = {}
         info = {
             "identity": self.identity,
             "processes": self.args.world_size,
@@ -163,6 +164,9 @@ class Resuming(Trainer):
             self._set_rate()
         else:
             self.lr_scheduler.load_state_dict(info["scheduler"])
+            rates = self.lr_scheduler.get_last_lr()
+            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
         self.window.load(info["window"])
         # Trainer takes the intervals from the checkpoint: a change that is allowed would be lost.
         self.state.compute_steps(self.args, self.state.max_steps)

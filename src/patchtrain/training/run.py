@@ -116,8 +116,7 @@ def check_out(out: Path, overwrite: bool, resume: str = "no") -> None:
         raise UsageError("--overwrite starts anew and --resume goes on; give one of them")
     if out.exists() and not out.is_dir():
         raise UsageError(f"the run folder {out} is a file; choose another with out=FOLDER")
-    there = out.exists() and any(out.iterdir())
-    if not there:
+    if not _holds_something(out):
         if resume == "yes":
             raise UsageError(
                 f"there is no run at {out} to resume; start it without --resume, or with "
@@ -134,6 +133,12 @@ def check_out(out: Path, overwrite: bool, resume: str = "no") -> None:
         raise UsageError(f"{out} is not a run folder, so {option} does not touch it")
     with RunFolder(out).locked():
         return
+
+
+def _holds_something(out: Path) -> bool:
+    """Whether there is more at ``out`` than what a run leaves that is killed as it begins."""
+    names = [path.name for path in out.iterdir()] if out.exists() else []
+    return any(name != ".lock" and ".partial-" not in name for name in names)
 
 
 def run_recipe(
@@ -238,7 +243,7 @@ def _replaced(out: Path, overwrite: bool) -> Iterator[Path | None]:
     earlier failure, is the better one to keep.
     """
     kept = out.resolve().with_name(f"{out.resolve().name}.replaced")
-    if out.exists() and any(out.iterdir()):
+    if _holds_something(out):
         if not overwrite:
             raise UsageError(f"the run folder {out} was made by another run meanwhile")
         if kept.exists():

@@ -130,7 +130,7 @@ class PatchTrainer(Resuming, TokenLevelEvaluation):
             self.args,
             self.model,
             self.plan,
-            {"seed": args.seed, "data_seed": data_seed},
+            {"seed": args.seed, **({} if data_seed == args.seed else {"data_seed": data_seed})},
             data,
         )
         every = args.keep_every and args.keep_every * save_interval(args, self.plan.total_steps)
@@ -170,6 +170,7 @@ class PatchTrainer(Resuming, TokenLevelEvaluation):
         found = self.find_checkpoint(resume_from_checkpoint, allow_change)
         if found is not None:
             self.args.eval_on_start = False  # that was at the start
+            self.checkpoints.tidy(found.step)
             self.tell(f"going on after step {found.step:,} of {self.plan.total_steps:,}")
         elif resume_from_checkpoint:
             self.tell(f"no whole checkpoint in {self.checkpoints.run}: beginning at the start")
