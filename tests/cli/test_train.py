@@ -141,7 +141,7 @@ def test_a_run_folder_that_exists_is_kept_unless_it_may_go(
 ) -> None:
     recipe = str(write_recipe(tmp_path, store, out=str(trained.path)))
     before = trained.info_file.read_bytes()
-    refused(capsys, ["train", recipe], 2, "exists; choose another with out=FOLDER")
+    refused(capsys, ["train", recipe], 2, "exists; go on with it with --resume, replace it with")
     assert trained.info_file.read_bytes() == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
