@@ -9,6 +9,7 @@ the data (a function of seed and step, so that going on is a seek and not a repl
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from collections.abc import Iterable
@@ -143,7 +144,11 @@ class Resuming(Trainer):
         def rest(folder: Path) -> None:
             write_random(folder)
             if self.record is not None:  # the first process
-                self.state.save_to_json(str(folder / "trainer_state.json"))
+                state = copy.copy(self.state)
+                # As they were asked for: Trainer compares them with what is asked for next time.
+                for name in ("logging_steps", "eval_steps", "save_steps"):
+                    setattr(state, name, getattr(self.args, name))
+                state.save_to_json(str(folder / "trainer_state.json"))
                 self.record.sync()
 
         parts = {"weights": lambda folder: write_weights(plain, folder),
