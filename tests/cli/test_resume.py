@@ -109,7 +109,12 @@ def test_what_resume_cannot_do_is_said(
     changes = ["--resume=auto", f"out={tmp_path / 'x'}", "--allow-change", "colour"]
     (tmp_path / "x").mkdir()
     assert main(["train", recipe, "--quiet", "plan.steps=5", *changes[:2]]) == 0
-    refused(capsys, ["train", recipe, "plan.steps=5", *changes], 2, "only learning_rate, logging")
+    refused(
+        capsys,
+        ["train", recipe, "plan.steps=5", *changes],
+        2,
+        "colour cannot be allowed to change, only learning_rate",
+    )
 
 
 @pytest.mark.parametrize("name", ["SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"])

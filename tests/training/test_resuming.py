@@ -116,7 +116,9 @@ def test_several_differences_are_all_named(saved: Path) -> None:
 
 
 def test_only_some_things_may_change(saved: Path) -> None:
-    with pytest.raises(UsageError, match="only learning_rate, logging, processes may change"):
+    with pytest.raises(
+        UsageError, match="seed cannot be allowed to change, only learning_rate, logging"
+    ):
         trainer(saved).train(True, allow_change=["seed"])
     assert set(MAY_CHANGE) == {"learning_rate", "logging", "processes"}
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from patchtrain.errors import UsageError, nearest
+from patchtrain.errors import UsageError
 from patchtrain.plan import Plan
 
 # What ``--allow-change`` takes, and what each means.
@@ -88,11 +88,8 @@ def refuse_changes(
         UsageError: naming every difference and what to do.
     """
     allowed = set(allowed)
-    for name in allowed - MAY_CHANGE.keys():
-        raise UsageError(
-            f"--allow-change {name}: only {', '.join(MAY_CHANGE)} may change"
-            f"{nearest(name, list(MAY_CHANGE)) if name not in MAY_CHANGE else ''}"
-        )
+    for name in sorted(allowed - MAY_CHANGE.keys()):
+        raise UsageError(f"{name} cannot be allowed to change, only {', '.join(MAY_CHANGE)} can")
     changed = {
         key: found
         for key in sorted(before.keys() | now.keys())
@@ -114,7 +111,9 @@ def _differences(name: str, before: Any, now: Any) -> Iterable[str]:
     if before == now:
         return
     if isinstance(before, Mapping) and isinstance(now, Mapping):
-        for key in sorted(before.keys() | now.keys()):
+        # Another version of transformers may know more or fewer keys of a model's config.
+        keys = before.keys() & now.keys() if name == "model" else before.keys() | now.keys()
+        for key in sorted(keys):
             yield from _differences(f"{name}.{key}", before.get(key), now.get(key))
     else:
         yield f"{name} is {_short(now)} and was {_short(before)}"

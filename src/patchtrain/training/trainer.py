@@ -167,6 +167,8 @@ class PatchTrainer(Resuming, TokenLevelEvaluation):
             UsageError: the checkpoint is of another run.
             StoppedBySignalError: SIGTERM or SIGINT came; the run is saved and can be resumed.
         """
+        self.window = LossWindow(self.args.device)
+        self.stop_request, self.stopped_by = StopRequest(), 0
         found = self.find_checkpoint(resume_from_checkpoint, allow_change)
         if found is not None:
             self.args.eval_on_start = False  # that was at the start
