@@ -37,6 +37,7 @@ from patchtrain.modeling import PatchLevel, output_embeddings, patch_level
 from patchtrain.plan import Plan, PlanSpec, Stage
 from patchtrain.probing import probe, probe_documents
 from patchtrain.training.config import PatchConfig
+from patchtrain.training.guard import NonfiniteGuard
 from patchtrain.training.passes import count_targets, pass_loss, split_passes
 from patchtrain.training.progress import StageProgress
 from patchtrain.training.record import RunRecord, now
@@ -102,7 +103,7 @@ class PatchTrainer(Trainer):
         args.gradient_accumulation_steps = 1  # training_step does it, per stage
         args.ignore_data_skip = True  # the sampler seeks instead
         args.remove_unused_columns = False
-        args.logging_nan_inf_filter = False  # a NaN stops the run, it is not averaged away
+        args.logging_nan_inf_filter = False  # a NaN is the guard's affair
         super().__init__(
             model=model,
             args=args,
@@ -128,6 +129,8 @@ class PatchTrainer(Trainer):
         self.add_callback(self._progress)
         self.add_callback(_Begin(self))
         self.add_callback(_StageEnds(self.plan))
+        self._guard = NonfiniteGuard(self)  # last, to know what the others want done after a step
+        self.add_callback(self._guard)
 
     # ---- one run through all stages
 
@@ -204,7 +207,7 @@ class PatchTrainer(Trainer):
         if "labels" in inputs:  # the passes differ; counted while they are still on the CPU
             targets = [count_targets(part, stage) for part in passes]
             share = self._global_mean(sum(targets), len(passes))
-        step_loss = torch.zeros((), device=self.args.device)
+        losses = []
         for number, (part, count) in enumerate(zip(passes, targets, strict=True), 1):
             last = number == len(passes)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
@@ -214,8 +217,13 @@ class PatchTrainer(Trainer):
                     part = self._prepare_inputs(part)
                     loss = pass_loss(model, part, stage, count, share) / len(passes)
                 self.accelerator.backward(loss)
-            step_loss += loss.detach()
-        return step_loss
+            losses.append(loss.detach().float())
+        self._guard.saw(passes, losses)
+        return torch.stack(losses).sum()
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """The norm before clipping, for the log; here the guard can still stop the step."""
+        return self._guard.check(model, super()._get_grad_norm(model, grad_norm))
 
     # ---- stages
 
@@ -284,9 +292,8 @@ class PatchTrainer(Trainer):
         return self.plan.tokens_before(step), self.plan.positions_before(step)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds stage, tokens, positions and throughput; writes metrics; stops at a NaN."""
+        """Adds stage, tokens, positions and throughput; writes metrics."""
         if "loss" in logs:
-            self._refuse_nonfinite(logs)
             stage = self.plan.stage_at(self.state.global_step - 1)
             tokens, positions = self._counted()
             logs.update(stage=stage.index, patch_size=stage.patch_size, tokens=tokens)
@@ -301,17 +308,6 @@ class PatchTrainer(Trainer):
         elif "eval_loss" in logs:
             self._write("eval", {key.removeprefix("eval_"): value for key, value in logs.items()})
         super().log(logs, start_time)
-
-    def _refuse_nonfinite(self, logs: Mapping[str, float]) -> None:
-        for name in ("loss", "grad_norm"):
-            value = logs.get(name)
-            if value is not None and not math.isfinite(value):
-                stage = self.plan.stage_at(self.state.global_step - 1)
-                raise PatchtrainError(
-                    f"{name} became {value} by step {self.state.global_step} ({stage.name}); "
-                    f"lower training.learning_rate ({self.args.learning_rate:g}) or lengthen "
-                    f"plan.warmup_steps, and check the data"
-                )
 
     def _write(self, event: str, values: Mapping[str, Any], stage: Stage | None = None) -> None:
         if self.record is None:
