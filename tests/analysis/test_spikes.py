@@ -86,8 +86,8 @@ def test_a_planted_spike_is_found_once_with_its_numbers(
 ) -> None:
     losses = falling(300, rate=0.01) + np.random.default_rng(seed).uniform(-size, size, 300)
     before = losses[max(0, at - WINDOW) : at]
-    # More than the rule can ask for: the spread is at most half the range of the losses before.
-    height = times * (np.ptp(before) * (1 + NOISES * 1.4826 / 2) + LEAST_RISE + 2 * size)
+    # More than the rule can ask for: no difference is larger than the range of the losses before.
+    height = times * (np.ptp(before) * (1 + NOISES * 1.05) + LEAST_RISE + 2 * size)
     losses[at : at + width] += height
     (spike,) = find_spikes(rows_of((1, losses)))
     assert spike.first_step == EVERY * (at + 1)
@@ -114,6 +114,7 @@ def test_a_flat_curve_has_a_least_rise() -> None:
 
 def test_a_loss_that_stays_up_is_a_spike_that_does_not_end() -> None:
     losses = np.concatenate([falling(100), falling(100)[-1] + np.linspace(0, 3, 100)])
+    losses += noise(200, 0.01)
     (spike,) = find_spikes(rows_of((1, losses)))
     assert spike.back_after is None
     assert spike.step == 2000

@@ -5,16 +5,17 @@ per token, each the mean since the row before.
 
 **A spike** is a rise that the noise of the curve does not explain. Within a stage, take the last
 ``WINDOW`` training losses that belong to no spike, at least ``LEAST_ROWS``: m is their median, d
-the median of their distances from m. A spike begins at the first loss above m + b, where b is the
-larger of ``NOISES * 1.4826 * d`` and ``LEAST_RISE`` (1.4826 d is the standard deviation where the
-noise is normal). It lasts until the first loss at or below m + b / 2, so that a rise is one spike
-however often it goes up and down between. Its height is its highest loss less m. While the curve
-falls steeply d is large, and only what sticks out of the fall counts.
+the median of the absolute differences from each to the next. A spike begins at the first loss above
+m + b, where b is the larger of ``NOISES * 1.05 * d`` and ``LEAST_RISE``. (1.05 d is the standard
+deviation of normal noise; the fall of the curve hardly counts in it.) It lasts until the first loss
+at or below m + b / 2, so that a rise is one spike however often it goes up and down between. Its
+height is its highest loss less m. While the curve falls, m is above it, and a spike has to reach
+above what the loss was half a window ago.
 
 **The switch** to a smaller patch size changes what the loss is of, so no loss is held against those
 of the stage before, and the rows after a switch are the switch's until the stage has *recovered*:
-up to the first row that, taken as the median of itself and the four rows after it, is below the
-median of the last five losses of the stage before. After a rollback, likewise, rows are the
+up to the first row that is, and whose median with the four rows after it is, below the median of
+the last five losses of the stage before. After a rollback, likewise, rows are the
 rollback's until the loss is back where it was.
 
 **Why that is recovery.** The K tokens of the next patch, predicted together from pooled context,
@@ -36,9 +37,9 @@ from typing import Any
 
 Row = Mapping[str, Any]
 
-WINDOW = 50
+WINDOW = 40
 LEAST_ROWS = 16
-NOISES = 6.0
+NOISES = 7.0
 LEAST_RISE = 0.1  # nats; less is not worth a word
 SLOW_SHARE = 0.5  # of a stage: to recover later is too late
 _NEIGHBOURS = 5  # rows whose median takes the noise out of a recovery
@@ -89,17 +90,23 @@ def find_switches(rows: Sequence[Row], plan: Mapping[str, Any] | None = None) ->
         plan: the entry ``plan`` of its ``run.json``, which says how long the stages are.
     """
     planned = list((plan or {}).get("stages") or [])
-    starts = {row.get("stage"): row["step"] for row in rows if row.get("event") == "switch"}
+    starts = {row["stage"]: row["step"] for row in rows if row.get("event") == "switch"}
     found = []
     for (_, before), (stage, after) in pairwise(sorted(_stages(rows).items())):
         sizes = [int(part[0].get("patch_size", 1)) for part in (before, after)]
         if sizes[1] >= sizes[0]:
             continue
         goal = median(row["loss"] for row in before[-_NEIGHBOURS:])
-        step = int(starts.get(stage, before[-1]["step"]))
+        step = starts[stage] if stage in starts else before[-1]["step"]
         losses = [row["loss"] for row in after]
-        smooth = [median(losses[i : i + _NEIGHBOURS]) for i in range(len(losses))]
-        back = next((i for i, loss in enumerate(smooth) if loss < goal), None)
+        back = next(
+            (
+                i
+                for i, loss in enumerate(losses)
+                if loss < goal and median(losses[i : i + _NEIGHBOURS]) < goal
+            ),
+            None,
+        )
         steps = planned[stage].get("steps") if stage < len(planned) else None
         found.append(
             Switch(
@@ -109,7 +116,7 @@ def find_switches(rows: Sequence[Row], plan: Mapping[str, Any] | None = None) ->
                 step=step,
                 goal=goal,
                 rise=max(0.0, max(losses[:back] or [goal]) - goal),
-                recovered_after=None if back is None else int(after[back]["step"]) - step,
+                recovered_after=None if back is None else after[back]["step"] - step,
                 steps=steps,
                 finished=steps is not None and after[-1]["step"] >= step + steps,
             )
@@ -151,8 +158,8 @@ def _spikes_of_stage(rows: Sequence[Row]) -> list[Spike]:
         loss = row["loss"]
         if len(calm) >= LEAST_ROWS:
             middle = median(calm)
-            spread = median(abs(value - middle) for value in calm)
-            bound = max(NOISES * 1.4826 * spread, LEAST_RISE)
+            change = median(abs(one - next_) for one, next_ in pairwise(calm))
+            bound = max(NOISES * 1.05 * change, LEAST_RISE)
             if loss > middle + (bound / 2 if high else bound):
                 high.append(row)
                 continue

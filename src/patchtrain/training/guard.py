@@ -46,8 +46,9 @@ class NonfiniteGuard(TrainerCallback):
     """Guards the steps of one ``PatchTrainer``, by its ``args.on_nonfinite``.
 
     The trainer tells it what a step read (``saw``) and asks it before the optimizer's step
-    (``check``). Before a checkpoint, an evaluation and the end it looks at the weights themselves:
-    a step whose gradient was finite can still be too large for them.
+    (``check``). A step whose gradient was finite can still be too large, so it also looks at the
+    weights before a checkpoint, an evaluation and the end, and at the validation loss
+    (``evaluated``). Such a step cannot be left out any more: it is rolled back, or the run stops.
     """
 
     def __init__(self, trainer: Any) -> None:
@@ -63,9 +64,7 @@ class NonfiniteGuard(TrainerCallback):
         """The inputs of each device pass of a step, ``(B, S)`` each, and its part of the loss."""
         self._passes, self._losses = passes, losses
 
-    def check(
-        self, model: nn.Module, grad_norm: Tensor | float | None
-    ) -> Tensor | float | None:
+    def check(self, model: nn.Module, grad_norm: Tensor | float | None) -> Tensor | float | None:
         """Look at a step that the optimizer is about to take; called on all processes.
 
         Returns:
@@ -96,28 +95,39 @@ class NonfiniteGuard(TrainerCallback):
         self.trainer._globalstep_last_logged += 1
         return None
 
+    def evaluated(self, loss: float) -> bool:
+        """Whether a validation loss, the same on all processes, is fit to be logged.
+
+        Raises:
+            PatchtrainError: as ``check``.
+        """
+        if math.isfinite(loss) or not self.trainer.is_in_train:
+            return True
+        self._too_late(f"validation loss became {loss} after")
+        self._write_event()
+        return False
+
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._logged_before = self.trainer._tr_loss.clone()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         over = state.global_step == self.trainer.plan.total_steps
         if over or control.should_save or control.should_evaluate:
-            self._check_weights(state.global_step)
-        if self._event is not None:  # only now the step counts as done
-            name, values = self._event
-            self.trainer._write(name, values)
-            self._event = None
+            self._check_weights()
+        self._write_event()  # only now, when the step counts as done
 
     # ---- what is to be done
 
     def _stop(self, what: str, batch: Path | None, because: str = "") -> NoReturn:
-        rate = self.trainer.args.learning_rate / 2
         where = f"; what the step read is in {batch}" if batch else ""
+        ways = ["training.on_nonfinite=skip (leaves such steps out)"] if batch else []
+        ways.append(
+            "training.on_nonfinite=rollback (back to the newest checkpoint, on with new data)"
+        )
+        rate = self.trainer.args.learning_rate / 2
+        ways.append(f"a lower rate (training.learning_rate={rate:g} --allow-change learning_rate)")
         raise PatchtrainError(
-            f"{what}{because}{where}. Check the data, then resume with training.on_nonfinite=skip "
-            f"(leaves such steps out), training.on_nonfinite=rollback (returns to the newest "
-            f"checkpoint and goes on with other data), or a lower rate: "
-            f"training.learning_rate={rate:g} --allow-change learning_rate"
+            f"{what}{because}{where}. Check the data, then resume with {', or '.join(ways)}"
         )
 
     def _skip(self, what: str, batch: Path) -> None:
@@ -125,7 +135,7 @@ class NonfiniteGuard(TrainerCallback):
         if self._in_a_row > MOST_IN_A_ROW:
             self._stop(what, batch, f", after {MOST_IN_A_ROW} steps in a row were left out")
         self._tell(f"{what}; the step is left out, what it read is in {batch}")
-        self._event = ("nonfinite", {"what": what, "action": "skip", "batch": str(batch)})
+        self._event = ("nonfinite", {"what": what, "action": "skip", "batch": _within_run(batch)})
 
     def _roll_back(self, what: str, batch: Path | None) -> None:
         trainer = self.trainer
@@ -139,21 +149,25 @@ class NonfiniteGuard(TrainerCallback):
         if to <= stage.first_step and trainer.plan.spec.optimizer_at_switch == "reset":
             trainer.optimizer.state.clear()  # the checkpoint's is of the stage before
         self._tell(f"{what}; rolled back to checkpoint-{to}, going on with the next data")
-        values = {"what": what, "to_step": to, "batch": str(batch) if batch else None}
+        values = {"what": what, "to_step": to, "batch": _within_run(batch)}
         self._event = ("rollback", values)
 
-    def _check_weights(self, step: int) -> None:
+    def _check_weights(self) -> None:
         """Let no weights that are no numbers into a checkpoint, an evaluation or the export."""
         bad = next((name for name, weight in self._weights() if not weight.isfinite().all()), None)
         (anywhere,) = self._of_any(torch.tensor([bad is not None], device=self.trainer.args.device))
         if not anywhere:
             return
-        stage = self.trainer.plan.stage_at(step - 1)
         name = next(name for name in gather_object([bad]) if name is not None)
-        what = f"the weights ({name}) became nan or infinite in step {step} ({stage.name})"
+        self._too_late(f"the weights ({name}) became nan or infinite in")
+
+    def _too_late(self, what: str) -> None:
+        """Undo a step that has been taken, or stop."""
+        step = self.trainer.state.global_step
+        what = f"{what} step {step} ({self.trainer.plan.stage_at(step - 1).name})"
         if self.trainer.args.on_nonfinite == "rollback":
             self._roll_back(what, None)
-        else:  # a step that is taken cannot be left out any more
+        else:
             self._stop(what, None, ", though its loss and gradient were finite")
 
     def _weights(self) -> list[tuple[str, Tensor]]:
@@ -162,6 +176,11 @@ class NonfiniteGuard(TrainerCallback):
             (name, weight.to_local() if hasattr(weight, "to_local") else weight)
             for name, weight in self.trainer.model.named_parameters()
         ]
+
+    def _write_event(self) -> None:
+        if self._event is not None:
+            self.trainer._write(*self._event)
+            self._event = None
 
     def _of_any(self, flags: Tensor) -> list[bool]:
         """Which flags, ``(N,)``, are true on any process."""
@@ -244,6 +263,11 @@ def _words(what: str, found: Sequence[tuple[int, float]], step: int, stage: Stag
         where = f" on process{'es' if len(found) > 1 else ''} {numbers}"
     when = f" at step {step} ({stage.name}), before the optimizer step"
     return f"{what} became {_plain(found[0][1])}{where}{when}"
+
+
+def _within_run(batch: Path | None) -> str | None:
+    """The path as seen from the run folder, which may be moved."""
+    return None if batch is None else f"{batch.parent.name}/{batch.name}"
 
 
 def _plain(value: float) -> float | str:

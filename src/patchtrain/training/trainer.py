@@ -306,6 +306,8 @@ class PatchTrainer(Trainer):
                 self._logged = (tokens, positions, seconds)
             self._write("train", logs, stage)
         elif "eval_loss" in logs:
+            if not self._guard.evaluated(logs["eval_loss"]):
+                return
             self._write("eval", {key.removeprefix("eval_"): value for key, value in logs.items()})
         super().log(logs, start_time)
 
