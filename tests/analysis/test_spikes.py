@@ -166,11 +166,11 @@ def test_a_level_shift_at_a_switch_is_no_spike(
 
 
 def test_the_rise_at_the_switch_is_told_from_one_after_it() -> None:
-    token = falling(200, low=2.5, rate=0.1)  # starts at nine, above the patch loss
+    token = falling(400, low=2.5, rate=0.1)  # starts at nine, above the patch loss
     token[20:24] += 0.5  # still the switch's
     token[120] += 1.0
     rows = rows_of((4, falling(100, low=3.0, rate=0.1)), (1, token))
-    (switch,) = find_switches(rows, plan_of(1000, 2000))
+    (switch,) = find_switches(rows, plan_of(1000, 4000))
     assert (switch.step, switch.from_patch_size, switch.patch_size) == (1000, 4, 1)
     assert switch.goal == pytest.approx(3.0, abs=0.01)
     assert switch.rise == pytest.approx(6.0, abs=0.01)
@@ -190,6 +190,16 @@ def test_noise_does_not_make_a_recovery() -> None:
     (switch,) = find_switches(rows, plan_of(1000, 1000))
     assert switch.recovered_after == 610
     assert switch.slow
+
+
+def test_few_rows_are_no_sign_of_a_slow_recovery() -> None:
+    patch = np.full(20, 3.0)
+    (switch,) = find_switches(rows_of((4, patch), (1, [2.0])), plan_of(200, 10))
+    assert (switch.recovered_after, switch.last_above, switch.slow) == (10, 0, False)
+    (switch,) = find_switches(rows_of((4, patch), (1, [3.1, *[2.0] * 9])), plan_of(200, 100))
+    assert (switch.recovered_after, switch.last_above, switch.slow) == (20, 10, False)
+    (switch,) = find_switches(rows_of((4, patch), (1, [3.1, 3.1, *[2.0] * 8])), plan_of(200, 100))
+    assert (switch.recovered_after, switch.last_above, switch.slow) == (30, 20, True)
 
 
 def test_a_switch_without_recovery_is_reported_once_its_stage_is_over() -> None:

@@ -55,8 +55,9 @@ def test_a_finished_run_says_how_soon_it_made_up_for_the_switch(tmp_path: Path) 
     (switch,) = RunSummary.read(run).switches
     said = (
         f"The token level came under the last patch loss ({switch.goal:.3f}) after "
-        f"{switch.recovered_after} of its 1,000 steps."
+        f"{switch.recovered_after} of its 1,000 steps"
     )
+    said += f", from {switch.rise:.2f} nats above it." if switch.rise >= 0.005 else "."
     assert curve.sentences(RunSummary.read(run)) == [said]
     assert curve.warnings(RunSummary.read(run)) == []
     assert said in text_of(write_page([run], tmp_path / "page.html"))
@@ -70,6 +71,7 @@ def test_a_token_level_stage_that_is_too_short_is_warned_of(tmp_path: Path) -> N
     assert "too short to make up for the switch" in sentence
     late = change(folder, lambda rows: lift(rows, 580, 600, -6.0))
     (sentence,) = curve.sentences(late)
+    assert sentence == curve.warnings(late)[0]
     assert ") only after 80 of its 100 steps, so it is short: give it more" in sentence
 
 

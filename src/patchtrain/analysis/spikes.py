@@ -41,7 +41,7 @@ WINDOW = 40
 LEAST_ROWS = 16
 NOISES = 7.0
 LEAST_RISE = 0.1  # nats; less is not worth a word
-SLOW_SHARE = 0.5  # of a stage: to recover later is too late
+SLOW_SHARE = 0.1  # of a stage: to recover later is too late
 _NEIGHBOURS = 5  # rows whose median takes the noise out of a recovery
 
 
@@ -71,6 +71,7 @@ class Switch:
     goal: float  # the last loss of the stage before
     rise: float  # of the loss above the goal, at most, before it recovered; 0 if never
     recovered_after: int | None  # steps of the stage; None if it has not recovered
+    last_above: int  # steps of the stage at the last row before that; 0 if there is none
     steps: int | None  # that the plan gives the stage; None if that is not known
     finished: bool  # whether the stage has come to its end
 
@@ -79,7 +80,7 @@ class Switch:
         """Whether the stage is over and has not recovered, or only late in it."""
         if not self.finished or self.steps is None:
             return False
-        return self.recovered_after is None or self.recovered_after > SLOW_SHARE * self.steps
+        return self.recovered_after is None or self.last_above > SLOW_SHARE * self.steps
 
 
 def find_switches(rows: Sequence[Row], plan: Mapping[str, Any] | None = None) -> list[Switch]:
@@ -117,6 +118,7 @@ def find_switches(rows: Sequence[Row], plan: Mapping[str, Any] | None = None) ->
                 goal=goal,
                 rise=max(0.0, max(losses[:back] or [goal]) - goal),
                 recovered_after=None if back is None else after[back]["step"] - step,
+                last_above=0 if back == 0 else after[back - 1 if back else -1]["step"] - step,
                 steps=steps,
                 finished=steps is not None and after[-1]["step"] >= step + steps,
             )

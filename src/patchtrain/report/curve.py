@@ -78,20 +78,24 @@ def _recoveries(run: RunSummary) -> list[str]:
     """How soon the token level made up for the switch."""
     return [
         f"The token level came under the last patch loss ({number(switch.goal)}) after "
-        f"{_of_its_steps(switch)}."
+        f"{_of_its_steps(switch)}{_from_above(switch)}."
         for switch in run.switches
         if switch.patch_size == 1 and switch.recovered_after is not None and not switch.slow
     ]
 
 
+def _from_above(switch: Switch) -> str:
+    return "" if switch.rise < 0.005 else f", from {number(switch.rise, 2)} nats above it"
+
+
 def _slow(switch: Switch) -> str:
-    stage = "token-level stage" if switch.patch_size == 1 else f"patches of {switch.patch_size}"
+    stage = "token-level" if switch.patch_size == 1 else f"patches-of-{switch.patch_size}"
     last = f"the last loss of patches of {switch.from_patch_size} ({number(switch.goal)})"
     if switch.recovered_after is None:
         what = f"never came under {last}, so it is too short to make up for the switch"
     else:
         what = f"came under {last} only after {_of_its_steps(switch)}, so it is short"
-    return f"The {stage} {what}: give it more of the run."
+    return f"The {stage} stage {what}: give it more of the run."
 
 
 def _of_its_steps(switch: Switch) -> str:
