@@ -4,7 +4,9 @@
 
     RUN/recipe.yaml     the recipe as resolved
     RUN/run.json        status, versions, machine, resolved plan, model size, final result
-    RUN/metrics.jsonl   one JSON object a line: events "train", "eval" and "switch"
+    RUN/metrics.jsonl   one JSON object a line: events "train", "eval", "switch", and "nonfinite" (a
+                        step left out) and "rollback" where a loss or gradient was no number
+    RUN/nonfinite/      what the steps read whose loss or gradient was no number, one folder each
     RUN/checkpoint-N/   what it takes to go on after step N (``training/checkpoint.py``)
     RUN/model/          the exported plain Hugging Face model with its tokenizer
     RUN/samples.json    completions of a few prompts by the final model

@@ -20,6 +20,7 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from patchtrain.runs import RunFolder
     from patchtrain.training.run import Prepared
 
 HELP = "train a recipe, through all stages, to a plain model"
@@ -76,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     changes = [name for name in args.allow_change.split(",") if name]
     folder = runs.run_recipe(recipe, args.overwrite, args.quiet, resume, changes)
     if runs.is_first_process():
-        _print_result(folder.info(), str(recipe.out))
+        _print_result(folder, str(recipe.out))
     return 0
 
 
@@ -135,7 +136,11 @@ def print_plan(prepared: Prepared) -> None:
         console.print(f"  {name:<11}{text}", soft_wrap=True)
 
 
-def _print_result(info: dict, out: str) -> None:
+def _print_result(folder: RunFolder, out: str) -> None:
+    from patchtrain.report.curve import warnings
+    from patchtrain.report.summary import RunSummary
+
+    info = folder.info()
     result, plan = info["result"], info["plan"]
     print(
         f"trained {plan['total_tokens']:,} tokens in {info['seconds']:.0f} s, "
@@ -146,5 +151,7 @@ def _print_result(info: dict, out: str) -> None:
             f"validation: {result['loss']:.4f} nats a token, perplexity "
             f"{result['perplexity']:.2f}, {result['bits_per_byte']:.4f} bits per byte"
         )
+    for text in warnings(RunSummary.read(folder)):
+        print(f"warning: {text}")
     print(f"model       {out}/model\npage        {out}/report.html")
     print(f'try it      patchtrain generate {out} "..."')

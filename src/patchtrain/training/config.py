@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 
 from patchtrain.errors import UsageError
 from patchtrain.plan import PlanSpec
+from patchtrain.training.guard import ON_NONFINITE
 
 # What a recipe must not set, and where to look instead.
 DERIVED = {
@@ -81,6 +82,13 @@ class PatchConfig(TrainingArguments):
             "force (chunked, torch, liger, cce, plain)."
         },
     )
+    on_nonfinite: str = field(
+        default="stop",
+        metadata={
+            "help": "What to do where a loss or gradient becomes nan or infinite, before the "
+            "optimizer step: stop, skip the step, or rollback to the newest checkpoint."
+        },
+    )
     learning_rate: float = 3e-4
     adam_beta2: float = 0.95
     weight_decay: float = 0.1
@@ -97,6 +105,10 @@ class PatchConfig(TrainingArguments):
                 raise UsageError(f"{name} is not supported: {reason}")
         if not self.learning_rate > 0:
             raise UsageError(f"learning_rate must be above 0, not {self.learning_rate}")
+        if self.on_nonfinite not in ON_NONFINITE:
+            raise UsageError(
+                f"on_nonfinite is '{self.on_nonfinite}'; choose {', '.join(ON_NONFINITE)}"
+            )
         if not torch.accelerator.is_available():
             self.use_cpu = True  # so that bf16 is allowed there too
         super().__post_init__()

@@ -69,7 +69,7 @@ class Resuming(Trainer):
         return found
 
     def roll_back(self) -> int | None:
-        """Weights and optimizer as the newest whole checkpoint has them; the step it is of.
+        """Weights, optimizer and random numbers as the newest whole checkpoint has them; its step.
 
         The run itself stays at its step: what came after the checkpoint is undone, and its data
         is not read again. None, and nothing changed, where there is no checkpoint.
@@ -99,7 +99,7 @@ class Resuming(Trainer):
         with together():
             scalars = checkpoint.info()["optimizer"]
             read_optimizer(plain, self.optimizer, checkpoint.path, scalars)
-        self._set_rate()
+        self._load_rng_state(str(checkpoint.path))
 
     def _foreign_scheduler(self) -> dict[str, Any] | None:
         """The state of a scheduler that the user brought; the plan's own is computed."""

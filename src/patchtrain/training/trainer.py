@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import math
 import signal
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -36,6 +35,7 @@ from patchtrain.probing import probe, probe_documents
 from patchtrain.training.checkpoint import Checkpoints
 from patchtrain.training.config import PatchConfig, save_interval
 from patchtrain.training.evaluating import TokenLevelEvaluation, stream
+from patchtrain.training.guard import NonfiniteGuard
 from patchtrain.training.identity import data_identity, identity
 from patchtrain.training.passes import count_targets, pass_loss, split_passes
 from patchtrain.training.processes import ending_with_the_others, most
@@ -107,7 +107,7 @@ class PatchTrainer(Resuming, TokenLevelEvaluation):
         args.gradient_accumulation_steps = 1  # training_step does it, per stage
         args.ignore_data_skip = True  # the sampler seeks instead
         args.remove_unused_columns = False
-        args.logging_nan_inf_filter = False  # a NaN stops the run, it is not averaged away
+        args.logging_nan_inf_filter = False  # a NaN is the guard's affair
         super().__init__(
             model=model,
             args=args,
@@ -145,6 +145,8 @@ class PatchTrainer(Resuming, TokenLevelEvaluation):
         self.add_callback(_Begin(self))
         self.add_callback(_StageEnds(self.plan))
         self.add_callback(_Stops(self))
+        self._guard = NonfiniteGuard(self)  # last, to know what the others want done after a step
+        self.add_callback(self._guard)
 
     # ---- one run through all stages
 
@@ -254,7 +256,7 @@ class PatchTrainer(Resuming, TokenLevelEvaluation):
         if "labels" in inputs:  # the passes differ; counted while they are still on the CPU
             targets = [count_targets(part, stage) for part in passes]
             share = self._global_mean(sum(targets), len(passes))
-        step_loss = torch.zeros((), device=self.args.device)
+        losses = []
         for number, (part, count) in enumerate(zip(passes, targets, strict=True), 1):
             last = number == len(passes)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
@@ -264,9 +266,17 @@ class PatchTrainer(Resuming, TokenLevelEvaluation):
                     part = self._prepare_inputs(part)
                     loss = pass_loss(model, part, stage, count, share) / len(passes)
                 self.accelerator.backward(loss)
-            step_loss += loss.detach()
-        self.window.add(step_loss)
-        return step_loss
+            losses.append(loss.detach().float())
+        self._guard.saw(passes, losses)
+        self._step_loss = torch.stack(losses).sum()
+        return self._step_loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """The norm before clipping, for the log; here the guard can still stop the step."""
+        norm = self._guard.check(model, super()._get_grad_norm(model, grad_norm))
+        if norm is not None:  # else the step is left out
+            self.window.add(self._step_loss)
+        return norm
 
     # ---- stages
 
@@ -336,10 +346,9 @@ class PatchTrainer(Resuming, TokenLevelEvaluation):
         return self.plan.tokens_before(step), self.plan.positions_before(step)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds stage, tokens, positions and throughput; writes metrics; stops at a NaN."""
+        """Adds stage, tokens, positions and throughput; writes metrics."""
         if "loss" in logs:
             logs["loss"] = self.window.drain()
-            self._refuse_nonfinite(logs)
             stage = self.plan.stage_at(self.state.global_step - 1)
             tokens, positions = self._counted()
             logs.update(stage=stage.index, patch_size=stage.patch_size, tokens=tokens)
@@ -352,19 +361,10 @@ class PatchTrainer(Resuming, TokenLevelEvaluation):
                 self._logged = (tokens, positions, seconds)
             self._write("train", logs, stage)
         elif "eval_loss" in logs:
+            if not self._guard.evaluated(logs["eval_loss"]):
+                return
             self._write("eval", {key.removeprefix("eval_"): value for key, value in logs.items()})
         super().log(logs, start_time)
-
-    def _refuse_nonfinite(self, logs: Mapping[str, float]) -> None:
-        for name in ("loss", "grad_norm"):
-            value = logs.get(name)
-            if value is not None and not math.isfinite(value):
-                stage = self.plan.stage_at(self.state.global_step - 1)
-                raise PatchtrainError(
-                    f"{name} became {value} by step {self.state.global_step} ({stage.name}); "
-                    f"lower training.learning_rate ({self.args.learning_rate:g}) or lengthen "
-                    f"plan.warmup_steps, and check the data"
-                )
 
     def _write(self, event: str, values: Mapping[str, Any], stage: Stage | None = None) -> None:
         if self.record is None:
@@ -455,6 +455,8 @@ class _Begin(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.begin_record()
+        # Trainer would count from here, and the window also holds the steps before the checkpoint.
+        self.trainer._globalstep_last_logged = state.global_step - self.trainer.window.steps
 
 
 class _StageEnds(TrainerCallback):
