@@ -460,3 +460,32 @@ def test_two_processes_leave_the_same_step_out(tmp_path: Path) -> None:
     names = [file.name for file in (tmp_path / "two" / "nonfinite" / "step-4").iterdir()]
     assert names == ["process-1.json"]
     assert written(tmp_path / "two", 4, 1)["sequences"][2]["ids"][3] == BAD
+
+
+@pytest.mark.parametrize("action", ["skip", "rollback"])
+def test_a_run_with_spoilt_steps_is_resumed_exactly(tmp_path: Path, action: str) -> None:
+    """Real checkpoints, on both sides of what was left out, and between two logs."""
+
+    def run(folder: str) -> PatchTrainer:
+        made = trainer(
+            tmp_path / folder, save_strategy="steps", save_steps=2, save_total_limit=None,
+            logging_steps=3, on_nonfinite=action,
+        )  # fmt: skip
+        spoil(made, 2, 5)
+        return made
+
+    whole = run("whole")
+    whole.train()
+    rows = [{key: value for key, value in row.items() if "_per_s" not in key and key != "seconds"}
+            for row in strict_metrics(tmp_path / "whole")]  # fmt: skip
+    events = [row["event"] for row in rows]
+    assert events.count("nonfinite" if action == "skip" else "rollback") == 2
+    for step in (2, 4, 6, 8):
+        again = run("whole")
+        again.train(str(tmp_path / "whole" / f"checkpoint-{step}"))
+        assert same_weights(again.model, whole.model), step
+        after = [
+            {key: value for key, value in row.items() if "_per_s" not in key and key != "seconds"}
+            for row in strict_metrics(tmp_path / "whole")
+        ]
+        assert after == rows, step
