@@ -15,14 +15,18 @@ above what the loss was half a window ago.
 **The switch** to a smaller patch size changes what the loss is of, so no loss is held against those
 of the stage before, and the rows after a switch are the switch's until the stage has *recovered*:
 up to the first row that is, and whose median with the four rows after it is, below the median of
-the last five losses of the stage before. After a rollback, likewise, rows are the
-rollback's until the loss is back where it was.
+the last five losses of the stage before. After a rollback, likewise, rows are the rollback's until
+the loss is back where it was.
 
 **Why that is recovery.** The K tokens of the next patch, predicted together from pooled context,
 are harder than the one next token. So a token-level stage that is not below the last patch loss
-has not even made up for the switch. Below it, nothing more is known: the stage can still be too
-short for the patches to pay (``Plan.warnings`` judges that before the run). At a context of a few
-tokens the argument fails, because a patch-level sequence reaches K times further back.
+has not even made up for the switch; the stages that work are below it almost at once. A stage is
+called *slow* that was still above in more than ``SLOW_SHARE`` of its steps, or to its end. (A model
+of 0.13M parameters, K = 4, 1,500 steps, one seed, was above in 0.5, 0.8 and 3 % of the stage where
+the token level had 70, 40 and 20 % of the steps, in 27 % where it had 10 %, and in all of it where
+it had 5 %. The final loss rose from 2.8 to 4.6 in that order.) A stage that is not slow can still
+be too short for the patches to pay: ``Plan.warnings`` judges that before the run. At a context of a
+few tokens the argument fails, because a patch-level sequence reaches K times further back.
 """
 
 from __future__ import annotations
