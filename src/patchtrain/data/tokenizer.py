@@ -14,14 +14,15 @@ kinds fall back to bytes, so nothing is unknown to them:
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from patchtrain.data.hub import one_line, quiet, reachable
+from patchtrain.data.hub import quiet, reachable
 from patchtrain.data.store import is_store
-from patchtrain.errors import PatchtrainError, UsageError
+from patchtrain.errors import PatchtrainError, UsageError, one_line
 
 KINDS = ("bpe", "unigram", "char", "byte")
 END_OF_TEXT = "<|endoftext|>"
@@ -85,7 +86,7 @@ def load(name: str | Path) -> Any:
     A ``PreTrainedTokenizerFast`` comes back, with truncation and padding off: a setting saved with
     a tokenizer must not cut documents. ``UsageError`` where it does not load or has no EOS token.
     """
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # noqa: PTH111 - leaves an unknown user alone
     if path.is_file():
         if (path.parent / "tokenizer_config.json").is_file() and path.name == "tokenizer.json":
             return _from_transformers(path.parent, str(name))
@@ -260,7 +261,9 @@ def _from_transformers(location: str | Path, name: str) -> Any:
         )
     try:
         with quiet():
-            loaded = AutoTokenizer.from_pretrained(location, local_files_only=local)
+            loaded = AutoTokenizer.from_pretrained(
+                location, local_files_only=local, trust_remote_code=False
+            )
     except Exception as error:  # anything from OSError to KeyError, and bare ones from Rust
         reason = "" if "reached" in failed else f": {one_line(error)}"
         raise UsageError(failed + reason) from error

@@ -110,7 +110,7 @@ def running_process(path: Path) -> int | None:
         return None
     try:
         os.kill(pid, 0)
-    except OSError:
+    except (OSError, OverflowError):
         return None
     return pid
 
