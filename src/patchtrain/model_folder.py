@@ -55,8 +55,8 @@ def _check_weights(folder: Path, config: dict[str, Any]) -> None:
         names = _read(folder / _INDEX).get("weight_map")
         parts = names.values() if isinstance(names, dict) else [names]
         for name in parts:
-            plain = isinstance(name, str) and PurePath(name).name == name
-            if not plain or not name.endswith(".safetensors"):
+            beside = isinstance(name, str) and PurePath(name).name == name
+            if not beside or not str(name).endswith(".safetensors"):
                 raise UsageError(
                     f"{folder / _INDEX} names {one_line(repr(name), 60)}, which is no safetensors "
                     f"file in its folder"
@@ -75,7 +75,7 @@ def _check_weights(folder: Path, config: dict[str, Any]) -> None:
 def _needs_code(config: dict[str, Any]) -> bool:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-    return "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING_NAMES
+    return "auto_map" in config and str(config.get("model_type")) not in CONFIG_MAPPING_NAMES
 
 
 def _kernel(config: Any) -> str | None:

@@ -161,9 +161,7 @@ class Resolver:
                 f"not {_shown(patch_size)}"
             )
         elif not _is_number(share) or not 0 < share <= 1:
-            self.problems.append(
-                f"the share of a stage must lie in (0, 1], not {_shown(share)}"
-            )
+            self.problems.append(f"the share of a stage must lie in (0, 1], not {_shown(share)}")
         else:
             return patch_size, float(share)
         return None

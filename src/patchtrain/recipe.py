@@ -320,9 +320,7 @@ def _check_training(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str
             try:
                 checked[key] = TypeAdapter(hints[key]).validate_python(value)
             except ValidationError as error:
-                problems.append(
-                    f"training.{key} is {_shown(value)}: {_reason(error.errors()[0])}"
-                )
+                problems.append(f"training.{key} is {_shown(value)}: {_reason(error.errors()[0])}")
     return checked, problems
 
 

@@ -80,7 +80,9 @@ class RunFolder:
         """``run.json`` as a dict; ``PatchtrainError`` where it is something else."""
         info = self._read_json(self.info_file)
         if not isinstance(info, dict):
-            raise PatchtrainError(f"{self.info_file}: not a JSON object, so not the record of a run")
+            raise PatchtrainError(
+                f"{self.info_file}: not a JSON object, so not the record of a run"
+            )
         return info
 
     def part(self, name: str) -> dict[str, Any]:

@@ -21,9 +21,11 @@ _TAG = "tag:yaml.org,2002:"
 
 
 def read_yaml(text: str, where: str) -> Any:
-    """The value of a YAML text; ``UsageError`` says after ``where`` what is wrong and in which line."""
+    """The value of a YAML text; ``UsageError`` says after ``where`` what is wrong in which line."""
     if len(text) > LONGEST:
-        raise UsageError(f"{where}: too long for a recipe, which has at most {LONGEST:,} characters")
+        raise UsageError(
+            f"{where}: too long for a recipe, which has at most {LONGEST:,} characters"
+        )
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
@@ -75,8 +77,12 @@ def _whole_number(loader: Any, node: Any) -> int:
     return value
 
 
-_Loader.add_constructor(_TAG + "int", _whole_number)
+def _refuse(loader: Any, node: Any) -> Any:
+    return yaml.SafeLoader.construct_undefined(loader, node)
+
+
 for _kind in ("str", "timestamp"):
     _Loader.add_constructor(_TAG + _kind, _text)
 for _kind in ("binary", "set", "omap", "pairs"):
-    _Loader.add_constructor(_TAG + _kind, yaml.SafeLoader.construct_undefined)
+    _Loader.add_constructor(_TAG + _kind, _refuse)
+_Loader.add_constructor(_TAG + "int", _whole_number)

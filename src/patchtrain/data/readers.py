@@ -328,9 +328,7 @@ def read_parquet(
             unpacked.seek(0)
             source = unpacked
         try:
-            with pq.ParquetFile(
-                source, memory_map=False, page_checksum_verification=True
-            ) as file:
+            with pq.ParquetFile(source, memory_map=False, page_checksum_verification=True) as file:
                 _check_column(file.schema_arrow, name, column)
                 size, rows = path.stat().st_size, max(file.metadata.num_rows, 1)
                 start, seen = counts.read_bytes, 0

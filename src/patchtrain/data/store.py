@@ -166,7 +166,7 @@ class TokenStore:
             raise PatchtrainError(
                 f"the tokenizer in {folder} cannot be read: {one_line(error)}; {AGAIN}"
             ) from error
-        if largest >= self.vocab_size or end != self.eos_token_id:
+        if largest + 1 != self.vocab_size or end != self.eos_token_id:
             raise PatchtrainError(
                 f"the tokenizer in {folder} has ids up to {largest} and the end-of-text token "
                 f"{end}, but store.json says {self.vocab_size - 1} and {self.eos_token_id}; {AGAIN}"

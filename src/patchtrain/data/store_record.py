@@ -88,9 +88,10 @@ def read_record(path: Path) -> dict[str, Any]:
         raise UsageError(f"{file} cannot be read: {one_line(error)}") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise UsageError(f"{path} is not a token store: its store.json is something else")
-    if record.get("format_version") != FORMAT_VERSION:
+    version = record.get("format_version")
+    if isinstance(version, bool) or version != FORMAT_VERSION:
         raise UsageError(
-            f"{path} has store format {one_line(record.get('format_version'), 40)}, this "
+            f"{path} has store format {one_line(version, 40)}, this "
             f"patchtrain reads {FORMAT_VERSION}; make it again with `patchtrain prepare`"
         )
     try:
@@ -101,6 +102,9 @@ def read_record(path: Path) -> dict[str, Any]:
         raise UsageError(f"{file} contradicts itself: {wrong}; {AGAIN}")
     for name in record["files"]:
         _check_inside(path, name)
+    for file in (path / "tokenizer").glob("[!.]*"):
+        if f"tokenizer/{file.name}" not in record["files"]:
+            raise UsageError(f"{file} is not of this store: store.json does not name it; {AGAIN}")
     return record
 
 

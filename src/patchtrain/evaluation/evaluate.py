@@ -140,9 +140,7 @@ def split_loss(
     if documents == "mixed":
         return stream_loss(model, tokens, *rest, max_tokens)
     last = len(tokens) if max_tokens is None else min(max_tokens, len(tokens))
-    texts = (
-        tokens[begin : min(end, last)] for begin, end in _spans(split.offsets) if begin < last
-    )
+    texts = (tokens[begin : min(end, last)] for begin, end in _spans(split.offsets) if begin < last)
     start_token = int(tokens[-1])  # every document ends in the end-of-text token
     return documents_loss(model, texts, start_token, *rest)
 
