@@ -130,12 +130,17 @@ def rows(folder: Path, kind: str, seed: int, first: int, end: int) -> Iterator[d
     while first < end:
         child = worker(folder, kind, seed, first, min(end, first + INPUTS_OF_A_PROCESS))
         assert child.stdout is not None
+        begun = ""
         while True:
             ready, _, _ = select.select([child.stdout], [], [], 3 * SECONDS)
             line = child.stdout.readline() if ready else b""
             if not line:
                 break
-            yield json.loads(line)
+            row = json.loads(line)
+            if "begun" in row:
+                begun = row["begun"]
+                continue
+            yield row
             first += 1
         late = child.poll() is None and not ready
         if late:
@@ -143,7 +148,7 @@ def rows(folder: Path, kind: str, seed: int, first: int, end: int) -> Iterator[d
         code = child.wait()
         if late or code:
             problem = f"hung for {3 * SECONDS} s" if late else f"the process ended with {code}"
-            yield {"input": f"{kind}:{first}", "what": "see --only", "code": code, "error": "",
+            yield {"input": f"{kind}:{first}", "what": begun, "code": code, "error": "",
                    "seconds": 0.0, "problems": [problem]}  # fmt: skip
             first += 1
 
@@ -176,6 +181,7 @@ def work(folder: Path, kind: str, seed: int, first: int, end: int) -> int:
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
         case = MAKERS[kind](random.Random(f"{seed}:{kind}:{number}"), world, place)
+        print(json.dumps({"begun": case.what}), file=out, flush=True)
         result = judge(case, SECONDS)
         row = {"input": f"{kind}:{number}", "what": case.what, "code": result.code,
                "error": result.error, "problems": result.problems,

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
-from tests.fuzzing.judge import Case, judge
+from tests.fuzzing.judging import Case, judge
 from tests.fuzzing.recipes import recipe_case
 from tests.fuzzing.stores import store_case
 from tests.fuzzing.texts import text_case

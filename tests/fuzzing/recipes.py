@@ -16,7 +16,7 @@ from patchtrain.plan import PlanSpec
 from patchtrain.recipe import ModelSection, Recipe
 from patchtrain.training.config import PatchConfig
 from tests.fuzzing.chance import change_entry, damaged, odd_value, places
-from tests.fuzzing.judge import Case
+from tests.fuzzing.judging import Case
 from tests.fuzzing.world import World
 
 # As YAML writes them: what a value, a line or a whole text might be instead.

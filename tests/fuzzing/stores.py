@@ -15,7 +15,7 @@ import numpy as np
 
 from patchtrain.data.store_record import fingerprint
 from tests.fuzzing.chance import change_entry, damaged, odd_value, places
-from tests.fuzzing.judge import Case
+from tests.fuzzing.judging import Case
 from tests.fuzzing.world import World
 
 # Entries of store.json on which something is computed: another value must not pass.
@@ -32,10 +32,15 @@ CRITICAL = {
 def store_case(rng: Random, world: World, folder: Path) -> Case:
     store = folder / "store"
     shutil.copytree(world.store, store)
-    damage = rng.choice(DAMAGE)
-    what, succeeds = damage(rng, store)
+    what, succeeds = rng.choice(DAMAGE)(rng, store)
     out = folder / "run"
-    way = rng.choice(("dry run", "dry run", "eval", "train"))
+    way = rng.choice(("dry run", "dry run", "eval", "train", "prepare"))
+    if way == "prepare":  # takes nothing but the tokenizer of the store
+        text, new = folder / "text.txt", folder / "new"
+        text.write_text("The cat sat on a mat.", encoding="utf-8")
+        argv = ("prepare", str(text), "--tokenizer", str(store), "--out", str(new))
+        argv += ("--validation-fraction", "0")
+        return Case(argv, folder, f"prepare: {what}", out=new)
     if way == "eval":
         # The result is written into the run, which is why the run is a copy as well.
         shutil.copytree(world.run, out)

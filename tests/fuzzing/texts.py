@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import zstandard
 
 from tests.fuzzing.chance import damaged
-from tests.fuzzing.judge import Case
+from tests.fuzzing.judging import Case
 from tests.fuzzing.world import World
 
 TEXTS = (

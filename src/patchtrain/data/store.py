@@ -162,6 +162,7 @@ class TokenStore:
                 tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
             largest = max(tokenizer.get_vocab().values())
             end = tokenizer.eos_token_id
+            tokenizer.decode(tokenizer("a text", verbose=True)["input_ids"])
         except Exception as error:  # of many kinds, bare ones from Rust among them
             raise PatchtrainError(
                 f"the tokenizer in {folder} cannot be read: {one_line(error)}; {AGAIN}"

@@ -20,6 +20,8 @@ from patchtrain.errors import UsageError, one_line
 FORMAT = "patchtrain token store"
 FORMAT_VERSION = 1
 SPLITS = ("train", "validation")
+MOST_IDS = 1 << 24
+"""Far beyond any vocabulary: the library goes through all ids up to the highest one."""
 AGAIN = "copy the store again or make it again with `patchtrain prepare`"
 _TOKENIZER = "tokenizer/tokenizer.json"
 _NEEDED = (*(f"{name}.{kind}.bin" for name in SPLITS for kind in ("tokens", "offsets")), _TOKENIZER)
@@ -45,7 +47,7 @@ class _Splits(BaseModel):
 
 
 class _Tokenizer(BaseModel):
-    vocab_size: Annotated[int, Field(strict=True, ge=1, le=1 << 32)]
+    vocab_size: Annotated[int, Field(strict=True, ge=1, le=MOST_IDS)]
     eos_token_id: _Count
     fingerprint: StrictStr
 

@@ -22,6 +22,7 @@ from typing import Any
 
 from patchtrain.data.hub import quiet, reachable
 from patchtrain.data.store import is_store
+from patchtrain.data.store_record import MOST_IDS
 from patchtrain.errors import PatchtrainError, UsageError, one_line
 
 KINDS = ("bpe", "unigram", "char", "byte")
@@ -283,6 +284,11 @@ def _from_transformers(location: str | Path, name: str) -> Any:
 def _wrap(backend: Any, eos_token: str, **special: str) -> Any:
     from transformers import PreTrainedTokenizerFast
 
+    largest = max(backend.get_vocab().values(), default=0)
+    if largest >= MOST_IDS:
+        raise UsageError(
+            f"the tokenizer has ids up to {largest:,}; at most {MOST_IDS - 1:,} can be used"
+        )
     backend.no_truncation()
     backend.no_padding()
     return PreTrainedTokenizerFast(
