@@ -164,7 +164,7 @@ def test_all_problems_are_named_at_once() -> None:
         ({"steps": 20, "stages": [[2, 0.5], [1, 0.1]]}, "sum to 0.6"),
         ({"steps": 20, "stages": [[2, 0.5], "x"]}, "a stage is a patch_size and a share"),
         ({"steps": 20, "stages": [{"patchsize": 2, "share": 1}]}, "did you mean 'patch_size'"),
-        ({"steps": 20, "stages": [[0, 1.0]]}, "whole number >= 1"),
+        ({"steps": 20, "stages": [[0, 1.0]]}, "a whole number from 1 to 1,024, not 0"),
         ({"steps": 20, "context_length": 1}, "at least 2"),
         ({"steps": 20, "slot_weights": "cubic"}, "slot weights 'cubic'"),
         ({"steps": 20, "slot_weights": 3}, "slot weights are a name or a list of numbers, not 3"),
@@ -176,8 +176,27 @@ def test_all_problems_are_named_at_once() -> None:
             "decay_fraction must lie between 0 and 1, not None",
         ),
         ({"steps": 20, "patch_size": None}, "patch_size must be a whole number"),
-        ({"steps": 20, "max_epochs": None}, "max_epochs must be above 0, not None"),
+        (
+            {"steps": 20, "max_epochs": None},
+            "max_epochs must be above 0 and at most 10,000, not None",
+        ),
         ({"steps": 20, "tokens_per_step": "many"}, "tokens_per_step must be a whole number"),
+        ({"steps": 20, "patch_size": 10**9}, "patch_size must be at most 1,024"),
+        ({"steps": 10**400}, "steps must be at most 1,000,000,000"),
+        ({"tokens": 10**14}, "the run would have [0-9,]* steps"),
+        ({"steps": 20, "tokens_per_step": 10**15}, "tokens_per_step must be at most"),
+        ({"steps": 20, "max_epochs": 10**400}, "max_epochs must be above 0 and at most 10,000"),
+        ({"steps": 20, "max_epochs": float("inf")}, "max_epochs must be above 0 and at most"),
+        ({"steps": 20, "preset": ["paper"]}, "preset .* is not one of paper"),
+        ({"steps": 20, "patch_fraction": "x", "documents": "separate"}, "patch_fraction must lie"),
+        ({"steps": 20, "slot_weights": [10**400, 1, 1, 1]}, "slot weights are a name or a list"),
+        (
+            {
+                "steps": 20,
+                "stages": [[k, 0.1] for k in (1021, 1019, 1013, 1009, 997)] + [[991, 0.5]],
+            },
+            "so large a common multiple",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(values: dict[str, Any], message: str) -> None:

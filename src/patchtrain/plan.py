@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from patchtrain.errors import UsageError, nearest
+from patchtrain.errors import UsageError, nearest, one_line
 
 SlotWeights = str | Sequence[float]
 
@@ -101,7 +101,8 @@ class PlanSpec:
 
     def filled(self) -> PlanSpec:
         """The spec with what its preset decides filled in."""
-        preset = PRESETS.get(self.preset, PRESETS["paper"])
+        known = isinstance(self.preset, str) and self.preset in PRESETS
+        preset = PRESETS[self.preset if known else "paper"]
         unset = {key: value for key, value in preset.items() if getattr(self, key) is None}
         return replace(self, **unset)
 
@@ -336,13 +337,15 @@ def slot_weights(patch_size: int, kind: SlotWeights = "uniform") -> tuple[float,
             raw = [1.0 / (slot + 1) for slot in range(patch_size)]
         else:
             raise UsageError(
-                f"slot weights '{kind}' are not known; use uniform, power, auto or K numbers"
+                f"slot weights '{one_line(kind, 40)}' are not known; use uniform, power, auto or "
+                f"K numbers"
             )
     else:
         if not isinstance(kind, Sequence) or not all(
-            isinstance(weight, int | float) for weight in kind
+            isinstance(weight, int | float) and abs(weight) < 1e300 for weight in kind
         ):
-            raise UsageError(f"slot weights are a name or a list of numbers, not {kind!r}")
+            shown = one_line(repr(kind), 60)
+            raise UsageError(f"slot weights are a name or a list of numbers, not {shown}")
         raw = [float(weight) for weight in kind]
         if len(raw) != patch_size:
             raise UsageError(f"{len(raw)} slot weights for a patch of {patch_size} tokens")

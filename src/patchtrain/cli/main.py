@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib
+import io
 import os
 import signal
 import sys
@@ -14,7 +15,10 @@ from collections.abc import Sequence
 from types import FrameType
 
 from patchtrain import __version__
-from patchtrain.errors import PatchtrainError
+from patchtrain.errors import PatchtrainError, one_line
+
+# Where a message ends: a long list of problems fits, the content of a file does not.
+_LONGEST_MESSAGE = 2000
 
 # In the order a newcomer meets them.
 COMMANDS = ("demo", "prepare", "train", "eval", "generate", "report")
@@ -61,6 +65,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns 0 on success, 1 on failure, 2 on wrong usage, 130 on Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Names of files need not be text, and not every terminal can show all text.
+            stream.reconfigure(errors="backslashreplace")
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
     # argparse gives up on key=value pairs that follow a flag: they are ours all the same.
@@ -86,9 +94,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if full := _disk_full(error):
             return _fail(full, 1, args.debug)
+        if isinstance(error, MemoryError):
+            return _fail("there is not enough memory", 1, args.debug)
         if isinstance(error, OSError) and error.filename and error.strerror:
             return _fail(f"{error.filename}: {error.strerror.lower()}", 1, args.debug)
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = one_line(f"{type(error).__name__}: {error}", limit=500)
         return _fail(f"{reason} (--debug shows where)", 1, args.debug)
     finally:
         if main_thread:
@@ -120,7 +130,7 @@ def _fail(message: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
     if not getattr(sys.exception(), "told", False):  # another process of the run has said it
-        print(f"patchtrain: error: {message}", file=sys.stderr)
+        print(f"patchtrain: error: {one_line(message, _LONGEST_MESSAGE)}", file=sys.stderr)
     return code
 
 

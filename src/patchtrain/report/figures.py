@@ -150,7 +150,7 @@ def _trace(
     return go.Scatter(
         x=[row[axis.counter] / axis.divisor for row in rows],
         y=[row["loss"] for row in rows],
-        customdata=[[row["step"], row.get("tokens")] for row in rows],
+        customdata=[[row["step"], _number(row.get("tokens"))] for row in rows],
         mode="lines+markers" if kind == "validation" else "lines",
         line=lines[kind],
         marker={"size": 6, "color": colour},
@@ -265,6 +265,10 @@ def _drawable(run: RunSummary, event: str, stage: int | None = None) -> list[Row
         if (stage is None or row.get("stage") == stage)
         and all(is_number(row.get(key)) for key in ("loss", "flops", "seconds"))
     ]
+
+
+def _number(value: object) -> float | None:
+    return value if is_number(value) else None
 
 
 def _largest(runs: Sequence[RunSummary], counter: str) -> float:

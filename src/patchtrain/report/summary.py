@@ -54,7 +54,9 @@ class RunSummary:
         """Read everything the folder has; ``PatchtrainError`` only for a file that is broken."""
         info = run.info()
         rows = _in_order(run.metrics())
-        recipe = run.recipe_file.read_text("utf-8") if run.recipe_file.is_file() else None
+        recipe = (
+            run.recipe_file.read_text("utf-8", "replace") if run.recipe_file.is_file() else None
+        )
         return cls(
             name=str(info.get("name") or run.name),
             info=info,
@@ -76,7 +78,8 @@ class RunSummary:
 
     def part(self, name: str) -> Row:
         """A part of run.json such as ``model`` or ``store``; empty if it is not there."""
-        return self.info.get(name) or {}
+        value = self.info.get(name)
+        return value if isinstance(value, dict) else {}
 
     @property
     def plan(self) -> Row:

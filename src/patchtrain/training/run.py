@@ -17,7 +17,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from patchtrain.data.store import TokenStore
+from patchtrain.data.store import VERIFIED_BYTES, TokenStore
 from patchtrain.errors import PatchtrainError, UsageError
 from patchtrain.evaluation.evaluate import Window, split_loss
 from patchtrain.evaluation.generate import complete
@@ -33,8 +33,9 @@ from patchtrain.training.processes import ending_with_the_others, of_first, toge
 from patchtrain.training.trainer import PatchTrainer
 
 SAMPLE_TOKENS = 64
-# Checksums of a store up to this size are checked before each run: about a second.
-_VERIFIED_BYTES = 1 << 30
+# How long the estimate of the time measures, and the FLOPs of the largest pass it tries on a CPU.
+_TIMED_SECONDS = 0.5
+_LARGEST_PASS = 1e12
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,11 @@ def prepare_run(recipe: Recipe, quiet: bool = False) -> Prepared:
         UsageError: where recipe, store and model do not fit together.
     """
     store = TokenStore.open(recipe.store)
+    store.verify(at_most=VERIFIED_BYTES)
     tokenizer = store.load_tokenizer()
     special = {
         f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")
     }
-    if sum(entry["bytes"] for entry in store.meta["files"].values()) <= _VERIFIED_BYTES:
-        store.verify()
     model = build_model(recipe, store.vocab_size, special, tokenizer.get_vocab())
     try:
         args = PatchConfig(
@@ -290,7 +290,9 @@ def _conclude(prepared: Prepared, folder: RunFolder) -> None:
     trainer.optimizer = None
     trainer.model.zero_grad(set_to_none=True)
     trainer.accelerator.free_memory()
-    model = AutoModelForCausalLM.from_pretrained(folder.model).to(trainer.args.device)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder.model, use_safetensors=True, trust_remote_code=recipe.model.trust_remote_code
+    ).to(trainer.args.device)
     result = None
     if len(store.validation.tokens) > 1:
         T = trainer.plan.context_length
@@ -329,7 +331,7 @@ def estimate_seconds(prepared: Prepared) -> float | None:
     stage = plan.stages[-1]
     model = trainer.model
     flops = plan.pass_sequences * plan.context_length * trainer.flops_per_position
-    if trainer.args.device.type == "cpu" and flops > 1e12:
+    if trainer.args.device.type == "cpu" and flops > _LARGEST_PASS:
         return None
     rows = trainer.batches.inputs(stage.first_step)
     rows.setdefault("labels", rows["input_ids"])
@@ -346,7 +348,7 @@ def estimate_seconds(prepared: Prepared) -> float | None:
             loss = model(**inputs).loss
         loss.backward()
 
-    def timed(work: Any, least: float = 0.5) -> float:
+    def timed(work: Any, least: float = _TIMED_SECONDS) -> float:
         work()  # warm up
         _synchronize()
         begin, count = time.perf_counter(), 0
