@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from patchtrain import PatchtrainError
-from patchtrain.training.checkpoint import Checkpoint, Checkpoints
+from patchtrain.training.checkpoint import Checkpoint, Checkpoints, checksum
 from patchtrain.training.state import (
     read_optimizer,
     read_random,
@@ -103,9 +103,7 @@ def test_a_file_outside_of_the_checkpoint_is_refused(three: Checkpoints) -> None
     file = checkpoint.path / "checkpoint.json"
     info = json.loads(file.read_text())
     info["files"]["../checkpoint-2/weights/a"] = info["files"].pop("weights/a")
-    from patchtrain.training.checkpoint import _checksum
-
-    file.write_text(json.dumps({**info, "checksum": _checksum(info)}))
+    file.write_text(json.dumps({**info, "checksum": checksum(info)}))
     with pytest.raises(PatchtrainError, match="names a file outside of it"):
         checkpoint.verify()
 

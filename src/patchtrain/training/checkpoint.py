@@ -26,9 +26,15 @@ from typing import Any
 
 from patchtrain.errors import PatchtrainError
 from patchtrain.files import sync, write_text
+from patchtrain.training.checkpoint_record import (
+    FORMAT,
+    FORMAT_VERSION,
+    check_state,
+    checksum,
+    read_record,
+)
 from patchtrain.training.processes import gather, of_first, rank, share, together
 
-FORMAT, FORMAT_VERSION = "patchtrain checkpoint", 1
 _NAME = re.compile(r"checkpoint-(\d+)")
 _PARTIAL = re.compile(r"\.checkpoint-\d+(\.old)?\.partial")
 _PARTS = ("weights", "optimizer", "random")
@@ -51,28 +57,8 @@ class Checkpoint:
         return cls(path, int(name[1]))
 
     def info(self) -> dict[str, Any]:
-        """``checkpoint.json``, whose own checksum is right.
-
-        Raises:
-            PatchtrainError: it is missing, damaged or of another format.
-        """
-        file = self.path / "checkpoint.json"
-        try:
-            info = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise PatchtrainError(f"{self.path} is not whole: it has no checkpoint.json") from None
-        except (OSError, ValueError, RecursionError) as error:
-            raise PatchtrainError(f"{file} cannot be read: {error}") from error
-        if not isinstance(info, dict) or info.get("format") != FORMAT:
-            raise PatchtrainError(f"{file} is not of a checkpoint of patchtrain")
-        if info.get("format_version") != FORMAT_VERSION:
-            raise PatchtrainError(
-                f"{self.path} has checkpoint format {info.get('format_version')}, this "
-                f"patchtrain reads {FORMAT_VERSION}"
-            )
-        if info.get("checksum") != _checksum(info):
-            raise PatchtrainError(f"{file} is damaged: its own checksum is not right")
-        return info
+        """``checkpoint.json``, checked (``checkpoint_record.read_record``)."""
+        return read_record(self.path, self.step)
 
     def verify(self) -> None:
         """Read every file and compare its size and SHA-256; the processes share the work.
@@ -84,14 +70,13 @@ class Checkpoint:
             files = self.info()["files"]
             for name, entry in share(sorted(files.items())):
                 file = self.path / name
-                if Path(name).is_absolute() or ".." in Path(name).parts:
-                    raise PatchtrainError(f"{self.path} names a file outside of it: {name}")
                 if not file.is_file():
                     raise PatchtrainError(f"{file} is missing")
                 if (size := file.stat().st_size) != entry["bytes"]:
                     raise PatchtrainError(f"{file} has {size:,} of {entry['bytes']:,} bytes")
                 if _digest(file) != entry["sha256"]:
                     raise PatchtrainError(f"{file} is damaged: its SHA-256 is not right")
+            check_state(self.path, self.step)
 
 
 class Checkpoints:
@@ -197,7 +182,7 @@ class Checkpoints:
 
     def _finish(self, partial: Path, path: Path, info: dict[str, Any]) -> None:
         info = {"format": FORMAT, "format_version": FORMAT_VERSION, **info}
-        info["checksum"] = _checksum(info)
+        info["checksum"] = checksum(info)
         write_text(partial / "checkpoint.json", json.dumps(info, indent=1) + "\n")
         for folder in (partial, *(entry for entry in partial.iterdir() if entry.is_dir())):
             sync(folder)
@@ -244,10 +229,3 @@ def _files(folder: Path) -> list[Path]:
 def _digest(file: Path) -> str:
     with file.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def _checksum(info: Mapping[str, Any]) -> str:
-    """SHA-256 of all of ``checkpoint.json`` but the checksum itself."""
-    rest = {key: value for key, value in info.items() if key != "checksum"}
-    text = json.dumps(rest, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
