@@ -80,7 +80,7 @@ def trainer(args: argparse.Namespace, tokens: np.ndarray, folder: Path) -> Patch
     plan = {
         "preset": "superposition", "patch_size": 4, "step_fraction": 0.3, "warmup_steps": 1,
         "context_length": CONTEXT, "tokens_per_step": ROWS * CONTEXT, "steps": STEPS[-1] + 10,
-        "max_epochs": 1e9,
+        "max_epochs": 1e4,
     }  # fmt: skip
     values: dict[str, Any] = {"eval_strategy": "no", "save_strategy": "no", "report_to": "none"}
     config_of_run = PatchConfig(

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from patchtrain import __version__
+from patchtrain.cli import train
 from patchtrain.errors import PatchtrainError, one_line
 
 # Where a message ends: a long list of problems fits, the content of a file does not.
@@ -70,7 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             # Names of files need not be text, and not every terminal can show all text.
             stream.reconfigure(errors="backslashreplace")
     parser = build_parser()
-    args, rest = parser.parse_known_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["train"]:
+        words = train.explicit(words)
+    args, rest = parser.parse_known_args(words)
     # argparse gives up on key=value pairs that follow a flag: they are ours all the same.
     if rest and hasattr(args, "overrides") and not any(word.startswith("-") for word in rest):
         args.overrides += rest

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from patchtrain.runs import RunFolder
     from patchtrain.training.run import Prepared
 
+_RESUME = ("auto", "yes", "no")
 HELP = "train a recipe, through all stages, to a plain model"
 
 
@@ -58,14 +59,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
 
+def explicit(words: list[str]) -> list[str]:
+    """The command's words with ``--resume`` as ``--resume=yes``: argparse would take the next."""
+    following = [*words[1:], ""]
+    return [
+        "--resume=yes" if word == "--resume" and after not in _RESUME else word
+        for word, after in zip(words, following, strict=True)
+    ]
+
+
 def run(args: argparse.Namespace) -> int:
     from patchtrain.errors import UsageError
     from patchtrain.recipe import Recipe
 
-    if args.resume is not None and "=" in args.resume:  # `--resume key=value`
-        args.overrides.append(args.resume)
-        args.resume = "yes"
-    if args.resume not in (None, "yes", "auto", "no"):
+    if args.resume not in (None, *_RESUME):
         raise UsageError(f"--resume takes auto, yes or no, not '{args.resume}'")
     recipe = Recipe.load(args.recipe, args.overrides)
     from patchtrain.training import run as runs  # after the recipe's own errors: this takes seconds
@@ -73,7 +80,9 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         print_plan(runs.prepare_run(recipe))
         return 0
-    resume = args.resume or ("auto" if runs.restarted() and not args.overwrite else "no")
+    if runs.restarted() and args.resume is None:
+        args.overwrite, args.resume = False, "auto"  # it was for the first start
+    resume = args.resume or "no"
     changes = [name for name in args.allow_change.split(",") if name]
     folder = runs.run_recipe(recipe, args.overwrite, args.quiet, resume, changes)
     if runs.is_first_process():

@@ -24,6 +24,10 @@ _Count = Annotated[int, Field(strict=True, ge=0)]
 _Scalar = None | bool | int | float | str
 
 
+class DamagedError(PatchtrainError):
+    """A checkpoint is not as it was written. One that only cannot be read is another matter."""
+
+
 class _File(BaseModel):
     bytes: _Count
     sha256: Annotated[str, Field(strict=True, pattern="^[0-9a-f]{64}$")]
@@ -34,13 +38,24 @@ class _Window(BaseModel):
     steps: _Count
 
 
+class _Optimizer(BaseModel):
+    state: dict[str, _Scalar]
+    groups: list[dict[str, _Scalar | list[_Scalar]]]
+
+
+class _Guard(BaseModel):
+    in_a_row: _Count
+    rollbacks: dict[Annotated[str, Field(pattern="^[0-9]{1,18}$")], _Count]
+
+
 class _Record(BaseModel):
     step: _Count
     processes: Annotated[int, Field(strict=True, ge=1)]
     identity: dict[str, Any]
     window: _Window
-    optimizer: dict[str, _Scalar]
+    optimizer: _Optimizer
     scheduler: dict[str, Any] | None
+    guard: _Guard
     files: dict[str, _File]
 
 
@@ -66,13 +81,14 @@ def read_record(path: Path, step: int) -> dict[str, Any]:
     """``checkpoint.json`` of the checkpoint at ``path``, checked.
 
     Raises:
-        PatchtrainError: it is missing, damaged, of another format or step, or names a file that is
-            not the checkpoint's own.
+        DamagedError: it is missing, damaged, of another step, or names a file that is not the
+            checkpoint's own.
+        PatchtrainError: it cannot be read, or is of another version.
     """
     file = path / "checkpoint.json"
     record = _read_json(file, f"{path} is not whole: it has no checkpoint.json")
     if record.get("format") != FORMAT:
-        raise PatchtrainError(f"{file} is not of a checkpoint of patchtrain")
+        raise DamagedError(f"{file} is not of a checkpoint of patchtrain")
     version = record.get("format_version")
     if isinstance(version, bool) or version != FORMAT_VERSION:
         raise PatchtrainError(
@@ -80,16 +96,18 @@ def read_record(path: Path, step: int) -> dict[str, Any]:
             f"{FORMAT_VERSION}"
         )
     if record.get("checksum") != checksum(record):
-        raise PatchtrainError(f"{file} is damaged: its own checksum is not right")
+        raise DamagedError(f"{file} is damaged: its own checksum is not right")
     try:
         checked = _Record.model_validate(record)
     except ValidationError as error:
-        raise PatchtrainError(f"{file} is damaged: {first_problem(error)}") from error
+        raise DamagedError(f"{file} is damaged: {first_problem(error)}") from error
     if checked.step != step:
-        raise PatchtrainError(f"{file} is of step {checked.step}, not {step}")
+        raise DamagedError(f"{file} is of step {checked.step}, not {step}")
+    if "trainer_state.json" not in record["files"]:
+        raise DamagedError(f"{file} does not name trainer_state.json")
     for name in record["files"]:
         if not is_inside(path, name):
-            raise PatchtrainError(f"{file} names a file outside of the checkpoint: {name}")
+            raise DamagedError(f"{file} names a file outside of the checkpoint: {name}")
     return record
 
 
@@ -97,7 +115,8 @@ def check_state(path: Path, step: int) -> None:
     """Refuse a ``trainer_state.json`` that Trainer could not go on from, or of another step.
 
     Raises:
-        PatchtrainError: naming what is wrong with it.
+        DamagedError: naming what is wrong with it.
+        PatchtrainError: it cannot be read, or is of another version of transformers.
     """
     from transformers import TrainerState
 
@@ -106,7 +125,7 @@ def check_state(path: Path, step: int) -> None:
     try:
         checked = _State.model_validate(state)
     except ValidationError as error:
-        raise PatchtrainError(f"{file} is damaged: {first_problem(error)}") from error
+        raise DamagedError(f"{file} is damaged: {first_problem(error)}") from error
     known = {field.name for field in dataclasses.fields(TrainerState) if field.init}
     if unknown := sorted(state.keys() - known):
         raise PatchtrainError(
@@ -114,7 +133,7 @@ def check_state(path: Path, step: int) -> None:
             f"{one_line(unknown[0], 60)}"
         )
     if checked.global_step != step:
-        raise PatchtrainError(f"{file} is of step {checked.global_step}, not {step}")
+        raise DamagedError(f"{file} is of step {checked.global_step}, not {step}")
 
 
 def checksum(record: Mapping[str, Any]) -> str:
@@ -125,11 +144,13 @@ def checksum(record: Mapping[str, Any]) -> str:
 
 def _read_json(file: Path, missing: str) -> dict[str, Any]:
     if not file.is_file():
-        raise PatchtrainError(missing)
+        raise DamagedError(missing)
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:  # the file may be as good as ever
         raise PatchtrainError(f"{file} cannot be read: {one_line(error)}") from error
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{file} cannot be read: {one_line(error)}") from error
     if not isinstance(value, dict):
-        raise PatchtrainError(f"{file} is not what it should be: no mapping")
+        raise DamagedError(f"{file} is not what it should be: no mapping")
     return value

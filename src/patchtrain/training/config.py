@@ -114,6 +114,12 @@ class PatchConfig(TrainingArguments):
         super().__post_init__()
         if self.eval_tokens is not None and self.eval_tokens < 2:
             raise UsageError(f"eval_tokens must be at least 2, not {self.eval_tokens}")
+        for name in ("save_strategy", "eval_strategy", "logging_strategy"):
+            if (value := str(getattr(getattr(self, name), "value", getattr(self, name)))) not in (
+                "no",
+                "steps",
+            ):
+                raise UsageError(f"{name}={value} is not supported: a run counts steps; use steps")
         if self.keep_every is not None and self.keep_every < 1:
             raise UsageError(f"keep_every must be at least 1, not {self.keep_every}")
         # One device pass is one sequence batch of this process: torch's DataParallel would share

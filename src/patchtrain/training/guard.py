@@ -107,6 +107,16 @@ class NonfiniteGuard(TrainerCallback):
         self._write_event()
         return False
 
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint: how often it has let the run go on already. JSON types."""
+        rollbacks = {str(step): count for step, count in self._rollbacks.items()}
+        return {"in_a_row": self._in_a_row, "rollbacks": rollbacks}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """The opposite of ``state``."""
+        self._in_a_row = state["in_a_row"]
+        self._rollbacks = Counter({int(step): n for step, n in state["rollbacks"].items()})
+
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._logged_before = self.trainer._tr_loss.clone()
 

@@ -27,11 +27,11 @@ _LOGGING = (
 )  # fmt: skip
 _OPTIMIZER = (
     "optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay",
-    "max_grad_norm", "bf16",
+    "max_grad_norm", "bf16", "neftune_noise_alpha",
 )  # fmt: skip
 # Of a model's config: what its own weights and outputs do not depend on.
 _NOT_OF_THE_MODEL = ("transformers_version", "_name_or_path", "use_cache", "architectures")
-_SAMPLED = 1 << 20  # tokens of an array that its digest is taken over
+_SAMPLED = 1 << 26  # tokens of an array that its digest is taken over
 
 
 def identity(
@@ -73,6 +73,16 @@ def data_identity(dataset: Any, tokens: Any) -> dict[str, Any]:
     return {"store": _sample_digest(tokens), "tokenizer": None}
 
 
+def check_allowed(names: Iterable[str], resume: str = "yes") -> set[str]:
+    """The names as a set, if they are of ``MAY_CHANGE`` and the run is one to be resumed."""
+    found = {name.strip() for name in names}
+    for name in sorted(found - MAY_CHANGE.keys()):
+        raise UsageError(f"{name} cannot be allowed to change, only {', '.join(MAY_CHANGE)} can")
+    if found and resume == "no":
+        raise UsageError("--allow-change says what may differ from the run so far; add --resume")
+    return found
+
+
 def refuse_changes(
     before: Mapping[str, Any], now: Mapping[str, Any], allowed: Iterable[str], where: str
 ) -> None:
@@ -87,9 +97,7 @@ def refuse_changes(
     Raises:
         UsageError: naming every difference and what to do.
     """
-    allowed = set(allowed)
-    for name in sorted(allowed - MAY_CHANGE.keys()):
-        raise UsageError(f"{name} cannot be allowed to change, only {', '.join(MAY_CHANGE)} can")
+    allowed = check_allowed(allowed)
     changed = {
         key: found
         for key in sorted(before.keys() | now.keys())
@@ -146,8 +154,16 @@ def _plain(value: Any) -> Any:
 
 
 def _sample_digest(tokens: Any) -> str:
-    """SHA-256 over the length and up to 2**20 tokens spread evenly."""
-    array = getattr(tokens, "tokens", tokens)
-    step = max(len(array) // _SAMPLED, 1)
-    sample = np.ascontiguousarray(array[::step][:_SAMPLED], dtype="<i8")
-    return hashlib.sha256(f"{len(array)} ".encode() + sample.tobytes()).hexdigest()
+    """SHA-256 over the tokens and where their documents end; of very many, over pieces of them."""
+    digest = hashlib.sha256()
+    arrays = [getattr(tokens, "tokens", tokens)]
+    if hasattr(tokens, "offsets"):
+        arrays.append(tokens.offsets)
+    for array in arrays:
+        digest.update(f"{len(array)} ".encode())
+        pieces = 1 if len(array) <= _SAMPLED else 64
+        size = min(len(array), _SAMPLED) // pieces
+        for number in range(pieces):
+            begin = number * (len(array) - size) // max(pieces - 1, 1)
+            digest.update(np.ascontiguousarray(array[begin : begin + size], dtype="<i8").tobytes())
+    return digest.hexdigest()

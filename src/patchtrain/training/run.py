@@ -28,7 +28,7 @@ from patchtrain.recipe import Recipe, build_model
 from patchtrain.report.page import write_page
 from patchtrain.runs import RunFolder
 from patchtrain.training.config import PatchConfig
-from patchtrain.training.identity import refuse_changes
+from patchtrain.training.identity import check_allowed, refuse_changes
 from patchtrain.training.processes import ending_with_the_others, of_first, together
 from patchtrain.training.trainer import PatchTrainer
 
@@ -131,8 +131,6 @@ def check_out(out: Path, overwrite: bool, resume: str = "no") -> None:
     if not (out / "recipe.yaml").is_file():
         option = "--overwrite" if overwrite else "--resume"
         raise UsageError(f"{out} is not a run folder, so {option} does not touch it")
-    with RunFolder(out).locked():
-        return
 
 
 def _holds_something(out: Path) -> bool:
@@ -161,26 +159,30 @@ def run_recipe(
             ``"auto"`` does so if there is one; ``"no"`` refuses a folder that is there.
         allow_change: what may differ from the run so far (``identity.MAY_CHANGE``).
     """
+    allow_change = check_allowed(allow_change, resume)
     check_out(recipe.out, overwrite, resume)
     transformers.utils.logging.disable_progress_bar()  # its bars of a second each, between ours
-    prepared = prepare_run(recipe, quiet)
-    trainer, folder = prepared.trainer, RunFolder(recipe.out)
-    with ending_with_the_others(recipe.out), ExitStack() as held:
+    folder = RunFolder(recipe.out)
+    with ExitStack() as held:
+        if is_first_process() and _holds_something(recipe.out):
+            held.enter_context(folder.locked())  # before anything slow: nobody else may take it
+        prepared = prepare_run(recipe, quiet)
+        trainer = prepared.trainer
+        held.enter_context(ending_with_the_others(recipe.out))
         going_on = of_first(resume != "no" and folder.recipe_file.is_file())
+        kept = None
         with together():
             if trainer.is_world_process_zero():
                 if going_on:
                     _check_same_run(folder, trainer, allow_change)
-                    kept = None
                 else:
                     kept = held.enter_context(_replaced(recipe.out, overwrite))
-                held.enter_context(folder.locked())
+                    held.enter_context(folder.locked())
                 clear_partial(recipe.out)
                 folder.failure_file.unlink(missing_ok=True)
         if of_first(going_on and _is_finished(folder)):
             trainer.tell(f"{recipe.out} is finished already; nothing to do")
-            return folder
-        if not trainer.is_world_process_zero():
+        elif not trainer.is_world_process_zero():
             trainer.train(going_on, allow_change=allow_change)
             trainer.export(folder.model)
         else:
@@ -207,11 +209,11 @@ def _run(
     try:
         if not quiet:
             print(announce(prepared), file=sys.stderr, flush=True)
+        trainer.status_after_training = "running"
         trainer.train(going_on, allow_change=allow_change)
-        record.update(status="running")  # not finished before the model is written
         trainer.export(folder.model)
         _conclude(prepared, folder)
-        record.update(status="finished")
+        record.update(status="finished")  # as the page says it; without one, it is not
         write_page([folder], folder.report_file)
     except BaseException as error:
         with suppress(OSError):  # the disk may be what failed
@@ -232,7 +234,8 @@ def _check_same_run(folder: RunFolder, trainer: PatchTrainer, allow_change: Iter
 
 def _is_finished(folder: RunFolder) -> bool:
     info = folder.info() if folder.info_file.is_file() else {}
-    return info.get("status") == "finished" and (folder.model / "config.json").is_file()
+    whole = (folder.model / "config.json").is_file() and folder.report_file.is_file()
+    return info.get("status") == "finished" and whole
 
 
 @contextmanager

@@ -2,19 +2,24 @@
 
 A scheduler that takes a machine back sends SIGTERM some time before it kills. The first signal is
 noted and the run ends after the step it is in, with a checkpoint and the exit code 128 + signal
-(143 and 130), which schedulers read as "ended by the signal, may be started again". A second one
-ends it at once.
+(143 and 130), which schedulers read as "ended by the signal, may be started again". A second one,
+some seconds later, ends it at once.
 """
 
 from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from patchtrain.errors import PatchtrainError
+
+# Seconds in which a second signal is the first one's echo: a terminal's Ctrl-C reaches a process
+# and the torchrun that passes it on.
+_ECHO = 2.0
 
 
 class StoppedBySignalError(PatchtrainError):
@@ -37,12 +42,20 @@ class StopRequest:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        before = {
+            number: signal.getsignal(number) or signal.SIG_DFL
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        first = 0.0
 
         def note(number: int, frame: FrameType | None) -> None:
-            self.signal = number
-            for each, handler in before.items():  # the second signal does what it always did
-                signal.signal(each, handler)
+            nonlocal first
+            if not self.signal:
+                self.signal, first = number, time.monotonic()
+            elif time.monotonic() - first > _ECHO:  # now it does what it always did
+                for each, handler in before.items():
+                    signal.signal(each, handler)
+                signal.raise_signal(number)
 
         for number in before:
             signal.signal(number, note)

@@ -38,7 +38,7 @@ from patchtrain.training.evaluating import TokenLevelEvaluation, stream
 from patchtrain.training.guard import NonfiniteGuard
 from patchtrain.training.identity import data_identity, identity
 from patchtrain.training.passes import count_targets, pass_loss, split_passes
-from patchtrain.training.processes import ending_with_the_others, most
+from patchtrain.training.processes import ending_with_the_others, most, of_first
 from patchtrain.training.progress import StageProgress
 from patchtrain.training.record import RunRecord, now
 from patchtrain.training.resuming import LossWindow, Resuming
@@ -126,6 +126,8 @@ class PatchTrainer(Resuming, TokenLevelEvaluation):
         self.record = RunRecord(Path(args.output_dir)) if self.is_world_process_zero() else None
         self.window = LossWindow(self.args.device)
         self.stop_request, self.stopped_by = StopRequest(), 0
+        # Where more comes after training (``run.py``), the run is not finished with it.
+        self.status_after_training = "finished"
         self.identity = identity(
             self.args,
             self.model,
@@ -174,10 +176,11 @@ class PatchTrainer(Resuming, TokenLevelEvaluation):
         found = self.find_checkpoint(resume_from_checkpoint, allow_change)
         if found is not None:
             self.args.eval_on_start = False  # that was at the start
-            self.checkpoints.tidy(found.step)
             self.tell(f"going on after step {found.step:,} of {self.plan.total_steps:,}")
         elif resume_from_checkpoint:
-            self.tell(f"no whole checkpoint in {self.checkpoints.run}: beginning at the start")
+            self.tell(f"no checkpoint in {self.checkpoints.run} yet: beginning at the start")
+        self.checkpoints.set_aside(found.step if found else 0, self.tell)
+        self.checkpoints.tidy(found.step if found else 0)
         try:
             with ending_with_the_others(self.checkpoints.run), self.stop_request.listening():
                 output = super().train(found and str(found.path), *args, **kwargs)
@@ -192,7 +195,7 @@ class PatchTrainer(Resuming, TokenLevelEvaluation):
             self._progress.stop()
         if self.record is not None:
             self.record.update(
-                status="finished",
+                status=self.status_after_training,
                 finished=now(),
                 seconds=self.record.seconds,
                 flops=self.plan.total_positions * self.flops_per_position,
@@ -200,13 +203,15 @@ class PatchTrainer(Resuming, TokenLevelEvaluation):
         return output
 
     def _raise_if_stopped(self) -> None:
+        """End as a signal asked, also one that came in the last step or its evaluation."""
         step = self.state.global_step
-        if self.stopped_by and step < self.plan.total_steps:
-            name = signal.Signals(self.stopped_by).name
+        number = self.stopped_by or most(self.stop_request.signal, self.args.device)
+        saved = self.checkpoints.run / f"checkpoint-{step}"
+        if number and of_first(saved.is_dir()):
             raise StoppedBySignalError(
-                self.stopped_by,
-                f"stopped by {name} after step {step:,} of {self.plan.total_steps:,}, which is "
-                f"saved as checkpoint-{step}; go on with --resume",
+                number,
+                f"stopped by {signal.Signals(number).name} after step {step:,} of "
+                f"{self.plan.total_steps:,}, which is saved as {saved.name}; go on with --resume",
             )
 
     def get_train_dataloader(self) -> DataLoader:
