@@ -70,7 +70,9 @@ def run(args: argparse.Namespace) -> int:
     from patchtrain.training import run as runs  # after the recipe's own errors: this takes seconds
 
     if args.dry_run:
-        print_plan(runs.prepare_run(recipe))
+        prepared = runs.prepare_run(recipe)
+        if runs.is_first_process():
+            print_plan(prepared)
         return 0
     resume = args.resume or ("auto" if runs.restarted() and not args.overwrite else "no")
     changes = [name for name in args.allow_change.split(",") if name]

@@ -81,6 +81,10 @@ class PatchConfig(TrainingArguments):
             "force (chunked, torch, liger, cce, plain)."
         },
     )
+    # transformers declares it as text, which a recipe's `fsdp: true` is not.
+    fsdp: bool | str | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Shard the model over the processes with FSDP2."}
+    )
     learning_rate: float = 3e-4
     adam_beta2: float = 0.95
     weight_decay: float = 0.1

@@ -38,14 +38,15 @@ from patchtrain.training.config import PatchConfig, save_interval
 from patchtrain.training.evaluating import TokenLevelEvaluation, stream
 from patchtrain.training.identity import data_identity, identity
 from patchtrain.training.passes import count_targets, pass_loss, split_passes
-from patchtrain.training.processes import ending_with_the_others, most
+from patchtrain.training.processes import ending_with_the_others, most, together
 from patchtrain.training.progress import StageProgress
 from patchtrain.training.record import RunRecord, now
 from patchtrain.training.resuming import LossWindow, Resuming
+from patchtrain.training.sharding import Sharding
 from patchtrain.training.signals import StoppedBySignalError, StopRequest
 
 
-class PatchTrainer(Resuming, TokenLevelEvaluation):
+class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation):
     """Trains a causal LM through the stages of ``args.plan``.
 
     Args:
@@ -306,7 +307,7 @@ class PatchTrainer(Resuming, TokenLevelEvaluation):
             "name": self.args.run_name or Path(self.args.output_dir).resolve().name,
             "status": "running",
             "seed": self.args.seed,
-            "model": {"class": type(self.model).__name__, **self.size.to_dict()},
+            "model": {"class": self.identity["model"]["class"], **self.size.to_dict()},
             "flops_per_position": self.flops_per_position,
             "learning_rate": self.args.learning_rate,
             "loss_backend": {"name": self.backend.name, "reason": self.backend.reason},
@@ -396,13 +397,13 @@ class PatchTrainer(Resuming, TokenLevelEvaluation):
         state = None
         if self.is_fsdp_enabled:
             state = self.accelerator.get_state_dict(self.model_wrapped)
-        if self.is_world_process_zero():
-            plain.config.use_cache = True  # off while training; a reader wants fast generation
-            with whole_folder(path, replace=True) as folder:
-                plain.save_pretrained(folder, state_dict=state)
-                if self.processing_class is not None:
-                    self.processing_class.save_pretrained(folder)
-        self.accelerator.wait_for_everyone()
+        with together():
+            if self.is_world_process_zero():
+                plain.config.use_cache = True  # off while training; a reader wants fast generation
+                with whole_folder(path, replace=True) as folder:
+                    plain.save_pretrained(folder, state_dict=state)
+                    if self.processing_class is not None:
+                        self.processing_class.save_pretrained(folder)
         return path
 
 

@@ -1,0 +1,49 @@
+"""Sharded models: FSDP2 through accelerate, where its defaults would not do.
+
+What a user sets is transformers' own: ``training.fsdp`` and ``training.fsdp_config`` in a recipe,
+or a configuration of ``accelerate launch``.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from transformers import Trainer
+
+from patchtrain.errors import UsageError
+
+
+class Sharding(Trainer):
+    """The part of ``PatchTrainer`` that sets FSDP up."""
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        state: Any = self.accelerator.state
+        if state.distributed_type == DistributedType.MULTI_CPU and self._wants_fsdp():
+            # accelerate would train with DDP, and not say so.
+            state.distributed_type = DistributedType.FSDP
+            PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+            state.fsdp_plugin = FullyShardedDataParallelPlugin(**(self.args.fsdp_plugin_args or {}))
+            self.is_fsdp_enabled = True
+        if not self.is_fsdp_enabled:
+            return
+        plugin = state.fsdp_plugin
+        if plugin.fsdp_version != 2:
+            raise UsageError(
+                f"fsdp: version {plugin.fsdp_version} is not supported; use 2 (fsdp_version: 2 in "
+                f"accelerate's configuration, version: 2 in training.fsdp_config)"
+            )
+        if state.mixed_precision == "bf16":
+            # accelerate's own would sum gradients over processes in bf16, and round the loss to it.
+            plugin.mixed_precision_policy = MixedPrecisionPolicy(
+                param_dtype=torch.bfloat16, reduce_dtype=torch.float32
+            )
+
+    def _wants_fsdp(self) -> bool:
+        launched = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+        return bool(self.args.fsdp) or launched
