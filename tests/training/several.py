@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import faulthandler
 import json
 import os
@@ -9,12 +10,14 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from patchtrain.errors import PatchtrainError
 from tests.training.killing import context
 
 LIMIT = 60.0  # seconds
@@ -50,7 +53,8 @@ def run(
         count: of processes; 1 is no group at all.
         argv: the arguments of ``patchtrain``.
         folder: for what they say.
-        event: what happens, to which process (-1: all), in which step; see ``_happens``.
+        event: what happens (see ``_happens``), to which process (-1: all), in which step (-1:
+            before the first).
     """
     folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as free:
@@ -75,8 +79,8 @@ def run(
     said = [(folder / f"{rank}.txt").read_text() for rank in range(count)]
     if hanging:
         raise AssertionError(f"processes {hanging} hang; they said: {said}")
-    return Ended([child.exitcode or 0 for child in children], said,
-                 [_read(folder / f"{rank}.jsonl") for rank in range(count)])  # fmt: skip
+    read = [_read(folder / f"{rank}.jsonl") for rank in range(count)]
+    return Ended([child.exitcode or 0 for child in children], said, read)
 
 
 def _read(file: Path) -> dict[int, list]:
@@ -111,6 +115,8 @@ def _child(rank: int, count: int, port: int, argv: list[str], folder: str, event
             return step(self, model, inputs, *args, **kwargs)
 
         PatchTrainer.training_step = noted  # type: ignore[method-assign]
+        if event is not None and event[1] == rank and event[2] < 0:
+            _happens(event[0])
         code = main(argv)
     print('CPU', time.process_time(), file=sys.stderr)
     sys.stdout.flush()
@@ -121,9 +127,28 @@ def _child(rank: int, count: int, port: int, argv: list[str], folder: str, event
 
 
 def _happens(what: str) -> None:
+    """Something goes wrong in this process, now or when it writes its part of a checkpoint."""
     if what == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     elif what == "terminated":
         os.kill(os.getpid(), signal.SIGTERM)
     elif what == "fails":
         raise RuntimeError("this step fails")
+    elif what == "damaged store":
+        from patchtrain.data.store import TokenStore
+
+        TokenStore.verify = _raising(PatchtrainError("train.bin is damaged"))  # type: ignore
+    else:
+        from torch.distributed.checkpoint import HuggingFaceStorageWriter as Writer
+
+        if what == "full disk":
+            Writer.write_data = _raising(OSError(errno.ENOSPC, "No space left on device"))  # type: ignore
+        elif what == "killed writing":
+            Writer.write_data = lambda *args: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore
+
+
+def _raising(error: Exception) -> Callable[..., Any]:
+    def fail(*args: Any) -> Any:
+        raise error
+
+    return fail

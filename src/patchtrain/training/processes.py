@@ -76,8 +76,8 @@ def together() -> Iterator[None]:
     try:
         yield
     except CheckpointException as wrapped:
-        # It is a BaseException that hides the one that matters, and all processes raise it.
-        error = next(iter(wrapped.failures.values()))[0]
+        # All processes raise it, a BaseException, with the errors of those that have one.
+        error = wrapped.failures[rank()][0] if rank() in wrapped.failures else None
     except Exception as raised:
         error = raised
     try:

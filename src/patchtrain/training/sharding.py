@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import Trainer
 
@@ -47,3 +48,17 @@ class Sharding(Trainer):
     def _wants_fsdp(self) -> bool:
         launched = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
         return bool(self.args.fsdp) or launched
+
+    def gathered_state(self, plain: nn.Module) -> dict[str, torch.Tensor] | None:
+        """The whole state dict of a sharded model, complete on the first process; else None.
+
+        Called on all processes. ``plain`` is the model without what is wrapped around it.
+        """
+        if not self.is_fsdp_enabled:
+            return None
+        state: dict[str, torch.Tensor] = self.accelerator.get_state_dict(self.model_wrapped)
+        names: dict[int, str] = {}
+        for name, tensor in plain.state_dict(keep_vars=True).items():
+            if name in state:  # what was tied comes as copies: one again, to be written once
+                state[name] = state[names.setdefault(id(tensor), name)]
+        return state

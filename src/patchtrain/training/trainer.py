@@ -393,10 +393,7 @@ class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation):
         """
         path = Path(path)
         plain: Any = self.plain_model()
-        # Gathered only where it is sharded: a compiled model's state dict has names of its own.
-        state = None
-        if self.is_fsdp_enabled:
-            state = self.accelerator.get_state_dict(self.model_wrapped)
+        state = self.gathered_state(plain)
         with together():
             if self.is_world_process_zero():
                 plain.config.use_cache = True  # off while training; a reader wants fast generation
