@@ -45,7 +45,11 @@ class Ended:
 
 
 def run(
-    count: int, argv: list[str], folder: Path, event: tuple[str, int, int] | None = None
+    count: int,
+    argv: list[str],
+    folder: Path,
+    event: tuple[str, int, int] | None = None,
+    environment: dict[str, str] | None = None,
 ) -> Ended:
     """Run ``patchtrain`` in ``count`` processes and wait for all of them.
 
@@ -55,15 +59,21 @@ def run(
         folder: for what they say.
         event: what happens (see ``_happens``), to which process (-1: all), in which step (-1:
             before the first).
+        environment: what a launcher would set besides.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    children = [
-        context().Process(target=_child, args=(rank, count, port, argv, str(folder), event))
-        for rank in range(count)
-    ]
+    common = {"OMP_NUM_THREADS": "1", **(environment or {})}
+    if count > 1:
+        common |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
+                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
+    children = []
+    for rank in range(count):
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if count > 1 else {}
+        arguments = (rank, argv, str(folder), event, {**common, **own})
+        children.append(context().Process(target=_child, args=arguments))
     for child in children:
         child.start()
     deadline = time.monotonic() + LIMIT
@@ -88,12 +98,10 @@ def _read(file: Path) -> dict[int, list]:
     return {row["step"]: row["ids"] for row in rows}
 
 
-def _child(rank: int, count: int, port: int, argv: list[str], folder: str, event: Any) -> None:
-    if count > 1:
-        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count),
-                          LOCAL_WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1",
-                          MASTER_PORT=str(port))  # fmt: skip
-    os.environ["OMP_NUM_THREADS"] = "1"
+def _child(
+    rank: int, argv: list[str], folder: str, event: Any, environment: dict[str, str]
+) -> None:
+    os.environ.update(environment)
     torch.set_num_threads(1)
     output = os.open(f"{folder}/{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
@@ -132,6 +140,7 @@ def _happens(what: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     elif what == "terminated":
         os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)  # passed on by the launcher
     elif what == "fails":
         raise RuntimeError("this step fails")
     elif what == "damaged store":

@@ -1,6 +1,8 @@
 """Several processes are one run: the same losses, data and model, saved and resumed on any number."""
 
 import json
+import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from patchtrain import PatchConfig, UsageError
 from patchtrain.data.prepare import prepare
 from patchtrain.runs import RunFolder
 from tests.cli.corpus import write_corpus
@@ -59,7 +62,7 @@ class Runs:
 
     def whole(self, count: int, *overrides: str) -> tuple[RunFolder, Ended]:
         """The run from start to end on ``count`` processes."""
-        name = "-".join([str(count), *overrides])
+        name = re.sub(r"[^\w=-]+", "-", "-".join([str(count), *overrides]))
         if name not in self.made:
             self.made[name] = self.go(name, count, *overrides)
         return self.made[name]
@@ -148,6 +151,69 @@ def test_two_processes_are_one_run(
     same_run(runs.whole(2, *sharded, *tied), runs.whole(1, *tied))
 
 
+def test_sharded_with_activation_checkpointing_and_separate_documents(runs: Runs) -> None:
+    more = "training.fsdp_config={activation_checkpointing: true, reshard_after_forward: false}"
+    separate = "plan.documents=separate"
+    found = runs.whole(2, FSDP, more, separate)
+    same_run(found, runs.whole(1, separate))
+    weights = files(found[0].path / "checkpoint-2", "weights")
+    assert not any("wrapped" in name for names in weights.values() for name in names)
+    same_run(runs.resumed(found[0], 2, 1, separate), runs.whole(1, separate), 2)
+
+
+def test_sharded_mixed_precision_sums_in_fp32(runs: Runs) -> None:
+    folder, ended = runs.whole(2, FSDP, "training.bf16=true")
+    assert ended.codes == [0, 0]
+    losses = rows(folder, "train", "loss")
+    assert losses == pytest.approx(rows(runs.whole(1)[0], "train", "loss"), rel=1e-3)
+    assert all(float(torch.tensor(loss).bfloat16()) != loss for loss in losses)
+    model = load_file(folder.model / "model.safetensors")
+    assert {tensor.dtype for tensor in model.values()} == {torch.float32}
+
+
+def launched(*words: str, monkeypatch: pytest.MonkeyPatch) -> tuple[int, dict[str, str], list[str]]:
+    """Processes, environment and words that ``accelerate launch`` would start patchtrain with."""
+    from accelerate.commands.launch import launch_command, launch_command_parser
+
+    found: list[Any] = []
+
+    def start(args: Any) -> None:
+        found.append((int(args.nproc_per_node), dict(os.environ), args.training_script_args))
+
+    monkeypatch.setattr("torch.distributed.run.run", start)
+    launch_command(launch_command_parser().parse_args(list(words)))
+    ((count, environment, rest),) = found
+    ours = {name: value for name, value in environment.items() if os.environ.get(name) != value}
+    return count, ours, rest
+
+
+def test_accelerate_launch_shards_too(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    line = "--num_processes 2 --use_fsdp --fsdp_version 2 -m patchtrain train recipe.yaml"
+    count, environment, words = launched(*line.split(), monkeypatch=monkeypatch)
+    assert (count, words) == (2, ["train", "recipe.yaml"])
+    assert environment["ACCELERATE_USE_FSDP"] == "true"
+    pretrained = ("model.config=null", f"model.pretrained={runs.whole(1)[0].model}")
+    found = runs.go("accelerate", 2, *pretrained, environment=environment)
+    same_run(found, runs.whole(1, *pretrained))
+    first, second = files(found[0].path / "checkpoint-2", "weights").values()
+    assert first.keys() == second.keys()
+    _, ended = runs.go("old", 2, environment={**environment, "FSDP_VERSION": "1"})
+    assert len(ended.errors) == 1, ended.said
+    assert "fsdp_version 1 is not supported; use 2" in ended.errors[0]
+
+
+@pytest.mark.parametrize(("config", "words"), [
+    ("{reshard_forward: true}", "no key 'reshard_forward'; did you mean 'reshard_after_forward'?"),
+    ("{version: 1}", "fsdp_version 1 is not supported; use 2"),
+    ("{fsdp_cpu_ram_efficient_loading: true}", "needs its weights"),
+])  # fmt: skip
+def test_what_fsdp_cannot_have_is_refused(tmp_path: Path, config: str, words: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(words)):
+        PatchConfig(str(tmp_path), fsdp=True, fsdp_config=yaml.safe_load(config))
+
+
 @pytest.mark.parametrize("sharded", [(), (FSDP,)], ids=["ddp", "fsdp"])
 def test_every_process_writes_its_own_part_of_a_checkpoint(
     runs: Runs, sharded: tuple[str, ...]
@@ -206,9 +272,17 @@ def test_another_number_of_processes_must_be_said(runs: Runs) -> None:
     assert not (folder / "failure.json").exists()
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("sharded", [(), (FSDP,)], ids=["ddp", "fsdp"])
-@pytest.mark.parametrize("what", ["killed", "killed writing"])
+@pytest.mark.parametrize(
+    ("sharded", "rank", "what"),
+    [
+        ((), 0, "killed"),
+        ((), 1, "killed"),
+        ((FSDP,), 0, "killed"),
+        ((FSDP,), 1, "killed"),
+        ((), 0, "killed writing"),
+        ((FSDP,), 1, "killed writing"),
+    ],
+)
 def test_when_a_process_is_killed_the_other_says_so_and_the_run_goes_on(
     runs: Runs, sharded: tuple[str, ...], rank: int, what: str
 ) -> None:
@@ -221,6 +295,7 @@ def test_when_a_process_is_killed_the_other_says_so_and_the_run_goes_on(
     assert json.loads((folder.path / "failure.json").read_text())["process"] == 1 - rank
     if rank == 1:
         same_run(runs.go(name, 2, *sharded, "--resume"), runs.whole(1), 4)
+        assert not list(folder.path.glob(".*partial*"))
         assert not (folder.path / "failure.json").exists()
 
 

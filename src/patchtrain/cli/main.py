@@ -100,6 +100,14 @@ class _Terminated(SystemExit):
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
+    if sys.exception() is None:
+        raise _Terminated
+    # It is ending with an error that it has yet to say: torchrun sends SIGTERM to what is left of a
+    # run whose first process has died. The next signal counts.
+    signal.signal(signal.SIGTERM, _terminate_at_once)
+
+
+def _terminate_at_once(number: int, frame: FrameType | None) -> None:
     raise _Terminated
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -113,6 +114,11 @@ class PatchConfig(TrainingArguments):
             self.use_cpu = True  # so that bf16 is allowed there too
         if self.fsdp:
             check_fsdp(self.fsdp_config)
+        elif os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+            check_fsdp({"version": int(os.environ.get("FSDP_VERSION", 2))})
+        # `accelerate launch` sets it unasked: weights on the first process only, where all need
+        # them to try the model.
+        os.environ.pop("FSDP_CPU_RAM_EFFICIENT_LOADING", None)
         super().__post_init__()
         if self.fsdp and self.parallel_mode != ParallelMode.DISTRIBUTED:
             self.fsdp = self.fsdp_plugin_args = None  # one process has nothing to shard
@@ -164,7 +170,7 @@ def check_fsdp(config: Any) -> None:
             raise UsageError(f"fsdp_config: no key '{name}'{nearest(key, list(FSDP_KEYS))}")
     values = {name.removeprefix("fsdp_"): value for name, value in config.items()}
     if values.get("version", 2) != 2:
-        raise UsageError(f"fsdp_config: version {values['version']} is not supported; use 2")
+        raise UsageError(f"fsdp_version {values['version']} is not supported; use 2")
     if values.get("cpu_ram_efficient_loading"):
         raise UsageError(
             "fsdp_config: cpu_ram_efficient_loading is not supported: every process tries the "

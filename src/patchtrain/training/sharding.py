@@ -16,7 +16,6 @@ from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import Trainer
 
-from patchtrain.errors import UsageError
 
 
 class Sharding(Trainer):
@@ -33,15 +32,9 @@ class Sharding(Trainer):
             self.is_fsdp_enabled = True
         if not self.is_fsdp_enabled:
             return
-        plugin = state.fsdp_plugin
-        if plugin.fsdp_version != 2:
-            raise UsageError(
-                f"fsdp: version {plugin.fsdp_version} is not supported; use 2 (fsdp_version: 2 in "
-                f"accelerate's configuration, version: 2 in training.fsdp_config)"
-            )
         if state.mixed_precision == "bf16":
             # accelerate's own would sum gradients over processes in bf16, and round the loss to it.
-            plugin.mixed_precision_policy = MixedPrecisionPolicy(
+            state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
                 param_dtype=torch.bfloat16, reduce_dtype=torch.float32
             )
 

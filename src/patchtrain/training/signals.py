@@ -4,17 +4,24 @@ A scheduler that takes a machine back sends SIGTERM some time before it kills. T
 noted and the run ends after the step it is in, with a checkpoint and the exit code 128 + signal
 (143 and 130), which schedulers read as "ended by the signal, may be started again". A second one
 ends it at once.
+
+Where a launcher started the processes, a scheduler's signal may come twice, once from it and once
+passed on by the launcher: signals that come soon after the first are then the same one.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from patchtrain.errors import PatchtrainError
+
+PASSED_ON_SECONDS = 5.0
 
 
 class StoppedBySignalError(PatchtrainError):
@@ -30,6 +37,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal = 0
+        self._at = 0.0
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -40,9 +48,14 @@ class StopRequest:
         before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
         def note(number: int, frame: FrameType | None) -> None:
-            self.signal = number
-            for each, handler in before.items():  # the second signal does what it always did
-                signal.signal(each, handler)
+            if not self.signal:
+                self.signal, self._at = number, time.monotonic()
+            elif "LOCAL_RANK" in os.environ and time.monotonic() - self._at < PASSED_ON_SECONDS:
+                return
+            else:  # the second signal does what it always did
+                for each, handler in before.items():
+                    signal.signal(each, handler)
+                signal.raise_signal(number)
 
         for number in before:
             signal.signal(number, note)

@@ -199,6 +199,8 @@ class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation):
     def _raise_if_stopped(self) -> None:
         step = self.state.global_step
         if self.stopped_by and step < self.plan.total_steps:
+            with together():  # torchrun ends the others as soon as it sees one end
+                pass
             name = signal.Signals(self.stopped_by).name
             raise StoppedBySignalError(
                 self.stopped_by,
