@@ -114,12 +114,22 @@ class _Terminated(SystemExit):
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
+    if sys.exception() is None:
+        raise _Terminated
+    # It is ending with an error that it has yet to say: torchrun sends SIGTERM to what is left of a
+    # run whose first process has died. The next signal counts.
+    signal.signal(signal.SIGTERM, _terminate_at_once)
+
+
+def _terminate_at_once(number: int, frame: FrameType | None) -> None:
     raise _Terminated
 
 
 def _disk_full(error: BaseException | None) -> str | None:
     """The message for a full disk, also where a library wrapped the error in one of its own."""
-    while error is not None:
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:  # a chain of errors may be a ring
+        seen.append(error)
         text = str(error)
         # The two texts are how safetensors and torch.save report it.
         full = isinstance(error, OSError) and error.errno == errno.ENOSPC
@@ -133,9 +143,20 @@ def _disk_full(error: BaseException | None) -> str | None:
 def _fail(message: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    if not getattr(sys.exception(), "told", False):  # another process of the run has said it
+    if not _said_elsewhere(sys.exception(), code):
         print(f"patchtrain: error: {one_line(message, _LONGEST_MESSAGE)}", file=sys.stderr)
     return code
+
+
+def _said_elsewhere(error: BaseException | None, code: int) -> bool:
+    """Whether another process of the same run says it.
+
+    ``told`` says so. Before the processes have met there is no ``told``: a usage error is then the
+    same on all of a machine, and signals are sent to all.
+    """
+    told = getattr(error, "told", None)
+    alike = code == 2 or code > 128
+    return bool(told) if told is not None else alike and os.environ.get("LOCAL_RANK", "0") != "0"
 
 
 if __name__ == "__main__":

@@ -78,7 +78,9 @@ def run(args: argparse.Namespace) -> int:
     from patchtrain.training import run as runs  # after the recipe's own errors: this takes seconds
 
     if args.dry_run:
-        print_plan(runs.prepare_run(recipe))
+        prepared = runs.prepare_run(recipe)
+        if runs.is_first_process():
+            print_plan(prepared)
         return 0
     if runs.restarted() and args.resume is None:
         args.overwrite, args.resume = False, "auto"  # it was for the first start

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from transformers import TrainingArguments
+from transformers.training_args import ParallelMode
 
-from patchtrain.errors import UsageError
+from patchtrain.errors import UsageError, nearest
 from patchtrain.plan import PlanSpec
 from patchtrain.training.guard import ON_NONFINITE
 
@@ -41,6 +44,12 @@ UNSUPPORTED = {
     "push_to_hub": "push the exported model folder when the run is finished",
     "enable_jit_checkpoint": "SIGTERM saves a checkpoint anyway",
 }
+# What ``fsdp_config`` takes, with or without ``fsdp_`` in front.
+FSDP_KEYS = (
+    "version", "reshard_after_forward", "auto_wrap_policy", "transformer_layer_cls_to_wrap",
+    "min_num_params", "cpu_offload", "activation_checkpointing", "cpu_ram_efficient_loading",
+    "state_dict_type",
+)  # fmt: skip
 
 
 @dataclass
@@ -89,6 +98,10 @@ class PatchConfig(TrainingArguments):
             "optimizer step: stop, skip the step, or rollback to the newest checkpoint."
         },
     )
+    # transformers declares it as text, which a recipe's `fsdp: true` is not.
+    fsdp: bool | str | None = field(
+        default=None, metadata={"help": "Shard the model over the processes with FSDP2."}
+    )
     learning_rate: float = 3e-4
     adam_beta2: float = 0.95
     weight_decay: float = 0.1
@@ -111,7 +124,16 @@ class PatchConfig(TrainingArguments):
             )
         if not torch.accelerator.is_available():
             self.use_cpu = True  # so that bf16 is allowed there too
+        if self.fsdp:
+            check_fsdp(self.fsdp_config)
+        elif os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+            check_fsdp({"version": int(os.environ.get("FSDP_VERSION", 2))})
+        # `accelerate launch` sets it unasked: weights on the first process only, where all need
+        # them to try the model.
+        os.environ.pop("FSDP_CPU_RAM_EFFICIENT_LOADING", None)
         super().__post_init__()
+        if self.fsdp and self.parallel_mode != ParallelMode.DISTRIBUTED:
+            self.fsdp = self.fsdp_plugin_args = None  # one process has nothing to shard
         if self.eval_tokens is not None and self.eval_tokens < 2:
             raise UsageError(f"eval_tokens must be at least 2, not {self.eval_tokens}")
         for name in ("save_strategy", "eval_strategy", "logging_strategy"):
@@ -150,6 +172,28 @@ class PatchConfig(TrainingArguments):
                 f"stage; give a number of steps, or plan.warmup_steps"
             )
         return PlanSpec.from_dict(values)
+
+
+def check_fsdp(config: Any) -> None:
+    """Refuse what ``fsdp_config`` cannot have; transformers drops keys that it does not know.
+
+    Raises:
+        UsageError: naming the key.
+    """
+    if not isinstance(config, Mapping):
+        return  # none, or a file
+    for name in config:
+        key = name.removeprefix("fsdp_")
+        if key not in FSDP_KEYS:
+            raise UsageError(f"fsdp_config: no key '{name}'{nearest(key, list(FSDP_KEYS))}")
+    values = {name.removeprefix("fsdp_"): value for name, value in config.items()}
+    if values.get("version", 2) != 2:
+        raise UsageError(f"fsdp_version {values['version']} is not supported; use 2")
+    if values.get("cpu_ram_efficient_loading"):
+        raise UsageError(
+            "fsdp_config: cpu_ram_efficient_loading is not supported: every process tries the "
+            "model before it is sharded, and needs its weights"
+        )
 
 
 def save_interval(args: TrainingArguments, total_steps: int) -> int:

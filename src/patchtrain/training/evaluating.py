@@ -16,6 +16,7 @@ from patchtrain.data.batches import read_rows, spread, spread_starts, token_arra
 from patchtrain.data.documents import AlignedDocuments, aligned_documents
 from patchtrain.errors import UsageError
 from patchtrain.evaluation.perplexity import evaluating, packed_loss, rows_loss
+from patchtrain.patches import IGNORE
 from patchtrain.plan import PlanSpec, Stage
 from patchtrain.training.passes import count_targets, pass_loss, split_passes
 
@@ -49,7 +50,7 @@ class TokenLevelEvaluation(Trainer):
         if self._handle is not None and self._stage is not None:
             length = self._stage.sequence_tokens
             if len(tokens) >= length:
-                starts = self._share(spread_starts(len(tokens), self._eval_wanted(), length))
+                starts = spread_starts(len(tokens), self._eval_wanted(), length)
                 metrics["patch_loss"] = self._patch_loss(tokens, starts, self._stage)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         if self.record is not None:
@@ -68,29 +69,39 @@ class TokenLevelEvaluation(Trainer):
         derived = min(max(self.plan.total_positions // 100, 8_192), 131_072)
         return self.args.eval_tokens or derived
 
-    def _share(self, rows: np.ndarray) -> np.ndarray:
-        """This process's part of ``rows``: equal parts, so that sharded models stay in step."""
-        share = len(rows) // self.plan.processes
-        return rows[self.args.process_index * share :][:share] if share else rows
+    def _share(self, rows: np.ndarray) -> tuple[np.ndarray, int]:
+        """This process's part of ``rows``, and how many of them count.
+
+        All processes get equally many, so that sharded models stay in step: the last ones get rows
+        that are run and not counted.
+        """
+        share = -(-len(rows) // self.plan.processes)
+        part = rows[self.args.process_index * share :][:share]
+        filling = np.repeat(rows[:1], share - len(part), axis=0)
+        return np.concatenate([part, filling]), len(part)
 
     def _token_loss(self, tokens: np.ndarray | AlignedDocuments) -> tuple[float, int]:
         """Summed next-token loss on this process's rows of the text, and their targets."""
         length = self.plan.context_length
         if isinstance(tokens, np.ndarray):
             # A window's last token is only predicted, its first only read.
-            return rows_loss(
-                self.model, self._share(spread(tokens, self._eval_wanted(), length + 1))
-            )
+            windows, counted = self._share(spread(tokens, self._eval_wanted(), length + 1))
+            return rows_loss(self.model, windows, counted=counted)
         starts = spread_starts(len(tokens), self._eval_wanted(), length)
-        starts = self._share(starts) if len(starts) else np.zeros(1, dtype=np.int64)
-        return packed_loss(self.model, tokens.read(starts, length, 1))
+        starts, counted = self._share(starts if len(starts) else np.zeros(1, dtype=np.int64))
+        rows = tokens.read(starts, length, 1)
+        rows["labels"][counted:] = IGNORE
+        return packed_loss(self.model, rows)
 
     @torch.no_grad()
     def _patch_loss(
         self, tokens: np.ndarray | AlignedDocuments, starts: np.ndarray, stage: Stage
     ) -> float:
         """The stage's own loss on whole sequences."""
+        starts, counted = self._share(starts)
         rows = read_rows(tokens, starts, stage.sequence_tokens, stage.patch_size)
+        if counted < len(starts):
+            rows.setdefault("labels", rows["input_ids"].copy())[counted:] = IGNORE
         inputs = {name: torch.from_numpy(value) for name, value in rows.items()}
         total = targets = 0.0
         with evaluating(self.model):

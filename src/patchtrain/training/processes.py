@@ -67,6 +67,8 @@ def of_first(value: Any) -> Any:
 def together() -> Iterator[None]:
     """What fails in the block on one process fails on all, so that none waits for another.
 
+    The error is said by the first process that has one: on the others it has ``told`` set.
+
     Raises:
         PatchtrainError: on the processes where the block itself succeeded.
     """
@@ -74,16 +76,32 @@ def together() -> Iterator[None]:
     try:
         yield
     except CheckpointException as wrapped:
-        # It is a BaseException that hides the one that matters, and all processes raise it.
-        error = next(iter(wrapped.failures.values()))[0]
+        # All processes raise it, a BaseException, with the errors of those that have one.
+        error = wrapped.failures[rank()][0] if rank() in wrapped.failures else None
     except Exception as raised:
         error = raised
-    reasons = gather(None if error is None else f"{type(error).__name__}: {error}")
-    if error is not None:
-        raise error
-    for process, reason in enumerate(reasons):
-        if reason is not None:
-            raise PatchtrainError(f"process {process} failed: {reason}")
+    try:
+        failures = gather(None if error is None else _in_words(error))
+    except Exception as lost:  # another process is gone meanwhile; what went wrong here comes first
+        raise error or lost from None
+    first = next((process for process, failure in enumerate(failures) if failure), None)
+    if first is None:
+        return
+    if error is None:
+        reason, code = failures[first]
+        error = PatchtrainError(f"process {first} failed: {reason}")
+        error.exit_code = code
+    error.told = first != rank()  # type: ignore[attr-defined]
+    raise error
+
+
+def _in_words(error: BaseException) -> tuple[str, int]:
+    """What went wrong, and the exit code."""
+    name = "" if isinstance(error, PatchtrainError) else f"{type(error).__name__}: "
+    return f"{name}{error}", getattr(error, "exit_code", 1)
+
+
+_ending_together = False
 
 
 @contextlib.contextmanager
@@ -92,27 +110,42 @@ def ending_with_the_others(run: Path) -> Iterator[None]:
 
     The first process to fail leaves ``RUN/failure.json`` and says why. The others lose contact with
     it, find the file, and end without a word of their own (``told`` is set on their errors). Where
-    the first one was killed and could not speak, the first to miss it does.
+    the first one was killed and could not speak, the first to miss it does. A block within a block
+    does nothing.
 
     Raises:
         PatchtrainError: in place of the error of a collective whose other side is gone.
     """
+    global _ending_together
+    if not several() or _ending_together:
+        yield
+        return
+    with together():
+        if rank() == 0:
+            (run / "failure.json").unlink(missing_ok=True)
+    _ending_together = True
     try:
         yield
-    except StoppedBySignalError as stopped:
+    except StoppedBySignalError as stopped:  # on all of them
         stopped.told = rank() > 0  # type: ignore[attr-defined]
         raise
-    except Exception as error:
-        if not several():
-            raise
-        raised: Exception = error
+    except BaseException as error:
+        raised, cause = error, error.__cause__
         if _lost_contact(error):
-            raised = PatchtrainError(
-                f"another process of this run is gone, so process {rank()} cannot go on; "
-                f"its own messages, if it had any, say why; go on with --resume"
+            raised, cause = (
+                PatchtrainError(
+                    f"another process of this run is gone, so process {rank()} cannot go on; its "
+                    f"own messages, if it had any, say why; go on with --resume"
+                ),
+                error,
             )
-        raised.told = not _first_to_fail(run, str(raised))  # type: ignore[attr-defined]
-        raise raised from error
+        told = getattr(raised, "told", None)
+        if not told:
+            first = _first_to_fail(run, str(raised) or type(raised).__name__)
+            raised.told = not first if told is None else told  # type: ignore[attr-defined]
+        raise raised from cause
+    finally:
+        _ending_together = False
 
 
 def _lost_contact(error: BaseException) -> bool:

@@ -62,10 +62,11 @@ class Resuming(Trainer):
             if found is None:
                 return None
         else:
-            found = Checkpoint.at(wanted)
+            with together():
+                found = Checkpoint.at(wanted)
             found.verify()
-        before = found.info()["identity"]
         with together():
+            before = found.info()["identity"]
             refuse_changes(before, self.identity, allow_change, str(found.path))
         return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -54,9 +55,36 @@ class Prepared:
 def prepare_run(recipe: Recipe, quiet: bool = False) -> Prepared:
     """Open the store, build the model, resolve the plan. Writes nothing.
 
+    Several processes meet here; what goes wrong on one ends all.
+
     Raises:
         UsageError: where recipe, store and model do not fit together.
     """
+    args = _arguments(recipe, quiet)
+    with together():
+        return _prepare(recipe, args)
+
+
+def _arguments(recipe: Recipe, quiet: bool) -> PatchConfig:
+    """The training arguments; making them connects this process with the others."""
+    values = {"disable_tqdm": quiet, "log_level": "error", **copy.deepcopy(recipe.training)}
+    with _as_usage_errors():
+        return PatchConfig(output_dir=str(recipe.out), plan=recipe.plan, seed=recipe.seed, **values)
+
+
+@contextmanager
+def _as_usage_errors() -> Iterator[None]:
+    """Trainer's own refusals as ours."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except (ValueError, ImportError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"training: {reason}") from error
+
+
+def _prepare(recipe: Recipe, args: PatchConfig) -> Prepared:
     store = TokenStore.open(recipe.store)
     store.verify(at_most=VERIFIED_BYTES)
     tokenizer = store.load_tokenizer()
@@ -64,20 +92,8 @@ def prepare_run(recipe: Recipe, quiet: bool = False) -> Prepared:
         f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")
     }
     model = build_model(recipe, store.vocab_size, special, tokenizer.get_vocab())
-    try:
-        args = PatchConfig(
-            output_dir=str(recipe.out),
-            plan=recipe.plan,
-            seed=recipe.seed,
-            **{"disable_tqdm": quiet, "log_level": "error", **recipe.training},
-        )
-        with _no_new_folders(recipe.out) if is_first_process() else nullcontext():
-            trainer = PatchTrainer(model, args, store, processing_class=tokenizer)
-    except UsageError:
-        raise
-    except (ValueError, ImportError, RuntimeError) as error:  # Trainer's own refusals
-        reason = " ".join(str(error).split())
-        raise UsageError(f"training: {reason}") from error
+    with _as_usage_errors(), _no_new_folders(recipe.out) if is_first_process() else nullcontext():
+        trainer = PatchTrainer(model, args, store, processing_class=tokenizer)
     return Prepared(recipe, store, trainer)
 
 
@@ -160,15 +176,17 @@ def run_recipe(
         allow_change: what may differ from the run so far (``identity.MAY_CHANGE``).
     """
     allow_change = check_allowed(allow_change, resume)
-    check_out(recipe.out, overwrite, resume)
     transformers.utils.logging.disable_progress_bar()  # its bars of a second each, between ours
     folder = RunFolder(recipe.out)
+    args = _arguments(recipe, quiet)
     with ExitStack() as held:
-        if is_first_process() and _holds_something(recipe.out):
-            held.enter_context(folder.locked())  # before anything slow: nobody else may take it
-        prepared = prepare_run(recipe, quiet)
+        with together():
+            check_out(recipe.out, overwrite, resume)
+            if is_first_process() and _holds_something(recipe.out):
+                held.enter_context(folder.locked())  # before anything slow: nobody else takes it
+        with together():
+            prepared = _prepare(recipe, args)
         trainer = prepared.trainer
-        held.enter_context(ending_with_the_others(recipe.out))
         going_on = of_first(resume != "no" and folder.recipe_file.is_file())
         kept = None
         with together():
@@ -179,15 +197,15 @@ def run_recipe(
                     kept = held.enter_context(_replaced(recipe.out, overwrite))
                     held.enter_context(folder.locked())
                 clear_partial(recipe.out)
-                folder.failure_file.unlink(missing_ok=True)
         if of_first(going_on and _is_finished(folder)):
             trainer.tell(f"{recipe.out} is finished already; nothing to do")
-        elif not trainer.is_world_process_zero():
+            return folder
+        held.enter_context(ending_with_the_others(recipe.out))
+        if not trainer.is_world_process_zero():
             trainer.train(going_on, allow_change=allow_change)
             trainer.export(folder.model)
         else:
             _run(prepared, folder, going_on, allow_change, kept, quiet)
-        trainer.accelerator.wait_for_everyone()
     return folder
 
 

@@ -3,11 +3,13 @@
 A scheduler that takes a machine back sends SIGTERM some time before it kills. The first signal is
 noted and the run ends after the step it is in, with a checkpoint and the exit code 128 + signal
 (143 and 130), which schedulers read as "ended by the signal, may be started again". A second one,
-some seconds later, ends it at once.
+some seconds later, ends it at once: one that comes sooner is an echo of the first, which a terminal
+sends to the processes and a launcher passes on to them.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -17,9 +19,7 @@ from types import FrameType
 
 from patchtrain.errors import PatchtrainError
 
-# Seconds in which a second signal is the first one's echo: a terminal's Ctrl-C reaches a process
-# and the torchrun that passes it on.
-_ECHO = 2.0
+_ECHO_SECONDS, _PASSED_ON_SECONDS = 2.0, 5.0
 
 
 class StoppedBySignalError(PatchtrainError):
@@ -35,6 +35,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal = 0
+        self._at = 0.0
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -46,13 +47,12 @@ class StopRequest:
             number: signal.getsignal(number) or signal.SIG_DFL
             for number in (signal.SIGTERM, signal.SIGINT)
         }
-        first = 0.0
 
         def note(number: int, frame: FrameType | None) -> None:
-            nonlocal first
+            echo = _PASSED_ON_SECONDS if "LOCAL_RANK" in os.environ else _ECHO_SECONDS
             if not self.signal:
-                self.signal, first = number, time.monotonic()
-            elif time.monotonic() - first > _ECHO:  # now it does what it always did
+                self.signal, self._at = number, time.monotonic()
+            elif time.monotonic() - self._at > echo:  # now it does what it always did
                 for each, handler in before.items():
                     signal.signal(each, handler)
                 signal.raise_signal(number)

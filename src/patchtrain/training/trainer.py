@@ -38,14 +38,15 @@ from patchtrain.training.evaluating import TokenLevelEvaluation, stream
 from patchtrain.training.guard import NonfiniteGuard
 from patchtrain.training.identity import data_identity, identity
 from patchtrain.training.passes import count_targets, pass_loss, split_passes
-from patchtrain.training.processes import ending_with_the_others, most, of_first
+from patchtrain.training.processes import ending_with_the_others, most, of_first, together
 from patchtrain.training.progress import StageProgress
 from patchtrain.training.record import RunRecord, now
 from patchtrain.training.resuming import LossWindow, Resuming
+from patchtrain.training.sharding import Sharding
 from patchtrain.training.signals import StoppedBySignalError, StopRequest
 
 
-class PatchTrainer(Resuming, TokenLevelEvaluation):
+class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation):
     """Trains a causal LM through the stages of ``args.plan``.
 
     Args:
@@ -208,6 +209,8 @@ class PatchTrainer(Resuming, TokenLevelEvaluation):
         number = self.stopped_by or most(self.stop_request.signal, self.args.device)
         saved = self.checkpoints.run / f"checkpoint-{step}"
         if number and of_first(saved.is_dir()):
+            with together():  # torchrun ends the others as soon as it sees one end
+                pass
             raise StoppedBySignalError(
                 number,
                 f"stopped by {signal.Signals(number).name} after step {step:,} of "
@@ -323,7 +326,7 @@ class PatchTrainer(Resuming, TokenLevelEvaluation):
             "name": self.args.run_name or Path(self.args.output_dir).resolve().name,
             "status": "running",
             "seed": self.args.seed,
-            "model": {"class": type(self.model).__name__, **self.size.to_dict()},
+            "model": {"class": self.identity["model"]["class"], **self.size.to_dict()},
             "flops_per_position": self.flops_per_position,
             "learning_rate": self.args.learning_rate,
             "loss_backend": {"name": self.backend.name, "reason": self.backend.reason},
@@ -399,17 +402,14 @@ class PatchTrainer(Resuming, TokenLevelEvaluation):
         """
         path = Path(path)
         plain: Any = self.plain_model()
-        # Gathered only where it is sharded: a compiled model's state dict has names of its own.
-        state = None
-        if self.is_fsdp_enabled:
-            state = self.accelerator.get_state_dict(self.model_wrapped)
-        if self.is_world_process_zero():
-            plain.config.use_cache = True  # off while training; a reader wants fast generation
-            with whole_folder(path, replace=True) as folder:
-                plain.save_pretrained(folder, state_dict=state)
-                if self.processing_class is not None:
-                    self.processing_class.save_pretrained(folder)
-        self.accelerator.wait_for_everyone()
+        state = self.gathered_state(plain)
+        with together():
+            if self.is_world_process_zero():
+                plain.config.use_cache = True  # off while training; a reader wants fast generation
+                with whole_folder(path, replace=True) as folder:
+                    plain.save_pretrained(folder, state_dict=state)
+                    if self.processing_class is not None:
+                        self.processing_class.save_pretrained(folder)
         return path
 
 
