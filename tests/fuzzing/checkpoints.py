@@ -23,9 +23,10 @@ def checkpoint_case(rng: Random, world: World, folder: Path) -> Case:
     run = folder / "run"
     shutil.copytree(world.interrupted, run)
     newest = run / "checkpoint-4"
-    if rng.random() < 0.3:
-        shutil.rmtree(run / "checkpoint-2")  # then there is nothing to fall back to but the start
     what, succeeds = rng.choice(DAMAGE)(rng, newest)
+    if succeeds and what != "nothing" and rng.random() < 0.3:
+        shutil.rmtree(run / "checkpoint-2")  # then there is nothing to fall back to
+        succeeds = None  # or the damage meant nothing
     (folder / "tiny.yaml").write_text(world.resumed(run), encoding="utf-8")
     argv = ("train", str(folder / "tiny.yaml"), "--resume", "--quiet")
     return Case(argv, folder, what, succeeds=succeeds, out=run)
@@ -49,12 +50,14 @@ def _bytes_of_a_file(rng: Random, checkpoint: Path) -> Damaged:
 
 def _entry_of_the_record(rng: Random, checkpoint: Path) -> Damaged:
     record = _record(checkpoint)
-    what = change_entry(rng, record, rng.choice(places(record)), odd_value(rng))
+    place = rng.choice(places(record))
+    what = change_entry(rng, record, place, odd_value(rng))
     if rng.random() < 0.7:
         _write(checkpoint, record)
         return f"resealed checkpoint.json: {what}", None
     (checkpoint / "checkpoint.json").write_text(json.dumps(record), encoding="utf-8")
-    return f"checkpoint.json: {what}", True
+    # One of another version is not damaged, and nothing that the run may do without.
+    return f"checkpoint.json: {what}", None if place == ("format_version",) else True
 
 
 def _entry_of_the_state(rng: Random, checkpoint: Path) -> Damaged:

@@ -157,7 +157,7 @@ def _happens(what: str) -> None:
 
 
 def _raising(error: Exception) -> Callable[..., Any]:
-    def fail(*args: Any) -> Any:
+    def fail(*args: Any, **kwargs: Any) -> Any:
         raise error
 
     return fail

@@ -341,7 +341,7 @@ def test_resuming_at_the_end_and_at_the_switch_keeps_one_record(tmp_path: Path) 
     whole.train()
     rows = RunFolder.open(tmp_path).metrics()
     for step in (10, 4):
-        again = trainer(tmp_path, save_strategy="no")
+        again = trainer(tmp_path, save_strategy="no", save_total_limit=9)
         again.train(str(tmp_path / f"checkpoint-{step}"), allow_change=["logging"])
         for got, want in zip(again.model.parameters(), whole.model.parameters(), strict=True):
             assert torch.equal(got, want)
