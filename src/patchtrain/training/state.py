@@ -151,6 +151,10 @@ def read_optimizer(model: nn.Module, optimizer: Any, folder: Path, rest: Mapping
     for name, (shape, dtype) in tensor_shapes(folder / "optimizer").items():
         parameter, key = place(name)
         like = parameters[parameter]
+        if dtype.is_floating_point and dtype not in (like.dtype, torch.float32):
+            raise PatchtrainError(
+                f"{folder} has optimizer state of a strange dtype: {name}, {dtype}"
+            )
         # What is as large as the parameter is sharded like it.
         value = torch.zeros_like(like, dtype=dtype, requires_grad=False) if like.shape == shape \
             else torch.zeros(shape, dtype=dtype)  # fmt: skip
@@ -166,6 +170,8 @@ def read_optimizer(model: nn.Module, optimizer: Any, folder: Path, rest: Mapping
     for group, before in zip(groups, rest["groups"], strict=True):
         for key, value in before.items():
             if key not in _NOT_KEPT:
+                if _kind(group.get(key)) not in (None, _kind(value)) and value is not None:
+                    raise PatchtrainError(f"{folder} has {key} as {value!r:.40} in its optimizer")
                 group[key] = tuple(value) if isinstance(group.get(key), tuple) else value
     optimizer.load_state_dict({"state": state, "param_groups": groups})
     # It casts state to the dtype of the parameter; some optimizers keep it wider.
@@ -178,6 +184,15 @@ def read_optimizer(model: nn.Module, optimizer: Any, folder: Path, rest: Mapping
 
 # Of a parameter group: what the run's own recipe and schedule decide, and the parameters.
 _NOT_KEPT = ("params", "lr", "initial_lr")
+
+
+def _kind(value: Any) -> str | None:
+    """What a value of a parameter group is, as far as one can stand for another."""
+    if isinstance(value, list | tuple):
+        return f"list of {[_kind(one) for one in value]}"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None if value is None else type(value).__name__
+    return "number"
 
 
 def _json_value(key: str, value: Any) -> Any:
