@@ -44,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
     from patchtrain.training import run as runs  # after the recipe's own errors: this takes seconds
 
     if args.dry_run:
+        recipe.training["push_to_hub"] = False  # which makes a repository at once
         print_plan(runs.prepare_run(recipe))
         return 0
     folder = runs.run_recipe(recipe, args.overwrite, args.quiet)
@@ -108,6 +109,8 @@ def print_plan(prepared: Prepared) -> None:
 
 
 def _print_result(info: dict, out: str) -> None:
+    from patchtrain.report.formats import number
+
     result, plan = info["result"], info["plan"]
     print(
         f"trained {plan['total_tokens']:,} tokens in {info['seconds']:.0f} s, "
@@ -115,8 +118,8 @@ def _print_result(info: dict, out: str) -> None:
     )
     if result:
         print(
-            f"validation: {result['loss']:.4f} nats a token, perplexity "
-            f"{result['perplexity']:.2f}, {result['bits_per_byte']:.4f} bits per byte"
+            f"validation: {number(result['loss'], 4)} nats a token, perplexity "
+            f"{number(result['perplexity'], 2)}, {number(result['bits_per_byte'], 4)} bits per byte"
         )
     print(f"model       {out}/model\npage        {out}/report.html")
     print(f'try it      patchtrain generate {out} "..."')

@@ -18,7 +18,7 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from patchtrain.data.store import VERIFIED_BYTES, TokenStore
-from patchtrain.errors import UsageError
+from patchtrain.errors import PatchtrainError, UsageError, one_line
 from patchtrain.evaluation.evaluate import Window, split_loss
 from patchtrain.evaluation.generate import complete
 from patchtrain.evaluation.perplexity import TextLoss
@@ -72,11 +72,11 @@ def prepare_run(recipe: Recipe, quiet: bool = False) -> Prepared:
         )
         with _no_new_folders(recipe.out) if is_first_process() else nullcontext():
             trainer = PatchTrainer(model, args, store, processing_class=tokenizer)
-    except UsageError:
-        raise
-    except (ValueError, ImportError, RuntimeError) as error:  # Trainer's own refusals
-        reason = " ".join(str(error).split())
-        raise UsageError(f"training: {reason}") from error
+    except Exception as error:  # Trainer's own refusals, of many kinds
+        if isinstance(error, PatchtrainError) or (isinstance(error, OSError) and error.filename):
+            raise
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise UsageError(f"training: {one_line(f'{kind}{error}', 300)}") from error
     return Prepared(recipe, store, trainer)
 
 
@@ -266,7 +266,10 @@ def estimate_seconds(prepared: Prepared) -> float | None:
         for name, value in rows.items()
     }
     inputs = {name: value.to(trainer.args.device) for name, value in inputs.items()}
-    optimizer = trainer.create_optimizer()
+    try:
+        optimizer = trainer.create_optimizer()
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise UsageError(f"training: {one_line(error, 300)}") from error
     optimizer.zero_grad()
 
     def one_pass() -> None:
