@@ -1,4 +1,4 @@
-"""How bad input ends, over thousands of damaged recipes, stores and text files.
+"""How bad input ends, over thousands of damaged recipes, stores, checkpoints and text files.
 
 Each input is one call of the command line and must end in success or in one clear error, without a
 traceback, a hang, a silent loss or anything left behind (``tests/fuzzing``). It lives among the
@@ -41,7 +41,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 60  # of one input, before it counts as hanging
 INPUTS_OF_A_PROCESS = 500
 MEMORY = 8 << 30  # of the address space beyond what the process has when it begins
-KINDS = ("recipe", "store", "text")
+KINDS = ("recipe", "store", "text", "checkpoint")
 
 
 def main() -> int:

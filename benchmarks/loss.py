@@ -6,11 +6,12 @@ Every loss backend against two ways of doing without one:
     passes   all logits, and one cross-entropy for each of the K targets
 
 for several vocabularies and patch sizes, on the same inputs, in one run. Times alternate between
-the methods, so that what else the machine does falls on all; given is the median. Memory is the
-peak beyond inputs and gradients: on a GPU of the allocator, on a CPU of the resident size of a
-fresh process that does it once (Linux only).
+the methods and patch sizes, so that what else the machine does falls on all; given is the median
+(the papers' formula and our own function take part in every round, the others in every second).
+Memory is the peak beyond inputs and gradients: on a GPU of the allocator, on a CPU of the resident
+size of a fresh process that does it once (Linux only).
 
-    python benchmarks/loss.py                                      one core, about a quarter hour
+    python benchmarks/loss.py                                      one core, about half an hour
     python benchmarks/loss.py --vocabularies 4096 --patch-sizes 2 4 --rows 256 --out /tmp/loss.json
     python benchmarks/loss.py --device cuda --dtype bfloat16 --out results/loss-gpu.json
 """
@@ -87,8 +88,7 @@ def main() -> None:
     ]
     rows = []
     for vocab in args.vocabularies:
-        for patch_size in args.patch_sizes:
-            rows += measure(args, names, vocab, patch_size)
+        rows += measure(args, names, vocab)
     result = about("loss", "inputs, targets and machine; all methods give the same", args.device)
     result["settings"] = {
         "rows": args.rows, "most_logits": MOST_LOGITS, "width": args.width, "dtype": args.dtype,
@@ -98,37 +98,40 @@ def main() -> None:
     write(args.out, result)
 
 
-def measure(
-    args: argparse.Namespace, names: list[str], vocab: int, patch_size: int
-) -> list[dict[str, Any]]:
-    """One row of results for each method, at one vocabulary and patch size."""
-    inputs = make(args, vocab, patch_size)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    losses = {name: step(name, inputs)[1] for name in names}  # also warms up
+def measure(args: argparse.Namespace, names: list[str], vocab: int) -> list[dict[str, Any]]:
+    """One row of results for each patch size and method, at one vocabulary."""
+    cases = [(patch_size, name) for patch_size in args.patch_sizes for name in names]
+    data = {patch_size: make(args, vocab, patch_size) for patch_size in args.patch_sizes}
+    seconds: dict[tuple[int, str], list[float]] = {case: [] for case in cases}
+    # The first round also warms up.
+    losses = {(K, name): step(name, data[K])[1] for K, name in cases}
     tolerance = 1e-4 if args.dtype == "float32" else 1e-2
-    for name, loss in losses.items():
-        if abs(loss - losses[names[0]]) > tolerance * abs(losses[names[0]]):
-            raise SystemExit(f"{name} gives {loss}, {names[0]} {losses[names[0]]}: not comparable")
-    for _ in range(args.repeats):
-        for name in names:
-            seconds[name].append(step(name, inputs)[0])
-    del inputs
+    for (K, name), loss in losses.items():
+        want = losses[K, names[0]]
+        if abs(loss - want) > tolerance * abs(want):
+            raise SystemExit(f"{name} gives {loss}, {names[0]} {want}: not comparable")
+    for number in range(args.repeats):
+        for K, name in cases:
+            # The two that matter are in every round, the slow others in every second one.
+            if name in (names[0], "chunked") or number % 2 == 0:
+                seconds[K, name].append(step(name, data[K])[0])
+    data.clear()
     rows: list[dict[str, Any]] = []
-    for name in names:
+    for K, name in cases:
         row = {
-            "vocab": vocab, "patch_size": patch_size, "method": name,
+            "vocab": vocab, "patch_size": K, "method": name,
             "rows": min(args.rows, MOST_LOGITS // vocab),
-            "seconds": statistics.median(seconds[name]),
-            "seconds_spread": [min(seconds[name]), max(seconds[name])],
-            "peak_bytes": peak(args, name, vocab, patch_size),
-            "loss": losses[name],
+            "seconds": statistics.median(seconds[K, name]),
+            "seconds_spread": [min(seconds[K, name]), max(seconds[K, name])],
+            "peak_bytes": peak(args, name, vocab, K),
+            "loss": losses[K, name],
         }  # fmt: skip
-        base = rows[0] if rows else row
+        base = row if name == names[0] else next(r for r in rows if r["patch_size"] == K)
         row["ratio_seconds"] = row["seconds"] / base["seconds"]
         row["ratio_peak"] = row["peak_bytes"] / base["peak_bytes"] if base["peak_bytes"] else None
         rows.append(row)
         memory = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:8.1f} MB"
-        print(f"V={vocab:6} K={patch_size:2} {name:8} {row['seconds']:8.3f} s "
+        print(f"V={vocab:6} K={K:2} {name:8} {row['seconds']:8.3f} s "
               f"{row['ratio_seconds']:5.2f} {memory}", flush=True)  # fmt: skip
     return rows
 

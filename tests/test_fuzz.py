@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from tests.fuzzing import KINDS, Case, World, judge, make_world
 from tests.fuzzing.judging import outcome
 
-EXAMPLES = {"recipe": 190, "store": 150, "text": 160}
+EXAMPLES = {"recipe": 180, "store": 140, "text": 150, "checkpoint": 40}
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +72,12 @@ def test_stores(rng: Random, world: World) -> None:
 @given(rng=chance)
 def test_text_files(rng: Random, world: World) -> None:
     check("text", rng, world)
+
+
+@settled("checkpoint")
+@given(rng=chance)
+def test_checkpoints(rng: Random, world: World) -> None:
+    check("checkpoint", rng, world)
 
 
 def broken(message: str = "", code: int = 1, more: str = "") -> Callable[[list[str]], int]:

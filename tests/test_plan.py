@@ -221,13 +221,57 @@ def test_a_store_too_small_is_refused_unless_epochs_are_asked_for() -> None:
         resolve(store_tokens=20, steps=10)
 
 
-def test_leaving_too_little_for_the_token_level_is_allowed_with_a_warning() -> None:
-    (warning,) = resolve(steps=100, patch_fraction=1.0).warnings()
-    assert "ends at patch level" in warning
-    (warning,) = resolve(steps=100, patch_fraction=0.95).warnings()
-    assert "only 5% of the tokens" in warning
-    assert not resolve(steps=100, patch_fraction=2 / 3).warnings()
-    assert not resolve(steps=100, patch_fraction=0).warnings()
+def test_a_plan_that_ends_at_patch_level_is_warned_of() -> None:
+    for values in ({"patch_fraction": 1.0}, {"stages": [[1, 0.5], [4, 0.5]]}):
+        (warning,) = resolve(steps=100, **values).warnings()
+        assert "ends at patch level" in warning
+
+
+@pytest.mark.parametrize(
+    ("preset", "share", "least", "words"),
+    [
+        ("paper", "patch_fraction", 0.75, "tokens are left for the token level; in 2407.12665"),
+        (
+            "superposition",
+            "step_fraction",
+            0.5,
+            "steps are left for the token level; in 2605.06546",
+        ),
+    ],
+)
+@pytest.mark.parametrize("patch_size", [2, 4, 8])
+@pytest.mark.parametrize("steps", [10, 1000])
+def test_too_little_token_level_is_allowed_with_a_warning(
+    preset: str, share: str, least: float, words: str, patch_size: int, steps: int
+) -> None:
+    def warnings(fraction: float) -> list[str]:
+        plan = resolve(
+            steps=steps, preset=preset, patch_size=patch_size, tokens_per_step=8 * 16,
+            **{share: fraction},
+        )  # fmt: skip
+        return plan.warnings()
+
+    assert not warnings(0.0)
+    assert not warnings(least)
+    (warning,) = warnings(least + 0.15)
+    assert f"only {0.85 - least:.0%} of the {words}" in warning or steps == 10
+
+
+def test_no_published_run_that_gained_is_warned_of() -> None:
+    """K and share of all runs of both papers that beat plain training clearly."""
+    for fraction in (0.5, 2 / 3):
+        assert not resolve(steps=1000, patch_size=4, patch_fraction=fraction).warnings()
+    for patch_size in (2, 4, 6, 8, 16):
+        for fraction in (0.1, 0.2, 0.3, 0.4, 0.5):
+            values = {"preset": "superposition", "step_fraction": fraction}
+            assert not resolve(steps=1000, patch_size=patch_size, **values).warnings()
+
+
+def test_published_runs_that_lost_are_warned_of() -> None:
+    assert resolve(steps=1000, patch_size=4, patch_fraction=0.8).warnings()  # 11.0 against 10.9
+    values = {"preset": "superposition", "step_fraction": 0.9}
+    for patch_size in (2, 4, 8, 16):
+        assert resolve(steps=1000, patch_size=patch_size, **values).warnings()
 
 
 def test_a_step_that_does_not_fit_is_said_once() -> None:

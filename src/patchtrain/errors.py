@@ -3,6 +3,8 @@
 The command line turns them into an exit code; the Python API raises them as they are.
 """
 
+from typing import Any
+
 
 class PatchtrainError(Exception):
     """Something failed while running (exit code 1): a full disk, a broken file, a NaN."""
@@ -39,3 +41,13 @@ def one_line(message: object, limit: int = 200) -> str:
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
     )
+
+
+def first_problem(error: Any) -> str:
+    """The first thing that pydantic's ``ValidationError`` finds wrong, in a few words."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "missing":
+        return f"{place} is missing"
+    message = str(first["msg"])
+    return f"{place} is {one_line(repr(first['input']), 40)}: {message[0].lower()}{message[1:]}"

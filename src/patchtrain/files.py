@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 
@@ -69,6 +69,36 @@ def whole_folder(path: Path, replace: bool = False) -> Iterator[Path]:
             with suppress(OSError):  # somebody else uses it by now
                 folder.rmdir()
         raise
+
+
+def is_inside(folder: Path, name: str) -> bool:
+    """Whether ``name``, as a file of ``folder`` names it, lies in it, also by way of links."""
+    pure = PurePath(name)
+    try:
+        inside = (folder / name).resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError):  # a null byte, links in a circle
+        return False
+    return inside and not pure.is_absolute() and ".." not in pure.parts
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows does not open folders
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def clear_partial(folder: Path) -> None:
+    """Delete what a killed process left half written in ``folder`` (not in folders below)."""
+    for path in folder.glob(".*.partial-*"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _umask() -> int:

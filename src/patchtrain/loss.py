@@ -27,8 +27,8 @@ from patchtrain.patches import IGNORE
 # Rows whose logits are formed at a time: enough for full-speed matrix products, of which each also
 # adds once to the head's whole gradient; few enough that the logits are a small part of the memory.
 # Where the vocabulary is small, rows of so many logits in all. A GPU wants larger products.
-CHUNK_ROWS = 256
-CHUNK_ELEMENTS, CHUNK_ELEMENTS_GPU = 2**20, 2**26
+CHUNK_ROWS = 384
+CHUNK_ELEMENTS, CHUNK_ELEMENTS_GPU = 2**20, 2**25
 
 
 def patch_loss(
@@ -144,6 +144,7 @@ class _PatchLoss(torch.autograd.Function):
         wide = torch.promote_types(hidden.dtype, torch.float32)
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         head = weight.to(dtype)
+        in_place, tiny = hidden.device.type == "cpu", torch.finfo(wide).tiny
         loss = torch.zeros((), dtype=wide, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         # fp32, whatever the dtype: the gradient of one row of the head sums over all chunks.
@@ -168,29 +169,33 @@ class _PatchLoss(torch.autograd.Function):
                 if softcap is not None:
                     bent = logits.div_(softcap).tanh_()
                     logits = bent * softcap
-                # One exponential serves the log-sum-exp and, divided by its sum, the softmax.
                 row_weight = slot.sum(-1, keepdim=True)
                 picked = logits.gather(-1, target)
                 largest = logits.amax(-1, keepdim=True)
-                grad = logits.sub_(largest).exp_()
-                mass = grad.sum(-1, keepdim=True)
-                loss += (row_weight * (mass.log() + largest)).sum() - (slot * picked).sum()
+                # One pass over the chunk gives the softmax, and its largest entry, exp(0) over the
+                # sum of all exponentials, the log-sum-exp. On a CPU it can take the logits' place.
+                grad = torch.softmax(logits, -1, out=logits if in_place else None)
+                log_sum = largest - grad.amax(-1, keepdim=True).log()
+                loss += (row_weight * log_sum).sum() - (slot * picked).sum()
                 if not (need_hidden or need_weight or need_bias):
                     continue
-                grad.mul_(row_weight / mass)
-                grad.scatter_add_(-1, target, -slot)  # a token that stands twice counts twice
+                # A token that stands twice counts twice.
+                grad.scatter_add_(-1, target, -slot / row_weight.clamp(min=tiny))
                 if bent is not None:
                     grad.mul_(1 - bent.square_())  # the derivative of tanh
-                if scale != 1.0:
-                    grad *= scale
+                # The rows' weights and the scale go to the small factors of the products instead of
+                # over the whole chunk; in a narrow dtype, into what is rounded anyway.
+                factor = row_weight * scale
                 if grad_bias is not None:
-                    grad_bias += grad.sum(0)
-                narrow = grad.to(dtype)
+                    grad_bias.addmv_(grad.T, factor.squeeze(-1))
+                fold = dtype == wide
+                narrow = grad if fold else grad.mul_(factor).to(dtype)
                 if grad_hidden is not None:
-                    grad_hidden[part] = narrow @ head
+                    product = narrow @ head
+                    grad_hidden[part] = product.mul_(factor) if fold else product
                 if grad_weight is not None:
-                    if dtype == wide:
-                        grad_weight.addmm_(narrow.T, states)
+                    if fold:
+                        grad_weight.addmm_(narrow.T, states * factor)
                     else:
                         grad_weight += narrow.T @ states
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
@@ -209,12 +214,16 @@ class _PatchLoss(torch.autograd.Function):
             ) from error
         weight_dtype, bias_dtype = ctx.dtypes
         # In place: a second copy of the head's gradient would be most of the memory taken here.
-        if grad_hidden is not None:
-            grad_hidden.mul_(upstream)
+        # A loss that nothing scales has an upstream gradient of 1 (looked at only where that does
+        # not make a GPU wait).
+        if upstream.device.type != "cpu" or float(upstream) != 1.0:
+            for grad in (grad_hidden, grad_weight, grad_bias):
+                if grad is not None:
+                    grad.mul_(upstream)
         if grad_weight is not None:
-            grad_weight = grad_weight.mul_(upstream).to(weight_dtype)
+            grad_weight = grad_weight.to(weight_dtype)
         if grad_bias is not None:
-            grad_bias = grad_bias.mul_(upstream).to(bias_dtype)
+            grad_bias = grad_bias.to(bias_dtype)
         return grad_hidden, grad_weight, grad_bias, None, None, None, None, None
 
 

@@ -4,12 +4,16 @@
 
     RUN/recipe.yaml     the recipe as resolved
     RUN/run.json        status, versions, machine, resolved plan, model size, final result
-    RUN/metrics.jsonl   one JSON object a line: events "train", "eval" and "switch"
-    RUN/checkpoint-N/   the trainer's checkpoints
+    RUN/metrics.jsonl   one JSON object a line: events "train", "eval", "switch", and "nonfinite" (a
+                        step left out) and "rollback" where a loss or gradient was no number
+    RUN/nonfinite/      what the steps read whose loss or gradient was no number, one folder each
+    RUN/checkpoint-N/   what it takes to go on after step N (``training/checkpoint.py``)
     RUN/model/          the exported plain Hugging Face model with its tokenizer
     RUN/samples.json    completions of a few prompts by the final model
     RUN/eval/NAME.json  results of ``patchtrain eval``
     RUN/report.html     the page
+    RUN/failure.json    of several processes, the first that failed and why
+    RUN/.lock           held by the process that writes the run
 
 Counters in metrics are cumulative over all stages: ``step``, ``tokens``, ``positions``, ``flops``,
 ``seconds`` (training time, evaluation not counted). Losses are in nats per token.
@@ -18,12 +22,21 @@ Counters in metrics are cumulative over all stages: ``step``, ``tokens``, ``posi
 from __future__ import annotations
 
 import json
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from patchtrain.errors import PatchtrainError, UsageError, one_line
 from patchtrain.files import write_json
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 FORMAT_VERSION = 1
 
@@ -73,8 +86,39 @@ class RunFolder:
         return self.path / "eval"
 
     @property
+    def failure_file(self) -> Path:
+        return self.path / "failure.json"
+
+    @property
     def report_file(self) -> Path:
         return self.path / "report.html"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder, so that no two processes write one run.
+
+        The system lets go of it when the process ends, however it ends. Where the file system has
+        no locks (some network ones) nothing is held.
+
+        Raises:
+            UsageError: another process holds it.
+        """
+        if fcntl is None:
+            yield
+            return
+        with (self.path / ".lock").open("a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                who = file.read().strip() or "another process"
+                raise UsageError(f"{who} is still training in {self.path}; stop it first") from None
+            except OSError:
+                pass
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}")
+            file.flush()
+            yield
 
     def info(self) -> dict[str, Any]:
         """``run.json`` as a dict; ``PatchtrainError`` where it is something else."""

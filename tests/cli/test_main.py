@@ -1,9 +1,12 @@
 """The command itself: fast help, one-line errors, exit codes."""
 
 import errno
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +97,65 @@ def test_an_error_is_one_line_and_an_exit_code(
     assert printed.err.count("\n") == 1
     assert main(["report", "x", "--debug"]) == code
     assert "Traceback" in capsys.readouterr().err
+
+
+def in_a_ring() -> Exception:
+    error = RuntimeError("round and round")
+    error.__cause__ = error
+    return error
+
+
+def test_errors_that_cause_each_other_are_one_line_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(args: Any) -> int:
+        raise in_a_ring()
+
+    monkeypatch.setattr("patchtrain.cli.report.run", fail)
+    assert main(["report", "x"]) == 1
+    assert "RuntimeError: round and round" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("signals", "message", "code"), [(1, "the reason", 1),
+                                                          (2, "terminated", 143)])  # fmt: skip
+def test_a_signal_does_not_cover_up_the_error_a_command_ends_with(
+    signals: int, message: str, code: int,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    @contextmanager
+    def cleaning_up() -> Iterator[None]:
+        try:
+            yield
+        finally:  # here torchrun's SIGTERM arrives
+            for _ in range(signals):
+                signal.raise_signal(signal.SIGTERM)
+
+    def fail(args: Any) -> int:
+        with cleaning_up():
+            raise PatchtrainError("the reason")
+
+    monkeypatch.setattr("patchtrain.cli.report.run", fail)
+    assert main(["report", "x"]) == code
+    assert capsys.readouterr().err == f"patchtrain: error: {message}\n"
+
+
+@pytest.mark.parametrize(("error", "said"), [
+    (UsageError("no such key"), 0), (PatchtrainError("a broken file"), 1), (KeyboardInterrupt(), 0),
+])  # fmt: skip
+def test_what_all_processes_see_alike_is_said_by_the_first_of_a_machine(
+    error: BaseException, said: int,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def fail(args: Any) -> int:
+        raise error
+
+    monkeypatch.setattr("patchtrain.cli.report.run", fail)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    main(["report", "x"])
+    assert capsys.readouterr().err.count("\n") == said
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    main(["report", "x"])
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_the_commands_of_the_help_exist() -> None:

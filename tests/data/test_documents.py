@@ -1,5 +1,6 @@
 """Aligned documents against the whole stream written out."""
 
+import tracemalloc
 from itertools import pairwise
 
 import numpy as np
@@ -116,3 +117,17 @@ def test_the_share_that_is_added_is_that_of_the_stream() -> None:
     stream = AlignedDocuments(tokens, offsets, 8, EOS)
     assert added_share(offsets, 8) == stream.added / len(stream) == 1 - 19 / 32
     assert added_share(np.array([0]), 8) == 0.0
+
+
+def test_the_index_keeps_only_every_so_many_beginnings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("patchtrain.data.documents._READ_AT_A_TIME", 4096)
+    count = 400_000
+    tokens, offsets = np.zeros(count, dtype=np.uint16), np.arange(count + 1, dtype=np.int64)
+    tracemalloc.start()
+    try:
+        found = AlignedDocuments(tokens, offsets, 2, start_token=0)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(found) == 2 * count
+    assert most < offsets.nbytes / 4

@@ -1,4 +1,5 @@
-"""Bad input, made by the thousand: damaged recipes, stores and text files, and a judge.
+"""Bad input, made by the thousand: damaged recipes, stores, checkpoints and text files, and
+a judge.
 
 A *case* is one call of the command line on input that was damaged on purpose, with what is known
 of its outcome. The rule it is held to (``judge``):
@@ -7,8 +8,8 @@ of its outcome. The rule it is held to (``judge``):
     no traceback, no hang, no silent loss, nothing left behind.
 
 ``KINDS`` names the makers of cases, one a kind of input. A maker takes a source of chance, the
-``World`` (a small real store and run) and an empty folder. A further kind, such as checkpoints, is
-a module with a maker, and a line here.
+``World`` (a small real store and run) and an empty folder. A further kind is a module with a maker,
+and a line here.
 
 Hypothesis chooses in the tests, and finds the smallest choice that still fails;
 ``benchmarks/fuzz.py`` makes many more cases by number. A fuzzer guided by coverage would add
@@ -23,6 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
+from tests.fuzzing.checkpoints import checkpoint_case
 from tests.fuzzing.judging import Case, judge
 from tests.fuzzing.recipes import recipe_case
 from tests.fuzzing.stores import store_case
@@ -33,7 +35,7 @@ KINDS: dict[str, Callable[[Random, World, Path], Case]] = {
     "recipe": recipe_case,
     "store": store_case,
     "text": text_case,
-    # "checkpoint": ... the fourth kind goes here
+    "checkpoint": checkpoint_case,
 }
 
 __all__ = ["KINDS", "Case", "World", "judge", "make_world", "open_world"]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from patchtrain.data.prepare import prepare
 from patchtrain.recipe import Recipe
+from patchtrain.runs import RunFolder
 from patchtrain.training.run import run_recipe
 from tests.cli.corpus import write_corpus
 
@@ -52,6 +54,8 @@ class World:
     folder: Path
     store: Path
     run: Path
+    interrupted: Path
+    """A run of eight steps that was stopped, with checkpoints of steps 2 and 4."""
     recipes: dict[str, str]
     """The shipped recipes by name, made small, with this world's store and model in them."""
 
@@ -61,6 +65,10 @@ class World:
 
     def tiny(self, store: Path, out: Path) -> str:
         return TINY.replace("STORE", str(store)).replace("OUT", str(out))
+
+    def resumed(self, out: Path) -> str:
+        """The recipe of ``interrupted``, for a copy of it at ``out``."""
+        return _to_be_resumed(self.tiny(self.store, out))
 
 
 def make_world(folder: Path) -> World:
@@ -79,7 +87,21 @@ def make_world(folder: Path) -> World:
         TINY.replace("STORE", str(store)).replace("OUT", str(run)), encoding="utf-8"
     )
     run_recipe(Recipe.load(folder / "tiny.yaml"), quiet=True)
+    interrupted = folder / "interrupted"
+    text = TINY.replace("STORE", str(store)).replace("OUT", str(interrupted))
+    (folder / "interrupted.yaml").write_text(_to_be_resumed(text), encoding="utf-8")
+    run_recipe(Recipe.load(folder / "interrupted.yaml"), quiet=True)
+    for step in (6, 8):
+        shutil.rmtree(interrupted / f"checkpoint-{step}")
+    shutil.rmtree(interrupted / "model")
+    made = RunFolder(interrupted)
+    made.write_info({**made.info(), "status": "interrupted"})
     return open_world(folder)
+
+
+def _to_be_resumed(text: str) -> str:
+    saving = "save_steps: 2\n  save_total_limit: 9"
+    return text.replace('save_strategy: "no"', saving).replace("steps: 5", "steps: 8")
 
 
 def open_world(folder: Path) -> World:
@@ -89,7 +111,7 @@ def open_world(folder: Path) -> World:
         file.stem: _made_small(file.read_text(encoding="utf-8"), store, run / "model")
         for file in sorted(RECIPES.glob("*.yaml"))
     }
-    return World(folder, store, run, recipes)
+    return World(folder, store, run, folder / "interrupted", recipes)
 
 
 def _made_small(text: str, store: Path, model: Path) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from patchtrain import __version__
+from patchtrain.cli import train
 from patchtrain.errors import PatchtrainError, one_line
 
 # Where a message ends: a long list of problems fits, the content of a file does not.
@@ -70,7 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             # Names of files need not be text, and not every terminal can show all text.
             stream.reconfigure(errors="backslashreplace")
     parser = build_parser()
-    args, rest = parser.parse_known_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["train"]:
+        words = train.explicit(words)
+    args, rest = parser.parse_known_args(words)
     # argparse gives up on key=value pairs that follow a flag: they are ours all the same.
     if rest and hasattr(args, "overrides") and not any(word.startswith("-") for word in rest):
         args.overrides += rest
@@ -110,12 +114,22 @@ class _Terminated(SystemExit):
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
+    if sys.exception() is None:
+        raise _Terminated
+    # It is ending with an error that it has yet to say: torchrun sends SIGTERM to what is left of a
+    # run whose first process has died. The next signal counts.
+    signal.signal(signal.SIGTERM, _terminate_at_once)
+
+
+def _terminate_at_once(number: int, frame: FrameType | None) -> None:
     raise _Terminated
 
 
 def _disk_full(error: BaseException | None) -> str | None:
     """The message for a full disk, also where a library wrapped the error in one of its own."""
-    while error is not None:
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:  # a chain of errors may be a ring
+        seen.append(error)
         text = str(error)
         # The two texts are how safetensors and torch.save report it.
         full = isinstance(error, OSError) and error.errno == errno.ENOSPC
@@ -129,8 +143,20 @@ def _disk_full(error: BaseException | None) -> str | None:
 def _fail(message: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    print(f"patchtrain: error: {one_line(message, _LONGEST_MESSAGE)}", file=sys.stderr)
+    if not _said_elsewhere(sys.exception(), code):
+        print(f"patchtrain: error: {one_line(message, _LONGEST_MESSAGE)}", file=sys.stderr)
     return code
+
+
+def _said_elsewhere(error: BaseException | None, code: int) -> bool:
+    """Whether another process of the same run says it.
+
+    ``told`` says so. Before the processes have met there is no ``told``: a usage error is then the
+    same on all of a machine, and signals are sent to all.
+    """
+    told = getattr(error, "told", None)
+    alike = code == 2 or code > 128
+    return bool(told) if told is not None else alike and os.environ.get("LOCAL_RANK", "0") != "0"
 
 
 if __name__ == "__main__":

@@ -6,7 +6,12 @@ resolved recipe and report.html. Any entry of the recipe can be replaced on the 
   patchtrain train recipes/small.yaml
   patchtrain train recipes/small.yaml plan.patch_size=2 out=runs/k2
   patchtrain train recipes/small.yaml --dry-run
-  torchrun --nproc_per_node 8 -m patchtrain train recipes/small.yaml"""
+  patchtrain train recipes/small.yaml --resume
+  torchrun --nproc_per_node 8 -m patchtrain train recipes/small.yaml
+
+A run that ended early, for whatever reason, goes on from its newest whole checkpoint with --resume.
+SIGTERM and SIGINT (Ctrl-C) finish the step, save and exit with 143 or 130; a second one ends the
+run at once."""
 
 from __future__ import annotations
 
@@ -15,8 +20,10 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from patchtrain.runs import RunFolder
     from patchtrain.training.run import Prepared
 
+_RESUME = ("auto", "yes", "no")
 HELP = "train a recipe, through all stages, to a plain model"
 
 
@@ -33,23 +40,56 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="print the resolved plan with its cost and an estimate of the time; train nothing",
     )
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="yes",
+        metavar="auto",
+        help="go on with the run in its folder; --resume=auto begins where there is none yet, and "
+        "is the default where Slurm or torchrun starts a run again",
+    )
+    parser.add_argument(
+        "--allow-change",
+        metavar="NAMES",
+        default="",
+        help="what may differ from the run so far, separated by commas: learning_rate, logging "
+        "(how often to log, evaluate, save), processes (their number); all else is refused",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a run folder that exists")
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
 
+def explicit(words: list[str]) -> list[str]:
+    """The command's words with ``--resume`` as ``--resume=yes``: argparse would take the next."""
+    following = [*words[1:], ""]
+    return [
+        "--resume=yes" if word == "--resume" and after not in _RESUME else word
+        for word, after in zip(words, following, strict=True)
+    ]
+
+
 def run(args: argparse.Namespace) -> int:
+    from patchtrain.errors import UsageError
     from patchtrain.recipe import Recipe
 
+    if args.resume not in (None, *_RESUME):
+        raise UsageError(f"--resume takes auto, yes or no, not '{args.resume}'")
     recipe = Recipe.load(args.recipe, args.overrides)
     from patchtrain.training import run as runs  # after the recipe's own errors: this takes seconds
 
     if args.dry_run:
         recipe.training["push_to_hub"] = False  # which makes a repository at once
-        print_plan(runs.prepare_run(recipe))
+        prepared = runs.prepare_run(recipe)
+        if runs.is_first_process():
+            print_plan(prepared)
         return 0
-    folder = runs.run_recipe(recipe, args.overwrite, args.quiet)
+    if runs.restarted() and args.resume is None:
+        args.overwrite, args.resume = False, "auto"  # it was for the first start
+    resume = args.resume or "no"
+    changes = [name for name in args.allow_change.split(",") if name]
+    folder = runs.run_recipe(recipe, args.overwrite, args.quiet, resume, changes)
     if runs.is_first_process():
-        _print_result(folder.info(), str(recipe.out))
+        _print_result(folder, str(recipe.out))
     return 0
 
 
@@ -108,9 +148,12 @@ def print_plan(prepared: Prepared) -> None:
         console.print(f"  {name:<11}{text}", soft_wrap=True)
 
 
-def _print_result(info: dict, out: str) -> None:
+def _print_result(folder: RunFolder, out: str) -> None:
+    from patchtrain.report.curve import warnings
     from patchtrain.report.formats import number
+    from patchtrain.report.summary import RunSummary
 
+    info = folder.info()
     result, plan = info["result"], info["plan"]
     print(
         f"trained {plan['total_tokens']:,} tokens in {info['seconds']:.0f} s, "
@@ -121,5 +164,7 @@ def _print_result(info: dict, out: str) -> None:
             f"validation: {number(result['loss'], 4)} nats a token, perplexity "
             f"{number(result['perplexity'], 2)}, {number(result['bits_per_byte'], 4)} bits per byte"
         )
+    for text in warnings(RunSummary.read(folder)):
+        print(f"warning: {text}")
     print(f"model       {out}/model\npage        {out}/report.html")
     print(f'try it      patchtrain generate {out} "..."')

@@ -47,7 +47,8 @@ class AlignedDocuments:
         begins, total = [], 0
         for lengths in _lengths(offsets, start_token is not None):
             ends = total + np.cumsum(_padded(lengths, multiple))
-            begins.append(np.concatenate([[total], ends[:-1]])[::_GROUP])
+            # A copy: a slice would keep the whole array.
+            begins.append(np.concatenate([[total], ends[:-1]])[::_GROUP].copy())
             total = int(ends[-1])
         self._begins = np.concatenate(begins) if begins else np.zeros(0, dtype=np.int64)
         self._total = total

@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, Field, StrictStr, ValidationError
 
-from patchtrain.errors import UsageError, one_line
+from patchtrain.errors import UsageError, first_problem, one_line
+from patchtrain.files import is_inside
 
 FORMAT = "patchtrain token store"
 FORMAT_VERSION = 1
@@ -99,24 +100,19 @@ def read_record(path: Path) -> dict[str, Any]:
     try:
         checked = _Record.model_validate(record)
     except ValidationError as error:
-        raise UsageError(f"{file} is damaged: {_problem(error)}; {AGAIN}") from error
+        raise UsageError(f"{file} is damaged: {first_problem(error)}; {AGAIN}") from error
     if wrong := _contradiction(checked, record["files"]):
         raise UsageError(f"{file} contradicts itself: {wrong}; {AGAIN}")
     for name in record["files"]:
-        _check_inside(path, name)
+        if not is_inside(path, name):
+            raise UsageError(
+                f"{file} names a file outside the store's folder: {name}; a store that does so is "
+                f"not opened"
+            )
     for file in (path / "tokenizer").glob("[!.]*"):
         if f"tokenizer/{file.name}" not in record["files"]:
             raise UsageError(f"{file} is not of this store: store.json does not name it; {AGAIN}")
     return record
-
-
-def _problem(error: ValidationError) -> str:
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "missing":
-        return f"{place} is missing"
-    message = str(first["msg"])
-    return f"{place} is {one_line(repr(first['input']), 40)}: {message[0].lower()}{message[1:]}"
 
 
 def _contradiction(record: _Record, files: Mapping[str, Mapping[str, Any]]) -> str | None:
@@ -134,17 +130,3 @@ def _contradiction(record: _Record, files: Mapping[str, Mapping[str, Any]]) -> s
     if record.fingerprint != fingerprint(files):
         return "fingerprint is not that of its files"
     return None
-
-
-def _check_inside(path: Path, name: str) -> None:
-    """Refuse a file that is not inside the store's folder, also by way of a link."""
-    pure = PurePath(name)
-    try:
-        inside = (path / name).resolve().is_relative_to(path.resolve())
-    except (OSError, ValueError, RuntimeError):  # a null byte, links in a circle
-        inside = False
-    if not inside or pure.is_absolute() or ".." in pure.parts:
-        raise UsageError(
-            f"{path / 'store.json'} names a file outside the store's folder: {name}; "
-            f"a store that does so is not opened"
-        )

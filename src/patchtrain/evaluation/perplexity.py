@@ -146,14 +146,21 @@ def stream_loss(
 
 
 def rows_loss(
-    model: torch.nn.Module, rows: np.ndarray, batch_size: int | None = None
+    model: torch.nn.Module,
+    rows: np.ndarray,
+    batch_size: int | None = None,
+    counted: int | None = None,
 ) -> tuple[float, int]:
     """Next-token loss of separate spans of equal length, ``(rows, length)`` token ids.
 
-    Each span is scored from its second token. Returns ``(nats, targets)``; see ``stream_loss``.
+    Each span is scored from its second token. Of the rows only the first ``counted`` count; the
+    others are run all the same. Returns ``(nats, targets)``; see ``stream_loss``.
     """
     size = _batch_size(model, rows.shape[1] - 1, batch_size)
-    return _loss(model, _equal_batches(((row, 1) for row in rows), size), None)
+    counted = len(rows) if counted is None else counted
+    spans = [(row, 1 if number < counted else len(row)) for number, row in enumerate(rows)]
+    batches = (spans[begin : begin + size] for begin in range(0, len(spans), size))
+    return _loss(model, batches, None)
 
 
 def packed_loss(

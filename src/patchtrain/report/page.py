@@ -15,7 +15,7 @@ from pathlib import Path
 from patchtrain import __version__
 from patchtrain.errors import PatchtrainError, UsageError, one_line
 from patchtrain.files import write_text
-from patchtrain.report import figures, tables, words
+from patchtrain.report import curve, figures, tables, words
 from patchtrain.report.summary import RunSummary
 from patchtrain.report.template import PAGE, POLICY, SCRIPT, STYLE
 from patchtrain.runs import RunFolder
@@ -138,6 +138,11 @@ def _curve_notes(runs: Sequence[RunSummary]) -> str:
         notes.append(
             "Patch loss (dotted) is the loss of the K tokens of the next patch, all predicted from "
             "one position: it cannot be compared with token loss, nor between patch sizes."
+        )
+    if any(curve.marks(run) for run in runs):
+        notes.append(
+            "Marks: a triangle up is a spike of the training loss, a cross a step left out, a "
+            "triangle to the left a rollback; each says more where the pointer rests on it."
         )
     notes.append("Training time leaves out evaluation.")
     if (size := figures.averaging(runs)) > 1:

@@ -7,8 +7,10 @@ is None or empty, and ``gaps`` says so in words.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+from patchtrain.analysis.spikes import Spike, Switch, find_spikes, find_switches
 from patchtrain.report.formats import count, is_number
 from patchtrain.runs import RunFolder
 
@@ -87,6 +89,16 @@ class RunSummary:
     def result(self) -> Row:
         """The final validation result, empty if there is none yet."""
         return self.part("result")
+
+    @cached_property
+    def spikes(self) -> list[Spike]:
+        """Rises of the training loss that nothing planned explains."""
+        return find_spikes(self.rows)
+
+    @cached_property
+    def switches(self) -> list[Switch]:
+        """The switches to smaller patches, and how the stages made up for them."""
+        return find_switches(self.rows, self.plan)
 
     @property
     def token_level(self) -> bool:

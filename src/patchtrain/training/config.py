@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from transformers import TrainingArguments
+from transformers.training_args import ParallelMode
 
-from patchtrain.errors import UsageError
+from patchtrain.errors import UsageError, nearest
 from patchtrain.plan import PlanSpec
+from patchtrain.training.guard import ON_NONFINITE
 
 # What a recipe must not set, and where to look instead.
 DERIVED = {
@@ -24,7 +29,7 @@ DERIVED = {
     "run_name": "the run is named after its folder",
     "ignore_data_skip": "the data is always sought, never replayed",
     "train_sampling_strategy": "the order of the data is a function of the seed",
-    "resume_from_checkpoint": "call PatchTrainer.train(resume_from_checkpoint=...) from Python",
+    "resume_from_checkpoint": "use --resume",
 }
 # What Trainer offers and a patch-level stage cannot honour, and why.
 UNSUPPORTED = {
@@ -34,7 +39,17 @@ UNSUPPORTED = {
     "use_liger_kernel": "it replaces the forward that patch level replaces",
     "auto_find_batch_size": "device passes must be equal in all stages; set "
     "per_device_train_batch_size",
+    "load_best_model_at_end": "the weights at the end of the plan are the result",
+    "save_only_model": "a checkpoint is for resuming; the run's model is exported at its end",
+    "push_to_hub": "push the exported model folder when the run is finished",
+    "enable_jit_checkpoint": "SIGTERM saves a checkpoint anyway",
 }
+# What ``fsdp_config`` takes, with or without ``fsdp_`` in front.
+FSDP_KEYS = (
+    "version", "reshard_after_forward", "auto_wrap_policy", "transformer_layer_cls_to_wrap",
+    "min_num_params", "cpu_offload", "activation_checkpointing", "cpu_ram_efficient_loading",
+    "state_dict_type",
+)  # fmt: skip
 
 
 @dataclass
@@ -63,12 +78,29 @@ class PatchConfig(TrainingArguments):
             "the run's positions, between 8,192 and 131,072."
         },
     )
+    keep_every: int | None = field(
+        default=None,
+        metadata={
+            "help": "Keep every M-th checkpoint for good, besides the last save_total_limit."
+        },
+    )
     loss_backend: str = field(
         default="auto",
         metadata={
             "help": "How the patch loss is computed: auto, or one of loss_backends.LOSSES to "
             "force (chunked, torch, liger, cce, plain)."
         },
+    )
+    on_nonfinite: str = field(
+        default="stop",
+        metadata={
+            "help": "What to do where a loss or gradient becomes nan or infinite, before the "
+            "optimizer step: stop, skip the step, or rollback to the newest checkpoint."
+        },
+    )
+    # transformers declares it as text, which a recipe's `fsdp: true` is not.
+    fsdp: bool | str | None = field(
+        default=None, metadata={"help": "Shard the model over the processes with FSDP2."}
     )
     learning_rate: float = 3e-4
     adam_beta2: float = 0.95
@@ -93,11 +125,32 @@ class PatchConfig(TrainingArguments):
             raise UsageError(
                 f"dataloader_num_workers must be from 0 to 256, not {self.dataloader_num_workers}"
             )
+        if self.on_nonfinite not in ON_NONFINITE:
+            raise UsageError(
+                f"on_nonfinite is '{self.on_nonfinite}'; choose {', '.join(ON_NONFINITE)}"
+            )
         if not torch.accelerator.is_available():
             self.use_cpu = True  # so that bf16 is allowed there too
+        if self.fsdp:
+            check_fsdp(self.fsdp_config)
+        elif os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+            check_fsdp({"version": int(os.environ.get("FSDP_VERSION", 2))})
+        # `accelerate launch` sets it unasked: weights on the first process only, where all need
+        # them to try the model.
+        os.environ.pop("FSDP_CPU_RAM_EFFICIENT_LOADING", None)
         super().__post_init__()
+        if self.fsdp and self.parallel_mode != ParallelMode.DISTRIBUTED:
+            self.fsdp = self.fsdp_plugin_args = None  # one process has nothing to shard
         if self.eval_tokens is not None and self.eval_tokens < 2:
             raise UsageError(f"eval_tokens must be at least 2, not {self.eval_tokens}")
+        for name in ("save_strategy", "eval_strategy", "logging_strategy"):
+            if (value := str(getattr(getattr(self, name), "value", getattr(self, name)))) not in (
+                "no",
+                "steps",
+            ):
+                raise UsageError(f"{name}={value} is not supported: a run counts steps; use steps")
+        if self.keep_every is not None and self.keep_every < 1:
+            raise UsageError(f"keep_every must be at least 1, not {self.keep_every}")
         # One device pass is one sequence batch of this process: torch's DataParallel would share
         # it out once more. Several GPUs are used through torchrun or accelerate.
         self._n_gpu = min(self.n_gpu, 1)
@@ -126,3 +179,31 @@ class PatchConfig(TrainingArguments):
                 f"stage; give a number of steps, or plan.warmup_steps"
             )
         return PlanSpec.from_dict(values)
+
+
+def check_fsdp(config: Any) -> None:
+    """Refuse what ``fsdp_config`` cannot have; transformers drops keys that it does not know.
+
+    Raises:
+        UsageError: naming the key.
+    """
+    if not isinstance(config, Mapping):
+        return  # none, or a file
+    for name in config:
+        key = name.removeprefix("fsdp_")
+        if key not in FSDP_KEYS:
+            raise UsageError(f"fsdp_config: no key '{name}'{nearest(key, list(FSDP_KEYS))}")
+    values = {name.removeprefix("fsdp_"): value for name, value in config.items()}
+    if values.get("version", 2) != 2:
+        raise UsageError(f"fsdp_version {values['version']} is not supported; use 2")
+    if values.get("cpu_ram_efficient_loading"):
+        raise UsageError(
+            "fsdp_config: cpu_ram_efficient_loading is not supported: every process tries the "
+            "model before it is sharded, and needs its weights"
+        )
+
+
+def save_interval(args: TrainingArguments, total_steps: int) -> int:
+    """Steps between two checkpoints; below 1, ``save_steps`` is a share of all steps."""
+    steps = args.save_steps
+    return max(math.ceil(steps * total_steps) if steps < 1 else int(steps), 1)

@@ -14,7 +14,9 @@ from typing import Any
 
 from patchtrain import __version__
 from patchtrain.errors import PatchtrainError
+from patchtrain.files import sync, write_text
 from patchtrain.runs import FORMAT_VERSION, RunFolder
+from patchtrain.training.signals import StoppedBySignalError
 
 
 class RunRecord:
@@ -38,12 +40,22 @@ class RunRecord:
         # A switch is written at the first step of its stage, which is still to come.
         kept = [row for row in kept if row["event"] != "switch" or row["step"] < step]
         self._before = max((row["seconds"] for row in kept), default=0.0)
-        text = "".join(json.dumps(row) + "\n" for row in kept)
-        self.folder.metrics_file.write_text(text, encoding="utf-8")
-        self._info = {**describe_process(), **info}
+        write_text(self.folder.metrics_file, "".join(json.dumps(row) + "\n" for row in kept))
+        resumed = self._resumes(step)
+        self._info = {**describe_process(), **info, "resumed": resumed}
         self.folder.write_info(self._info)
         self._started = time.perf_counter()
         self._paused = 0.0
+
+    def _resumes(self, step: int) -> list[dict[str, Any]]:
+        """The steps at which the run was taken up again, this one included."""
+        if not step:
+            return []
+        try:
+            earlier = self.folder.info().get("resumed", [])
+        except (OSError, PatchtrainError, AttributeError):
+            earlier = []
+        return [*(entry for entry in earlier if entry["step"] < step), {"step": step, "at": now()}]
 
     @property
     def seconds(self) -> float:
@@ -59,10 +71,15 @@ class RunRecord:
         with self.folder.metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
+    def sync(self) -> None:
+        """Wait until the metrics are on the disk: a checkpoint must not be newer than they are."""
+        if self.folder.metrics_file.is_file():
+            sync(self.folder.metrics_file)
+
     def stop(self, error: BaseException) -> None:
         """Say in ``run.json``, if there is one, that the run did not get to its end."""
         if self._info:
-            interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
+            interrupted = isinstance(error, KeyboardInterrupt | SystemExit | StoppedBySignalError)
             self.update(status="interrupted" if interrupted else "failed", finished=now())
 
     def update(self, **values: Any) -> None:
@@ -97,22 +114,6 @@ def describe_process() -> dict[str, Any]:
         "process": {"host": platform.node(), "id": os.getpid()},
         "result": None,
     }
-
-
-def running_process(path: Path) -> int | None:
-    """The process on this machine that is writing the run at ``path`` now, if there is one."""
-    try:
-        info = RunFolder(path).info()
-        host, pid = info["process"]["host"], int(info["process"]["id"])
-    except (OSError, PatchtrainError, KeyError, TypeError, ValueError):
-        return None
-    if info.get("status") != "running" or host != platform.node() or pid == os.getpid():
-        return None
-    try:
-        os.kill(pid, 0)
-    except (OSError, OverflowError):
-        return None
-    return pid
 
 
 def now() -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,14 @@ from patchtrain.errors import PatchtrainError, UsageError, one_line
 from patchtrain.evaluation.evaluate import Window, split_loss
 from patchtrain.evaluation.generate import complete
 from patchtrain.evaluation.perplexity import TextLoss
-from patchtrain.files import write_text
+from patchtrain.files import clear_partial, write_text
 from patchtrain.plan import Plan
 from patchtrain.recipe import Recipe, build_model
 from patchtrain.report.page import write_page
 from patchtrain.runs import RunFolder
 from patchtrain.training.config import PatchConfig
-from patchtrain.training.record import running_process
+from patchtrain.training.identity import check_allowed, refuse_changes
+from patchtrain.training.processes import ending_with_the_others, of_first, together
 from patchtrain.training.trainer import PatchTrainer
 
 SAMPLE_TOKENS = 64
@@ -53,9 +55,36 @@ class Prepared:
 def prepare_run(recipe: Recipe, quiet: bool = False) -> Prepared:
     """Open the store, build the model, resolve the plan. Writes nothing.
 
+    Several processes meet here; what goes wrong on one ends all.
+
     Raises:
         UsageError: where recipe, store and model do not fit together.
     """
+    args = _arguments(recipe, quiet)
+    with together():
+        return _prepare(recipe, args)
+
+
+def _arguments(recipe: Recipe, quiet: bool) -> PatchConfig:
+    """The training arguments; making them connects this process with the others."""
+    values = {"disable_tqdm": quiet, "log_level": "error", **copy.deepcopy(recipe.training)}
+    with _as_usage_errors():
+        return PatchConfig(output_dir=str(recipe.out), plan=recipe.plan, seed=recipe.seed, **values)
+
+
+@contextmanager
+def _as_usage_errors() -> Iterator[None]:
+    """Trainer's own refusals as ours."""
+    try:
+        yield
+    except Exception as error:  # of many kinds
+        if isinstance(error, PatchtrainError) or (isinstance(error, OSError) and error.filename):
+            raise
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise UsageError(f"training: {one_line(f'{kind}{error}', 300)}") from error
+
+
+def _prepare(recipe: Recipe, args: PatchConfig) -> Prepared:
     store = TokenStore.open(recipe.store)
     store.verify(at_most=VERIFIED_BYTES)
     tokenizer = store.load_tokenizer()
@@ -63,20 +92,8 @@ def prepare_run(recipe: Recipe, quiet: bool = False) -> Prepared:
         f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")
     }
     model = build_model(recipe, store.vocab_size, special, tokenizer.get_vocab())
-    try:
-        args = PatchConfig(
-            output_dir=str(recipe.out),
-            plan=recipe.plan,
-            seed=recipe.seed,
-            **{"disable_tqdm": quiet, "log_level": "error", **recipe.training},
-        )
-        with _no_new_folders(recipe.out) if is_first_process() else nullcontext():
-            trainer = PatchTrainer(model, args, store, processing_class=tokenizer)
-    except Exception as error:  # Trainer's own refusals, of many kinds
-        if isinstance(error, PatchtrainError) or (isinstance(error, OSError) and error.filename):
-            raise
-        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        raise UsageError(f"training: {one_line(f'{kind}{error}', 300)}") from error
+    with _as_usage_errors(), _no_new_folders(recipe.out) if is_first_process() else nullcontext():
+        trainer = PatchTrainer(model, args, store, processing_class=tokenizer)
     return Prepared(recipe, store, trainer)
 
 
@@ -97,68 +114,146 @@ def is_first_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def check_out(out: Path, overwrite: bool) -> None:
-    """Refuse a run folder that exists, unless it is a run to be replaced.
+def restarted() -> bool:
+    """Whether a scheduler or torchrun has started this run before and starts it again."""
+    counts = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
+    return any(os.environ.get(name, "0") not in ("", "0") for name in counts)
+
+
+def check_out(out: Path, overwrite: bool, resume: str = "no") -> None:
+    """Refuse a run folder that exists, unless it is a run to be replaced or to go on with.
 
     Raises:
-        UsageError: naming the folder and the two ways on.
+        UsageError: naming the folder and the ways on.
     """
-    if not is_first_process() or not out.exists():
+    if not is_first_process():
         return  # only the first process decides: it may have made the folder by now
-    if not out.is_dir():
+    if overwrite and resume != "no":
+        raise UsageError("--overwrite starts anew and --resume goes on; give one of them")
+    if out.exists() and not out.is_dir():
         raise UsageError(f"the run folder {out} is a file; choose another with out=FOLDER")
-    if not any(out.iterdir()):
+    if not _holds_something(out):
+        if resume == "yes":
+            raise UsageError(
+                f"there is no run at {out} to resume; start it without --resume, or with "
+                f"--resume=auto, which begins where there is nothing yet"
+            )
         return
-    if not overwrite:
+    if not overwrite and resume == "no":
         raise UsageError(
-            f"the run folder {out} exists; choose another with out=FOLDER, "
-            f"or replace it with --overwrite"
+            f"the run folder {out} exists; go on with it with --resume, replace it with "
+            f"--overwrite, or choose another with out=FOLDER"
         )
     if not (out / "recipe.yaml").is_file():
-        raise UsageError(f"{out} is not a run folder, so --overwrite does not touch it")
-    if pid := running_process(out):
-        raise UsageError(f"process {pid} is still training in {out}; stop it first")
+        option = "--overwrite" if overwrite else "--resume"
+        raise UsageError(f"{out} is not a run folder, so {option} does not touch it")
 
 
-def run_recipe(recipe: Recipe, overwrite: bool = False, quiet: bool = False) -> RunFolder:
+def _holds_something(out: Path) -> bool:
+    """Whether there is more at ``out`` than what a run leaves that is killed as it begins."""
+    names = [path.name for path in out.iterdir()] if out.exists() else []
+    return any(name != ".lock" and ".partial-" not in name for name in names)
+
+
+def run_recipe(
+    recipe: Recipe,
+    overwrite: bool = False,
+    quiet: bool = False,
+    resume: str = "no",
+    allow_change: Iterable[str] = (),
+) -> RunFolder:
     """Train a recipe and write its whole run folder; returns it.
 
     A run that is to be replaced (``overwrite``) is moved aside and deleted only when the new one is
     whole. On several processes (torchrun) every process calls this; the first one writes.
+
+    Args:
+        recipe: what to train.
+        overwrite: replace a run that stands in its folder.
+        quiet: no progress.
+        resume: ``"yes"`` goes on with the run in its folder from its newest whole checkpoint;
+            ``"auto"`` does so if there is one; ``"no"`` refuses a folder that is there.
+        allow_change: what may differ from the run so far (``identity.MAY_CHANGE``).
     """
-    check_out(recipe.out, overwrite)
+    allow_change = check_allowed(allow_change, resume)
     transformers.utils.logging.disable_progress_bar()  # its bars of a second each, between ours
-    prepared = prepare_run(recipe, quiet)
-    trainer, folder = prepared.trainer, RunFolder(recipe.out)
-    if not trainer.is_world_process_zero():
-        trainer.accelerator.wait_for_everyone()
-        trainer.train()
-        trainer.export(folder.model)
-        trainer.accelerator.wait_for_everyone()
-        return folder
+    folder = RunFolder(recipe.out)
+    args = _arguments(recipe, quiet)
+    with ExitStack() as held:
+        with together():
+            check_out(recipe.out, overwrite, resume)
+            if is_first_process() and _holds_something(recipe.out):
+                held.enter_context(folder.locked())  # before anything slow: nobody else takes it
+        with together():
+            prepared = _prepare(recipe, args)
+        trainer = prepared.trainer
+        going_on = of_first(resume != "no" and folder.recipe_file.is_file())
+        kept = None
+        with together():
+            if trainer.is_world_process_zero():
+                if going_on:
+                    _check_same_run(folder, trainer, allow_change)
+                else:
+                    kept = held.enter_context(_replaced(recipe.out, overwrite))
+                    held.enter_context(folder.locked())
+                clear_partial(recipe.out)
+        if of_first(going_on and _is_finished(folder)):
+            trainer.tell(f"{recipe.out} is finished already; nothing to do")
+            return folder
+        held.enter_context(ending_with_the_others(recipe.out))
+        if not trainer.is_world_process_zero():
+            trainer.train(going_on, allow_change=allow_change)
+            trainer.export(folder.model)
+        else:
+            _run(prepared, folder, going_on, allow_change, kept, quiet)
+    return folder
+
+
+def _run(
+    prepared: Prepared,
+    folder: RunFolder,
+    going_on: bool,
+    allow_change: Iterable[str],
+    kept: Path | None,
+    quiet: bool,
+) -> None:
+    """What the first process does: train, export, measure, write the page."""
+    trainer = prepared.trainer
     record = trainer.record
     assert record is not None
-    with _replaced(recipe.out, overwrite) as kept:
-        write_text(folder.recipe_file, recipe.resolved().to_yaml())
-        trainer.begin_record()
-        try:
-            if not quiet:
-                print(announce(prepared), file=sys.stderr, flush=True)
-            trainer.accelerator.wait_for_everyone()
-            trainer.train()
-            record.update(status="running")  # not finished before the model is written
-            trainer.export(folder.model)
-            _conclude(prepared, folder)
-            record.update(status="finished")
-            write_page([folder], folder.report_file)
-        except BaseException as error:
-            with suppress(OSError):  # the disk may be what failed
-                record.stop(error)
-            if kept is not None:
-                print(f"the run it was to replace is kept in {kept}", file=sys.stderr)
-            raise
-    trainer.accelerator.wait_for_everyone()
-    return folder
+    write_text(folder.recipe_file, prepared.recipe.resolved().to_yaml())
+    if not going_on:
+        trainer.begin_record()  # a failure before the first step is recorded too
+    try:
+        if not quiet:
+            print(announce(prepared), file=sys.stderr, flush=True)
+        trainer.status_after_training = "running"
+        trainer.train(going_on, allow_change=allow_change)
+        trainer.export(folder.model)
+        _conclude(prepared, folder)
+        record.update(status="finished")  # as the page says it; without one, it is not
+        write_page([folder], folder.report_file)
+    except BaseException as error:
+        with suppress(OSError):  # the disk may be what failed
+            record.stop(error)
+        if kept is not None:
+            print(f"the run it was to replace is kept in {kept}", file=sys.stderr)
+        raise
+
+
+def _check_same_run(folder: RunFolder, trainer: PatchTrainer, allow_change: Iterable[str]) -> None:
+    """Refuse to go on in the folder of a run that was another, also before its first checkpoint."""
+    try:
+        before = folder.info()["identity"]
+    except (OSError, PatchtrainError, KeyError, TypeError):
+        return  # killed before it began; the checkpoints say who they are
+    refuse_changes(before, trainer.identity, allow_change, str(folder.path))
+
+
+def _is_finished(folder: RunFolder) -> bool:
+    info = folder.info() if folder.info_file.is_file() else {}
+    whole = (folder.model / "config.json").is_file() and folder.report_file.is_file()
+    return info.get("status") == "finished" and whole
 
 
 @contextmanager
@@ -169,7 +264,7 @@ def _replaced(out: Path, overwrite: bool) -> Iterator[Path | None]:
     earlier failure, is the better one to keep.
     """
     kept = out.resolve().with_name(f"{out.resolve().name}.replaced")
-    if out.exists() and any(out.iterdir()):
+    if _holds_something(out):
         if not overwrite:
             raise UsageError(f"the run folder {out} was made by another run meanwhile")
         if kept.exists():
@@ -266,10 +361,8 @@ def estimate_seconds(prepared: Prepared) -> float | None:
         for name, value in rows.items()
     }
     inputs = {name: value.to(trainer.args.device) for name, value in inputs.items()}
-    try:
+    with _as_usage_errors():
         optimizer = trainer.create_optimizer()
-    except (ImportError, RuntimeError, ValueError) as error:
-        raise UsageError(f"training: {one_line(error, 300)}") from error
     optimizer.zero_grad()
 
     def one_pass() -> None:

@@ -11,14 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import math
-import shutil
-import time
-from collections.abc import Iterator, Mapping
+import signal
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -27,22 +24,29 @@ from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 
 from patchtrain.cost import model_size
-from patchtrain.data.batches import PlanBatches, read_rows, spread, spread_starts, token_array
-from patchtrain.data.documents import AlignedDocuments, aligned_documents
+from patchtrain.data.batches import PlanBatches, token_array
+from patchtrain.data.documents import AlignedDocuments
 from patchtrain.errors import PatchtrainError, UsageError
-from patchtrain.evaluation.perplexity import evaluating, packed_loss, rows_loss
 from patchtrain.files import whole_folder
 from patchtrain.loss_backends import choose
 from patchtrain.modeling import PatchLevel, output_embeddings, patch_level
-from patchtrain.plan import Plan, PlanSpec, Stage
+from patchtrain.plan import Plan, Stage
 from patchtrain.probing import probe, probe_documents
-from patchtrain.training.config import PatchConfig
+from patchtrain.training.checkpoint import Checkpoints
+from patchtrain.training.config import PatchConfig, save_interval
+from patchtrain.training.evaluating import TokenLevelEvaluation, stream
+from patchtrain.training.guard import NonfiniteGuard
+from patchtrain.training.identity import data_identity, identity
 from patchtrain.training.passes import count_targets, pass_loss, split_passes
+from patchtrain.training.processes import ending_with_the_others, most, of_first, together
 from patchtrain.training.progress import StageProgress
 from patchtrain.training.record import RunRecord, now
+from patchtrain.training.resuming import LossWindow, Resuming
+from patchtrain.training.sharding import Sharding
+from patchtrain.training.signals import StoppedBySignalError, StopRequest
 
 
-class PatchTrainer(Trainer):
+class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation):
     """Trains a causal LM through the stages of ``args.plan``.
 
     Args:
@@ -70,16 +74,17 @@ class PatchTrainer(Trainer):
         if train_dataset is None:
             raise UsageError("PatchTrainer needs a train_dataset")
         args = copy.copy(args)  # the plan decides some of them: the caller's stay as they were
-        bytes_per_token = None
+        bytes_per_token, data = None, None
         if hasattr(train_dataset, "train") and hasattr(train_dataset, "load_tokenizer"):
             store, train_dataset = train_dataset, train_dataset.train
+            data = data_identity(store, train_dataset.tokens)
             eval_dataset = store.validation if eval_dataset is None else eval_dataset
             processing_class = processing_class or store.load_tokenizer()
         if eval_dataset is not None and hasattr(eval_dataset, "utf8_bytes"):
             bytes_per_token = eval_dataset.utf8_bytes / max(len(eval_dataset.tokens), 1)
         longest = getattr(getattr(model, "config", None), "max_position_embeddings", None)
         spec = args.plan_spec(longest)
-        tokens = _stream(train_dataset, spec)
+        tokens = stream(train_dataset, spec)
         self.plan: Plan = spec.resolve(
             store_tokens=len(tokens),
             device_sequences=args.per_device_train_batch_size,
@@ -90,19 +95,20 @@ class PatchTrainer(Trainer):
                 f"context_length {self.plan.context_length} is beyond the model's "
                 f"max_position_embeddings of {longest}"
             )
+        data = data or data_identity(train_dataset, tokens)
         data_seed = args.seed if args.data_seed is None else args.data_seed
         self.batches = PlanBatches(tokens, self.plan, data_seed)
         self.bytes_per_token = bytes_per_token
         eval_tokens = None
         if eval_dataset is not None and len(token_array(eval_dataset)) >= 2:
-            eval_tokens = _stream(eval_dataset, spec)
+            eval_tokens = stream(eval_dataset, spec)
         if eval_tokens is None:
             args.eval_strategy = "no"
         args.max_steps = self.plan.total_steps
         args.gradient_accumulation_steps = 1  # training_step does it, per stage
         args.ignore_data_skip = True  # the sampler seeks instead
         args.remove_unused_columns = False
-        args.logging_nan_inf_filter = False  # a NaN stops the run, it is not averaged away
+        args.logging_nan_inf_filter = False  # a NaN is the guard's affair
         super().__init__(
             model=model,
             args=args,
@@ -119,6 +125,19 @@ class PatchTrainer(Trainer):
         self.size = model_size(self.model)
         self.flops_per_position = self.size.flops_per_position(self.plan.context_length)
         self.record = RunRecord(Path(args.output_dir)) if self.is_world_process_zero() else None
+        self.window = LossWindow(self.args.device)
+        self.stop_request, self.stopped_by = StopRequest(), 0
+        # Where more comes after training (``run.py``), the run is not finished with it.
+        self.status_after_training = "finished"
+        self.identity = identity(
+            self.args,
+            self.model,
+            self.plan,
+            {"seed": args.seed, **({} if data_seed == args.seed else {"data_seed": data_seed})},
+            data,
+        )
+        every = args.keep_every and args.keep_every * save_interval(args, self.plan.total_steps)
+        self.checkpoints = Checkpoints(Path(args.output_dir), args.save_total_limit, every)
         self._handle: PatchLevel | None = None
         self._stage: Stage | None = None
         self._logged = (0, 0, 0.0)  # tokens, positions and seconds at the last log
@@ -128,16 +147,47 @@ class PatchTrainer(Trainer):
         self.add_callback(self._progress)
         self.add_callback(_Begin(self))
         self.add_callback(_StageEnds(self.plan))
+        self.add_callback(_Stops(self))
+        self._guard = NonfiniteGuard(self)  # last, to know what the others want done after a step
+        self.add_callback(self._guard)
 
     # ---- one run through all stages
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train all stages; arguments as ``Trainer.train``. The model ends at token level."""
+    def train(
+        self,
+        resume_from_checkpoint: str | Path | bool | None = None,
+        *args: Any,
+        allow_change: Iterable[str] = (),
+        **kwargs: Any,
+    ) -> Any:
+        """Train all stages, and end at token level.
+
+        Args:
+            resume_from_checkpoint: a checkpoint folder to go on from, or True for the newest whole
+                one of the run folder; from the start if there is none.
+            allow_change: what may differ from the run that made it (``identity.MAY_CHANGE``).
+            args, kwargs: as ``Trainer.train``.
+
+        Raises:
+            UsageError: the checkpoint is of another run.
+            StoppedBySignalError: SIGTERM or SIGINT came; the run is saved and can be resumed.
+        """
+        self.window = LossWindow(self.args.device)
+        self.stop_request, self.stopped_by = StopRequest(), 0
+        found = self.find_checkpoint(resume_from_checkpoint, allow_change)
+        if found is not None:
+            self.args.eval_on_start = False  # that was at the start
+            self.tell(f"going on after step {found.step:,} of {self.plan.total_steps:,}")
+        elif resume_from_checkpoint:
+            self.tell(f"no checkpoint in {self.checkpoints.run} yet: beginning at the start")
+        self.checkpoints.set_aside(found.step if found else 0, self.tell)
+        self.checkpoints.tidy(found.step if found else 0)
         try:
-            output = super().train(*args, **kwargs)
+            with ending_with_the_others(self.checkpoints.run), self.stop_request.listening():
+                output = super().train(found and str(found.path), *args, **kwargs)
+                self._raise_if_stopped()
         except BaseException as error:
             if self.record is not None:
-                self._drop_half_checkpoint()  # which may make room for what the record says
                 with contextlib.suppress(OSError):  # the disk may be what failed
                     self.record.stop(error)
             raise
@@ -146,18 +196,26 @@ class PatchTrainer(Trainer):
             self._progress.stop()
         if self.record is not None:
             self.record.update(
-                status="finished",
+                status=self.status_after_training,
                 finished=now(),
                 seconds=self.record.seconds,
                 flops=self.plan.total_positions * self.flops_per_position,
             )
         return output
 
-    def _drop_half_checkpoint(self) -> None:
-        """Delete the checkpoint of this step if its state, which is written last, is missing."""
-        checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        if not (checkpoint / "trainer_state.json").is_file():
-            shutil.rmtree(checkpoint, ignore_errors=True)
+    def _raise_if_stopped(self) -> None:
+        """End as a signal asked, also one that came in the last step or its evaluation."""
+        step = self.state.global_step
+        number = self.stopped_by or most(self.stop_request.signal, self.args.device)
+        saved = self.checkpoints.run / f"checkpoint-{step}"
+        if number and of_first(saved.is_dir()):
+            with together():  # torchrun ends the others as soon as it sees one end
+                pass
+            raise StoppedBySignalError(
+                number,
+                f"stopped by {signal.Signals(number).name} after step {step:,} of "
+                f"{self.plan.total_steps:,}, which is saved as {saved.name}; go on with --resume",
+            )
 
     def get_train_dataloader(self) -> DataLoader:
         """One item a step, already this process's share: nothing is left for accelerate to shard.
@@ -171,6 +229,8 @@ class PatchTrainer(Trainer):
             num_workers=self.args.dataloader_num_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor,
             pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
+            # Its own: from the global one it would draw a number each time it starts.
+            generator=torch.Generator().manual_seed(self.args.seed),
         )
 
     def get_total_train_batch_size(self, args: Any) -> int:
@@ -204,7 +264,7 @@ class PatchTrainer(Trainer):
         if "labels" in inputs:  # the passes differ; counted while they are still on the CPU
             targets = [count_targets(part, stage) for part in passes]
             share = self._global_mean(sum(targets), len(passes))
-        step_loss = torch.zeros((), device=self.args.device)
+        losses = []
         for number, (part, count) in enumerate(zip(passes, targets, strict=True), 1):
             last = number == len(passes)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
@@ -214,8 +274,17 @@ class PatchTrainer(Trainer):
                     part = self._prepare_inputs(part)
                     loss = pass_loss(model, part, stage, count, share) / len(passes)
                 self.accelerator.backward(loss)
-            step_loss += loss.detach()
-        return step_loss
+            losses.append(loss.detach().float())
+        self._guard.saw(passes, losses)
+        self._step_loss = torch.stack(losses).sum()
+        return self._step_loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """The norm before clipping, for the log; here the guard can still stop the step."""
+        norm = self._guard.check(model, super()._get_grad_norm(model, grad_norm))
+        if norm is not None:  # else the step is left out
+            self.window.add(self._step_loss)
+        return norm
 
     # ---- stages
 
@@ -224,7 +293,7 @@ class PatchTrainer(Trainer):
         if self._stage is stage:
             return
         self._leave_stage()
-        plain = self.accelerator.unwrap_model(self.model_wrapped, keep_torch_compile=False)
+        plain = self.plain_model()
         if stage.patch_size > 1:
             self._handle = patch_level(
                 plain,
@@ -257,11 +326,12 @@ class PatchTrainer(Trainer):
             "name": self.args.run_name or Path(self.args.output_dir).resolve().name,
             "status": "running",
             "seed": self.args.seed,
-            "model": {"class": type(self.model).__name__, **self.size.to_dict()},
+            "model": {"class": self.identity["model"]["class"], **self.size.to_dict()},
             "flops_per_position": self.flops_per_position,
             "learning_rate": self.args.learning_rate,
             "loss_backend": {"name": self.backend.name, "reason": self.backend.reason},
             "plan": self.plan.to_dict(),
+            "identity": self.identity,
             "documents": self.documents(),
         }
 
@@ -284,9 +354,9 @@ class PatchTrainer(Trainer):
         return self.plan.tokens_before(step), self.plan.positions_before(step)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds stage, tokens, positions and throughput; writes metrics; stops at a NaN."""
+        """Adds stage, tokens, positions and throughput; writes metrics."""
         if "loss" in logs:
-            self._refuse_nonfinite(logs)
+            logs["loss"] = self.window.drain()
             stage = self.plan.stage_at(self.state.global_step - 1)
             tokens, positions = self._counted()
             logs.update(stage=stage.index, patch_size=stage.patch_size, tokens=tokens)
@@ -299,19 +369,10 @@ class PatchTrainer(Trainer):
                 self._logged = (tokens, positions, seconds)
             self._write("train", logs, stage)
         elif "eval_loss" in logs:
+            if not self._guard.evaluated(logs["eval_loss"]):
+                return
             self._write("eval", {key.removeprefix("eval_"): value for key, value in logs.items()})
         super().log(logs, start_time)
-
-    def _refuse_nonfinite(self, logs: Mapping[str, float]) -> None:
-        for name in ("loss", "grad_norm"):
-            value = logs.get(name)
-            if value is not None and not math.isfinite(value):
-                stage = self.plan.stage_at(self.state.global_step - 1)
-                raise PatchtrainError(
-                    f"{name} became {value} by step {self.state.global_step} ({stage.name}); "
-                    f"lower training.learning_rate ({self.args.learning_rate:g}) or lengthen "
-                    f"plan.warmup_steps, and check the data"
-                )
 
     def _write(self, event: str, values: Mapping[str, Any], stage: Stage | None = None) -> None:
         if self.record is None:
@@ -332,101 +393,7 @@ class PatchTrainer(Trainer):
             }
         )
 
-    # ---- evaluation and result
-
-    def evaluate(
-        self,
-        eval_dataset: Any = None,
-        ignore_keys: Any = None,
-        metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
-        """Token-level loss on validation text, and at patch level the patch loss too.
-
-        The loss is over windows of the context length, spread evenly over the text, of about
-        ``args.eval_tokens`` tokens; the processes share them. It is in nats per token and the same
-        for the same weights in every stage and plan.
-        """
-        tokens = self.eval_tokens
-        if eval_dataset is not None:
-            tokens = _stream(eval_dataset, self.plan.spec)
-        if tokens is None or len(tokens) < 2:
-            raise UsageError("there is no validation text to evaluate on")
-        begin = time.perf_counter()
-        with self._at_token_level():
-            loss = self._global_mean(*self._token_loss(tokens))
-        metrics = {"loss": loss}
-        if self.bytes_per_token and eval_dataset is None:
-            metrics["bits_per_byte"] = loss / math.log(2) / self.bytes_per_token
-        if self._handle is not None and self._stage is not None:
-            length = self._stage.sequence_tokens
-            if len(tokens) >= length:
-                starts = self._share(spread_starts(len(tokens), self._eval_wanted(), length))
-                metrics["patch_loss"] = self._patch_loss(tokens, starts, self._stage)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
-        if self.record is not None:
-            self.record.pause(time.perf_counter() - begin)
-        self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(
-            self.args,
-            self.state,
-            self.control,  # type: ignore[has-type]
-            metrics,
-        )
-        return metrics
-
-    def _eval_wanted(self) -> int:
-        # 1 % of the positions at every 5 % of the steps: some 7 % on top of the training time.
-        derived = min(max(self.plan.total_positions // 100, 8_192), 131_072)
-        return self.args.eval_tokens or derived
-
-    def _share(self, rows: np.ndarray) -> np.ndarray:
-        """This process's part of ``rows``: equal parts, so that sharded models stay in step."""
-        share = len(rows) // self.plan.processes
-        return rows[self.args.process_index * share :][:share] if share else rows
-
-    def _token_loss(self, tokens: np.ndarray | AlignedDocuments) -> tuple[float, int]:
-        """Summed next-token loss on this process's rows of the text, and their targets."""
-        length = self.plan.context_length
-        if isinstance(tokens, np.ndarray):
-            # A window's last token is only predicted, its first only read.
-            return rows_loss(
-                self.model, self._share(spread(tokens, self._eval_wanted(), length + 1))
-            )
-        starts = spread_starts(len(tokens), self._eval_wanted(), length)
-        starts = self._share(starts) if len(starts) else np.zeros(1, dtype=np.int64)
-        return packed_loss(self.model, tokens.read(starts, length, 1))
-
-    @torch.no_grad()
-    def _patch_loss(
-        self, tokens: np.ndarray | AlignedDocuments, starts: np.ndarray, stage: Stage
-    ) -> float:
-        """The stage's own loss on whole sequences."""
-        rows = read_rows(tokens, starts, stage.sequence_tokens, stage.patch_size)
-        inputs = {name: torch.from_numpy(value) for name, value in rows.items()}
-        total = targets = 0.0
-        with evaluating(self.model):
-            for part in split_passes(inputs, self.plan.pass_sequences):
-                count = count_targets(part, stage)
-                with self.accelerator.autocast():
-                    loss = pass_loss(self.model, self._prepare_inputs(part), stage, count, count)
-                total += float(loss) * count
-                targets += count
-        return self._global_mean(total, targets)
-
-    def _global_mean(self, total: float, count: float) -> float:
-        pair = torch.tensor([total, count], dtype=torch.float64).to(
-            self.args.device, torch.float64 if self.args.device.type != "mps" else torch.float32
-        )
-        total, count = self.accelerator.reduce(pair, "sum").tolist()
-        return total / count if count else math.nan
-
-    @contextlib.contextmanager
-    def _at_token_level(self) -> Iterator[None]:
-        if self._handle is None:
-            yield
-            return
-        with self._handle.paused():
-            yield
+    # ---- result
 
     def export(self, path: str | Path) -> Path:
         """Write the model as a plain Hugging Face checkpoint, with its tokenizer if there is one.
@@ -434,18 +401,15 @@ class PatchTrainer(Trainer):
         Nothing of patches is in it. Called on all processes (a sharded model is gathered).
         """
         path = Path(path)
-        plain = self.accelerator.unwrap_model(self.model_wrapped, keep_torch_compile=False)
-        # Gathered only where it is sharded: a compiled model's state dict has names of its own.
-        state = None
-        if self.is_fsdp_enabled:
-            state = self.accelerator.get_state_dict(self.model_wrapped)
-        if self.is_world_process_zero():
-            plain.config.use_cache = True  # off while training; a reader wants fast generation
-            with whole_folder(path, replace=True) as folder:
-                plain.save_pretrained(folder, state_dict=state)
-                if self.processing_class is not None:
-                    self.processing_class.save_pretrained(folder)
-        self.accelerator.wait_for_everyone()
+        plain: Any = self.plain_model()
+        state = self.gathered_state(plain)
+        with together():
+            if self.is_world_process_zero():
+                plain.config.use_cache = True  # off while training; a reader wants fast generation
+                with whole_folder(path, replace=True) as folder:
+                    plain.save_pretrained(folder, state_dict=state)
+                    if self.processing_class is not None:
+                        self.processing_class.save_pretrained(folder)
         return path
 
 
@@ -469,13 +433,6 @@ class _Steps(Dataset):
                 f"{self.vocabulary}: the tokens are damaged, or of another tokenizer"
             )
         return {name: torch.from_numpy(value) for name, value in inputs.items()}
-
-
-def _stream(dataset: Any, spec: PlanSpec) -> np.ndarray | AlignedDocuments:
-    """What a user trains on as one stream of tokens, its documents apart if asked for."""
-    if spec.documents == "separate":
-        return aligned_documents(dataset, spec.alignment())
-    return token_array(dataset)
 
 
 def _rows(model: Any) -> int:
@@ -503,6 +460,8 @@ class _Begin(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.begin_record()
+        # Trainer would count from here, and the window also holds the steps before the checkpoint.
+        self.trainer._globalstep_last_logged = state.global_step - self.trainer.window.steps
 
 
 class _StageEnds(TrainerCallback):
@@ -515,4 +474,18 @@ class _StageEnds(TrainerCallback):
         if state.global_step in self.ends:
             control.should_log = True
             control.should_evaluate = args.eval_strategy != "no"
+        return control
+
+
+class _Stops(TrainerCallback):
+    """Ends the run after a step, saved, if a signal has asked any of the processes to."""
+
+    def __init__(self, trainer: PatchTrainer) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        trainer = self.trainer
+        trainer.stopped_by = most(trainer.stop_request.signal, args.device)
+        if trainer.stopped_by:
+            control.should_save = control.should_training_stop = True
         return control

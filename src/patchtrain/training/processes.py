@@ -1,0 +1,175 @@
+"""Several processes that train one model: agreeing, and failing together.
+
+One process is the case in which everything here does nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
+
+from patchtrain.errors import PatchtrainError
+from patchtrain.training.signals import StoppedBySignalError
+
+
+def several() -> bool:
+    """Whether this process is one of several that train together."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def rank() -> int:
+    """This process's number, from 0."""
+    return dist.get_rank() if several() else 0
+
+
+def share(items: list[Any]) -> list[Any]:
+    """This process's part of ``items``, which are the same on all of them."""
+    return items[rank() :: dist.get_world_size()] if several() else items
+
+
+def gather(value: Any) -> list[Any]:
+    """``value`` of every process, by rank. Called on all of them."""
+    if not several():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def most(value: int, device: torch.device) -> int:
+    """The largest ``value`` of all processes: one small reduction, cheap enough for every step."""
+    if not several():
+        return value
+    largest = torch.tensor(value, device=device)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return int(largest)
+
+
+def of_first(value: Any) -> Any:
+    """``value`` of the first process, on all of them."""
+    if not several():
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """What fails in the block on one process fails on all, so that none waits for another.
+
+    The error is said by the first process that has one: on the others it has ``told`` set.
+
+    Raises:
+        PatchtrainError: on the processes where the block itself succeeded.
+    """
+    error: BaseException | None = None
+    try:
+        yield
+    except CheckpointException as wrapped:
+        # All processes raise it, a BaseException, with the errors of those that have one.
+        error = wrapped.failures[rank()][0] if rank() in wrapped.failures else None
+    except Exception as raised:
+        error = raised
+    try:
+        failures = gather(None if error is None else _in_words(error))
+    except Exception as lost:  # another process is gone meanwhile; what went wrong here comes first
+        raise error or lost from None
+    first = next((process for process, failure in enumerate(failures) if failure), None)
+    if first is None:
+        return
+    if error is None:
+        reason, code = failures[first]
+        error = PatchtrainError(f"process {first} failed: {reason}")
+        error.exit_code = code
+    error.told = first != rank()  # type: ignore[attr-defined]
+    raise error
+
+
+def _in_words(error: BaseException) -> tuple[str, int]:
+    """What went wrong, and the exit code."""
+    name = "" if isinstance(error, PatchtrainError) else f"{type(error).__name__}: "
+    return f"{name}{error}", getattr(error, "exit_code", 1)
+
+
+_ending_together = False
+
+
+@contextlib.contextmanager
+def ending_with_the_others(run: Path) -> Iterator[None]:
+    """Make a failure in the block end all processes, with one message for all.
+
+    The first process to fail leaves ``RUN/failure.json`` and says why. The others lose contact with
+    it, find the file, and end without a word of their own (``told`` is set on their errors). Where
+    the first one was killed and could not speak, the first to miss it does. A block within a block
+    does nothing.
+
+    Raises:
+        PatchtrainError: in place of the error of a collective whose other side is gone.
+    """
+    global _ending_together
+    if not several() or _ending_together:
+        yield
+        return
+    with together():
+        if rank() == 0:
+            (run / "failure.json").unlink(missing_ok=True)
+    _ending_together = True
+    try:
+        yield
+    except StoppedBySignalError as stopped:  # on all of them
+        stopped.told = rank() > 0  # type: ignore[attr-defined]
+        raise
+    except BaseException as error:
+        raised, cause = error, error.__cause__
+        if _lost_contact(error):
+            raised, cause = (
+                PatchtrainError(
+                    f"another process of this run is gone, so process {rank()} cannot go on; its "
+                    f"own messages, if it had any, say why; go on with --resume"
+                ),
+                error,
+            )
+        told = getattr(raised, "told", None)
+        if not told:
+            first = _first_to_fail(run, str(raised) or type(raised).__name__)
+            raised.told = not first if told is None else told  # type: ignore[attr-defined]
+        raise raised from cause
+    finally:
+        _ending_together = False
+
+
+def _lost_contact(error: BaseException) -> bool:
+    """Whether a collective failed because a peer went away."""
+    if isinstance(error, PatchtrainError | OSError):
+        return False
+    text = str(error).lower()
+    signs = ("connection closed", "connection reset", "broken pipe", "gloo", "nccl")
+    return isinstance(error, dist.DistError) or any(sign in text for sign in signs)
+
+
+def _first_to_fail(run: Path, message: str) -> bool:
+    """Leave ``RUN/failure.json``; False where another process has left one already."""
+    entry = {
+        "process": rank(),
+        "host": platform.node(),
+        "pid": os.getpid(),
+        "error": message,
+    }
+    try:
+        with (run / "failure.json").open("x", encoding="utf-8") as file:
+            file.write(json.dumps(entry, indent=2) + "\n")
+    except FileExistsError:
+        return False
+    except OSError:  # the disk may be what failed
+        return True
+    return True

@@ -1,0 +1,163 @@
+"""Runs of several processes, as torchrun starts them, but forked from a server that is warm."""
+
+from __future__ import annotations
+
+import errno
+import faulthandler
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from patchtrain.errors import PatchtrainError
+from tests.training.killing import context
+
+LIMIT = 60.0  # seconds
+
+
+@dataclass
+class Ended:
+    """What processes said and ended with, by rank, and the token ids each read, by step."""
+
+    codes: list[int]
+    said: list[str]
+    read: list[dict[int, list]]
+
+    @property
+    def errors(self) -> list[str]:
+        """The lines of all processes that say an error."""
+        lines = [line for text in self.said for line in text.splitlines()]
+        return [line for line in lines if line.startswith("patchtrain: error:")]
+
+    def data(self) -> dict[int, list]:
+        """Rows of token ids of each step, all processes together, in order."""
+        return {
+            step: [row for part in self.read for row in part[step]] for step in sorted(self.read[0])
+        }
+
+
+def run(
+    count: int,
+    argv: list[str],
+    folder: Path,
+    event: tuple[str, int, int] | None = None,
+    environment: dict[str, str] | None = None,
+) -> Ended:
+    """Run ``patchtrain`` in ``count`` processes and wait for all of them.
+
+    Args:
+        count: of processes; 1 is no group at all.
+        argv: the arguments of ``patchtrain``.
+        folder: for what they say.
+        event: what happens (see ``_happens``), to which process (-1: all), in which step (-1:
+            before the first).
+        environment: what a launcher would set besides.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"OMP_NUM_THREADS": "1", **(environment or {})}
+    if count > 1:
+        common |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
+                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
+    children = []
+    for rank in range(count):
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if count > 1 else {}
+        arguments = (rank, argv, str(folder), event, {**common, **own})
+        children.append(context().Process(target=_child, args=arguments))
+    for child in children:
+        child.start()
+    deadline = time.monotonic() + LIMIT
+    for child in children:
+        child.join(max(deadline - time.monotonic(), 0))
+    hanging = [rank for rank, child in enumerate(children) if child.exitcode is None]
+    for rank in hanging:
+        os.kill(children[rank].pid, signal.SIGUSR1)  # it says where it is
+        time.sleep(1)
+    for rank in hanging:
+        children[rank].kill()
+        children[rank].join()
+    said = [(folder / f"{rank}.txt").read_text() for rank in range(count)]
+    if hanging:
+        raise AssertionError(f"processes {hanging} hang; they said: {said}")
+    read = [_read(folder / f"{rank}.jsonl") for rank in range(count)]
+    return Ended([child.exitcode or 0 for child in children], said, read)
+
+
+def _read(file: Path) -> dict[int, list]:
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    return {row["step"]: row["ids"] for row in rows}
+
+
+def _child(
+    rank: int, argv: list[str], folder: str, event: Any, environment: dict[str, str]
+) -> None:
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    output = os.open(f"{folder}/{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    faulthandler.register(signal.SIGUSR1, all_threads=False)
+    from patchtrain.cli.main import main
+    from patchtrain.training.trainer import PatchTrainer
+
+    step = PatchTrainer.training_step
+    with Path(folder, f"{rank}.jsonl").open("w") as read:
+
+        def noted(self: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            now = self.state.global_step
+            ids = inputs["input_ids"].tolist()
+            read.write(json.dumps({"step": now, "ids": ids}) + "\n")
+            read.flush()
+            if event is not None and event[1] in (rank, -1) and event[2] == now:
+                _happens(event[0])
+            return step(self, model, inputs, *args, **kwargs)
+
+        PatchTrainer.training_step = noted  # type: ignore[method-assign]
+        if event is not None and event[1] == rank and event[2] < 0:
+            _happens(event[0])
+        code = main(argv)
+    print("CPU", time.process_time(), file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if torch.distributed.is_initialized() and code == 0:
+        torch.distributed.destroy_process_group()
+    os._exit(code)
+
+
+def _happens(what: str) -> None:
+    """Something goes wrong in this process, now or when it writes its part of a checkpoint."""
+    if what == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif what == "terminated":
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)  # passed on by the launcher
+    elif what == "fails":
+        raise RuntimeError("this step fails")
+    elif what == "damaged store":
+        from patchtrain.data.store import TokenStore
+
+        TokenStore.verify = _raising(PatchtrainError("train.bin is damaged"))  # type: ignore
+    else:
+        from torch.distributed.checkpoint import HuggingFaceStorageWriter as Writer
+
+        if what == "full disk":
+            Writer.write_data = _raising(OSError(errno.ENOSPC, "No space left on device"))  # type: ignore
+        elif what == "killed writing":
+            Writer.write_data = lambda *args: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore
+
+
+def _raising(error: Exception) -> Callable[..., Any]:
+    def fail(*args: Any) -> Any:
+        raise error
+
+    return fail
