@@ -223,3 +223,58 @@ def test_a_checkpoint_that_is_not_there_is_one_line(tmp_path: Path) -> None:
 def test_a_model_is_either_new_or_pretrained(model: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="either config"):
         Recipe.check({**GOOD, "model": model})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"log_level": "x"}, "training.log_level is 'x': input should be 'detail'"),
+        ({"logging_steps": float("inf")}, "training.logging_steps is inf: no setting is infinite"),
+        ({"adam_beta2": "nan"}, "training.adam_beta2 is 'nan': no setting is infinite"),
+        ({7: 1}, "training: no key '7'"),
+        ({None: 1}, "training: no key 'None'"),
+        ({"learning_rate": "a" * 500}, r"training.learning_rate is 'aaa.{70}.*\.\.\.: input"),
+    ],
+)
+def test_training_settings_that_no_trainer_takes(values: dict[Any, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        Recipe.check({**GOOD, "training": values})
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("key", ["store", "out"])
+def test_a_path_with_a_null_byte(key: str) -> None:
+    with pytest.raises(UsageError, match=rf"{key} is .*: no path holds a null byte"):
+        Recipe.check({**GOOD, key: "a\0b"})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"hidden_size": 2**20, "intermediate_size": 2**20}, "GB of weights, and this machine has"),
+        ({"hidden_size": 2**62}, "does not make a model|model.config"),
+        ({"num_hidden_layers": 10**9}, "1,000,000,000 layers are more than"),
+        ({"vocab_size": "many"}, "model.config.vocab_size is 'many'"),
+        ({"model_type": ["llama"]}, "is no model type"),
+    ],
+)
+def test_a_config_that_no_machine_can_hold_or_that_is_none(
+    values: dict[Any, Any], message: str
+) -> None:
+    merged = {**GOOD["model"]["config"], **values}
+    recipe = Recipe.check({**GOOD, "model": {"config": merged}})
+    with pytest.raises(UsageError, match=message) as caught:
+        build_model(recipe, 300, SPECIAL)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_is_read_no_further_than_a_recipe_is_long(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("# comment\n" * 100_000)
+    with pytest.raises(UsageError, match=r"mine\.yaml: too long for a recipe"):
+        Recipe.load(file)
+
+
+def test_a_config_with_a_key_that_is_no_text() -> None:
+    with pytest.raises(UsageError, match=r"model\.config\.7.*valid string"):
+        Recipe.check({**GOOD, "model": {"config": {7: 8}}})

@@ -19,6 +19,7 @@ key or value is named, all at once, with the nearest right key.
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -41,6 +42,8 @@ def _without_null_byte(path: Path) -> Path:
     return path
 
 
+# As transformers has it, which looks them up unchecked.
+_LogLevel = Literal["detail", "debug", "info", "warning", "error", "critical", "passive"]
 # Deeper ones than were ever published take minutes to build, layer by layer.
 _MOST_LAYERS = 2000
 _Path = Annotated[Path, AfterValidator(_without_null_byte)]
@@ -306,7 +309,7 @@ def _check_training(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str
     """``training`` with its values converted, and what is wrong with it."""
     from patchtrain.training.config import DERIVED, PatchConfig
 
-    hints = get_type_hints(PatchConfig)
+    hints = {**get_type_hints(PatchConfig), "log_level": _LogLevel, "log_level_replica": _LogLevel}
     known = [item.name for item in fields(PatchConfig) if item.init and item.name != "plan"]
     checked, problems = {}, []
     for key, value in values.items():
@@ -321,6 +324,9 @@ def _check_training(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str
                 checked[key] = TypeAdapter(hints[key]).validate_python(value)
             except ValidationError as error:
                 problems.append(f"training.{key} is {_shown(value)}: {_reason(error.errors()[0])}")
+                continue
+            if isinstance(checked[key], float) and not math.isfinite(checked[key]):
+                problems.append(f"training.{key} is {_shown(value)}: no setting is infinite")
     return checked, problems
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -218,3 +219,54 @@ def test_a_model_of_nan_fails_and_writes_nothing(tmp_path: Path, store: Path) ->
     with pytest.raises(PatchtrainError, match=r"the loss of .* is nan"):
         call(broken)
     assert not (broken / "eval").exists()
+
+
+def test_a_damaged_store_is_not_scored(
+    run: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(store, tmp_path / "store")
+    tokens = np.memmap(tmp_path / "store" / "validation.tokens.bin", dtype=np.uint16, mode="r+")
+    tokens[5] = 60_000
+    tokens.flush()
+    with pytest.raises(PatchtrainError, match=r"validation\.tokens\.bin is damaged"):
+        call(run, "--store", tmp_path / "store")
+    # In a store too large for its checksums to be checked each time, the batch is refused.
+    monkeypatch.setattr("patchtrain.evaluation.evaluate.VERIFIED_BYTES", 0)
+    with pytest.raises(UsageError, match="token id 60000 is outside the model's vocabulary"):
+        call(run, "--store", tmp_path / "store")
+
+
+def test_documents_of_a_large_store_that_do_not_follow_one_another(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(store, tmp_path / "store")
+    offsets = np.memmap(tmp_path / "store" / "validation.offsets.bin", dtype="<i8", mode="r+")
+    offsets[1] = offsets[2] + 1
+    offsets.flush()
+    plan = {"context_length": 16, "stages": [], "documents": "separate"}
+    separate = save_tiny_run(tmp_path / "run", tmp_path / "store", plan=plan)
+    monkeypatch.setattr("patchtrain.evaluation.evaluate.VERIFIED_BYTES", 0)
+    with pytest.raises(PatchtrainError, match="offsets of the validation split are damaged"):
+        call(separate)
+
+
+@pytest.mark.parametrize(
+    ("info", "message"),
+    [
+        ({"plan": {"context_length": "16"}}, r"plan\.context_length is '16', not a length"),
+        ({"plan": {"context_length": -1}}, r"plan\.context_length is -1, not a length"),
+        ({"plan": {"context_length": 10**30}}, "more than the 32 positions"),
+        ({"plan": {"documents": ["mixed"]}}, r"plan\.documents is \['mixed'\], not one of mixed"),
+        ({"store": {"path": 7}}, "does not name a token store"),
+        ({"store": 7}, "does not name a token store"),
+    ],
+)
+def test_a_run_json_with_other_values(
+    tmp_path: Path, store: Path, info: dict[str, Any], message: str
+) -> None:
+    odd = save_tiny_run(tmp_path / "odd", store)
+    values = json.loads((odd / "run.json").read_text())
+    (odd / "run.json").write_text(json.dumps(values | info))
+    with pytest.raises(PatchtrainError, match=message):
+        call(odd)
+    assert not (odd / "eval").exists()

@@ -176,3 +176,20 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
     assert done.stdout.startswith("usage: patchtrain")
     assert "Traceback" not in done.stderr
+
+
+def test_a_message_stays_one_line_that_a_terminal_shows_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for error, shown in [
+        (UsageError("no file a\nb\x1b[2J\u202e"), "no file a b\\x1b[2J\\u202e"),
+        (PatchtrainError("x" * 9000), "x" * 1997 + "..."),
+        (MemoryError(), "there is not enough memory"),
+    ]:
+
+        def fail(args: Any, error: Exception = error) -> int:
+            raise error
+
+        monkeypatch.setattr("patchtrain.cli.report.run", fail)
+        assert main(["report", "x"]) in (1, 2)
+        assert capsys.readouterr().err == f"patchtrain: error: {shown}\n"

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from patchtrain.cli import prepare as command
+from patchtrain.cli.main import main
 from patchtrain.data.documents import added_share
 from patchtrain.data.store import TokenStore
 from patchtrain.errors import UsageError
@@ -149,3 +150,27 @@ def _tokenizer(folder):
 
 def _written(folder):
     return any(file.stat().st_size for file in folder.glob(".*partial*/train.tokens.bin"))
+
+
+def test_names_that_are_no_utf8(tmp_path, capsys):
+    """Bytes of any kind can name a file on many systems."""
+    folder = tmp_path / "caf\udce9"
+    folder.mkdir()
+    (folder / "b\udcffok.txt").write_text("one\ntwo\n" * 50)
+    (folder / "x.\udcff").write_text("left out")
+    argv = ["prepare", str(folder), "--validation-fraction", "0", "--train-tokenizer", "byte"]
+    assert main([*argv, "--out", str(tmp_path / "store")]) == 0
+    assert "left out 1 files of unknown format (.\\udcff)" in capsys.readouterr().err
+    store = TokenStore.open(tmp_path / "store")
+    assert store.meta["sources"][0]["source"] == str(folder)
+    assert main([*argv, "--out", str(folder / "store")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("patchtrain: error: ")
+    assert "caf\\udce9/store is not UTF-8" in error
+
+
+def test_a_failure_takes_the_folders_it_made_along(tmp_path):
+    (tmp_path / "a.jsonl").write_text("{oops\n")
+    out = tmp_path / "new" / "newer" / "store"
+    assert main(["prepare", str(tmp_path / "a.jsonl"), "--out", str(out)]) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]

@@ -15,10 +15,12 @@ import yaml
 from transformers import AutoModelForCausalLM, pipeline
 
 from patchtrain.cli.main import main
+from patchtrain.cli.train import _print_result
 from patchtrain.data.prepare import prepare
 from patchtrain.data.store import TokenStore
 from patchtrain.runs import RunFolder
 from tests.cli.corpus import write_corpus
+from tests.report.fake_runs import write_run
 
 RECIPE: dict[str, Any] = {
     "model": {
@@ -118,6 +120,25 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     assert [file.name for file in tmp_path.iterdir()] == ["recipe.yaml"]
 
 
+def test_a_dry_run_makes_no_repository_on_the_hub(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make(trainer: Any) -> None:
+        raise AssertionError("a repository was to be made")
+
+    monkeypatch.setattr("transformers.Trainer.init_hf_repo", make)
+    recipe = write_recipe(tmp_path, store)
+    assert main(["train", str(recipe), "training.push_to_hub=true", "--dry-run"]) == 0
+
+
+def test_a_validation_loss_that_is_no_number_is_shown_as_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = {"loss": None, "perplexity": None, "bits_per_byte": None}
+    _print_result(write_run(tmp_path / "run", result=result), "runs/x")
+    assert "validation: – nats a token" in capsys.readouterr().out  # noqa: RUF001
+
+
 def test_two_runs_of_one_recipe_are_the_same(
     trained: RunFolder, store: Path, tmp_path: Path
 ) -> None:
@@ -168,6 +189,9 @@ def test_a_run_folder_that_exists_is_kept_unless_it_may_go(
         (["training.learning_rate=-1"], "learning_rate must be above 0"),
         (["training.resume_from_checkpoint=x"], "use --resume"),
         (["training.fp16=true"], "fp16 is not supported"),
+        (["training.adam_beta2=3"], "adam_beta2 must be at least 0 and below 1, not 3.0"),
+        (["training.dataloader_num_workers=-1"], "dataloader_num_workers must be from 0 to 256"),
+        (["training.accelerator_config={a: 1}"], "unexpected keyword argument 'a'"),
         (["training.report_to=[nothing]"], "nothing"),
         (["model.pretrained=./nowhere", "model.config=null"], "./nowhere"),
     ],
@@ -196,7 +220,7 @@ def test_damaged_tokens_are_refused_before_training(
     refused(capsys, ["train", recipe, "--quiet"], 1, "train.tokens.bin is damaged")
     assert not (tmp_path / "run").exists()
     # A store too large for its checksums to be checked at each start is caught at the first step.
-    monkeypatch.setattr("patchtrain.training.run._VERIFIED_BYTES", 0)
+    monkeypatch.setattr("patchtrain.training.run.VERIFIED_BYTES", 0)
     refused(capsys, ["train", recipe, "--quiet"], 1, "token id 60000 in step 0 is beyond")
 
 

@@ -269,3 +269,61 @@ def test_offline_is_respected(monkeypatch):
     monkeypatch.setattr("socket.create_connection", lambda *_: asked.append(1))
     assert not hub.reachable()
     assert not asked
+
+
+@pytest.mark.parametrize("ending", [".gz", ".xz", ".zst"])
+def test_damage_in_the_head_of_a_second_stream_is_no_end(tmp_path, ending):
+    """The library's own reader of xz stops there without a word."""
+    first, second = PACK[ending](b"one\n"), bytearray(PACK[ending](b"two\n"))
+    file = tmp_path / f"a.txt{ending}"
+    file.write_bytes(first + second)
+    assert list(read_documents([file])) == ["one\ntwo\n"]
+    for place in range(4):
+        damaged = second.copy()
+        damaged[place] ^= 0xFF
+        file.write_bytes(first + damaged)
+        with pytest.raises(PatchtrainError, match=r"is (damaged|truncated)"):
+            list(read_documents([file]))
+
+
+@pytest.mark.parametrize("ending", [".gz", ".xz", ".zst"])
+def test_no_bytes_at_all_are_no_compressed_text(tmp_path, ending):
+    (tmp_path / f"a.txt{ending}").write_bytes(b"")
+    with pytest.raises(PatchtrainError, match="is truncated"):
+        list(read_documents([tmp_path / f"a.txt{ending}"]))
+    (tmp_path / f"a.txt{ending}").write_bytes(PACK[ending](b""))
+    assert list(read_documents([tmp_path / f"a.txt{ending}"])) == []
+
+
+def test_zeroes_are_padding_behind_xz_data_and_nowhere_else(tmp_path):
+    file = tmp_path / "a.txt.xz"
+    file.write_bytes(PACK[".xz"](b"one\n") + bytes(8) + PACK[".xz"](b"two\n") + bytes(4))
+    assert list(read_documents([file])) == ["one\ntwo\n"]
+    file.write_bytes(bytes(8))
+    with pytest.raises(PatchtrainError, match=r"not xz data|is truncated"):
+        list(read_documents([file]))
+
+
+def test_xz_data_is_unpacked_piece_by_piece(tmp_path):
+    (tmp_path / "a.txt.xz").write_bytes(lzma.compress(b"a" * 9_000_000))
+    chunks = readers.read_bytes(tmp_path / "a.txt.xz", "xz", "a", readers.Counts())
+    sizes = [len(chunk) for chunk in chunks]
+    assert sum(sizes) == 9_000_000
+    assert max(sizes) <= readers._READ_BYTES
+
+
+def test_parquet_with_fewer_rows_than_it_says(tmp_path, monkeypatch):
+    (tmp_path / "a.parquet").write_bytes(parquet_bytes({"text": ["a", "b", "c"]}))
+    batches = pq.ParquetFile.iter_batches
+
+    def fewer(*args, **kwargs):
+        return (batch.slice(1) for batch in batches(*args, **kwargs))
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", fewer)
+    with pytest.raises(PatchtrainError, match="it has 2 rows, and its head says 3"):
+        list(read_documents([tmp_path / "a.parquet"]))
+
+
+def test_a_user_who_is_not_there():
+    with pytest.raises(UsageError, match="no file or folder ~nobody-here"):
+        open_corpus(["~nobody-here/x.txt"])

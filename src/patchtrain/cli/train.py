@@ -78,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
     from patchtrain.training import run as runs  # after the recipe's own errors: this takes seconds
 
     if args.dry_run:
+        recipe.training["push_to_hub"] = False  # which makes a repository at once
         prepared = runs.prepare_run(recipe)
         if runs.is_first_process():
             print_plan(prepared)
@@ -149,6 +150,7 @@ def print_plan(prepared: Prepared) -> None:
 
 def _print_result(folder: RunFolder, out: str) -> None:
     from patchtrain.report.curve import warnings
+    from patchtrain.report.formats import number
     from patchtrain.report.summary import RunSummary
 
     info = folder.info()
@@ -159,8 +161,8 @@ def _print_result(folder: RunFolder, out: str) -> None:
     )
     if result:
         print(
-            f"validation: {result['loss']:.4f} nats a token, perplexity "
-            f"{result['perplexity']:.2f}, {result['bits_per_byte']:.4f} bits per byte"
+            f"validation: {number(result['loss'], 4)} nats a token, perplexity "
+            f"{number(result['perplexity'], 2)}, {number(result['bits_per_byte'], 4)} bits per byte"
         )
     for text in warnings(RunSummary.read(folder)):
         print(f"warning: {text}")

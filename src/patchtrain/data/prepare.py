@@ -179,6 +179,13 @@ def _tokenizer_request(
 
 
 def _check_out(out: Path, overwrite: bool) -> None:
+    try:
+        str(out).encode()
+    except UnicodeEncodeError:
+        raise UsageError(
+            f"the name {out} is not UTF-8, which the tokenizer library cannot write to; "
+            "choose another --out"
+        ) from None
     standing = next((parent for parent in out.absolute().parents if parent.exists()), None)
     if standing is not None and not standing.is_dir():
         raise UsageError(f"cannot make {out}: {standing} is not a folder")

@@ -118,6 +118,13 @@ class PatchConfig(TrainingArguments):
                 raise UsageError(f"{name} is not supported: {reason}")
         if not self.learning_rate > 0:
             raise UsageError(f"learning_rate must be above 0, not {self.learning_rate}")
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= (beta := getattr(self, name)) < 1:
+                raise UsageError(f"{name} must be at least 0 and below 1, not {beta}")
+        if not 0 <= self.dataloader_num_workers <= 256:
+            raise UsageError(
+                f"dataloader_num_workers must be from 0 to 256, not {self.dataloader_num_workers}"
+            )
         if self.on_nonfinite not in ON_NONFINITE:
             raise UsageError(
                 f"on_nonfinite is '{self.on_nonfinite}'; choose {', '.join(ON_NONFINITE)}"

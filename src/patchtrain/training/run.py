@@ -19,7 +19,7 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from patchtrain.data.store import VERIFIED_BYTES, TokenStore
-from patchtrain.errors import PatchtrainError, UsageError
+from patchtrain.errors import PatchtrainError, UsageError, one_line
 from patchtrain.evaluation.evaluate import Window, split_loss
 from patchtrain.evaluation.generate import complete
 from patchtrain.evaluation.perplexity import TextLoss
@@ -77,11 +77,11 @@ def _as_usage_errors() -> Iterator[None]:
     """Trainer's own refusals as ours."""
     try:
         yield
-    except UsageError:
-        raise
-    except (ValueError, ImportError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(f"training: {reason}") from error
+    except Exception as error:  # of many kinds
+        if isinstance(error, PatchtrainError) or (isinstance(error, OSError) and error.filename):
+            raise
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise UsageError(f"training: {one_line(f'{kind}{error}', 300)}") from error
 
 
 def _prepare(recipe: Recipe, args: PatchConfig) -> Prepared:
@@ -361,7 +361,8 @@ def estimate_seconds(prepared: Prepared) -> float | None:
         for name, value in rows.items()
     }
     inputs = {name: value.to(trainer.args.device) for name, value in inputs.items()}
-    optimizer = trainer.create_optimizer()
+    with _as_usage_errors():
+        optimizer = trainer.create_optimizer()
     optimizer.zero_grad()
 
     def one_pass() -> None:
