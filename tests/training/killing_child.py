@@ -3,7 +3,7 @@
 import gc
 
 import plotly.graph_objects
-import plotly.io  # noqa: F401
+import plotly.io
 import torch.distributed.checkpoint.state_dict
 import torch.distributed.fsdp  # noqa: F401
 import transformers.models.gpt2.modeling_gpt2

@@ -111,7 +111,7 @@ def _child(
     from patchtrain.training.trainer import PatchTrainer
 
     step = PatchTrainer.training_step
-    with open(f"{folder}/{rank}.jsonl", "w") as read:
+    with Path(folder, f"{rank}.jsonl").open("w") as read:
 
         def noted(self: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
             now = self.state.global_step
@@ -126,7 +126,7 @@ def _child(
         if event is not None and event[1] == rank and event[2] < 0:
             _happens(event[0])
         code = main(argv)
-    print('CPU', time.process_time(), file=sys.stderr)
+    print("CPU", time.process_time(), file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     if torch.distributed.is_initialized() and code == 0:

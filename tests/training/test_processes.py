@@ -1,4 +1,4 @@
-"""Several processes are one run: the same losses, data and model, saved and resumed on any number."""
+"""Several processes are one run: the same losses, data and model, saved and resumed on any."""
 
 import json
 import os
@@ -138,7 +138,8 @@ def files(checkpoint: Path, part: str) -> dict[str, dict[str, list[int]]]:
     for file in sorted((checkpoint / part).glob("*.safetensors")):
         with safe_open(file, "pt") as opened:
             found[file.name] = {
-                name: opened.get_slice(name).get_shape() for name in opened.keys()  # noqa: SIM118
+                name: opened.get_slice(name).get_shape()
+                for name in opened.keys()  # noqa: SIM118
             }
     return found
 

@@ -91,7 +91,7 @@ class PatchConfig(TrainingArguments):
         },
     )
     # transformers declares it as text, which a recipe's `fsdp: true` is not.
-    fsdp: bool | str | None = field(  # type: ignore[assignment]
+    fsdp: bool | str | None = field(
         default=None, metadata={"help": "Shard the model over the processes with FSDP2."}
     )
     learning_rate: float = 3e-4

@@ -90,7 +90,7 @@ def together() -> Iterator[None]:
     if error is None:
         reason, code = failures[first]
         error = PatchtrainError(f"process {first} failed: {reason}")
-        error.exit_code = code  # type: ignore[attr-defined]
+        error.exit_code = code
     error.told = first != rank()  # type: ignore[attr-defined]
     raise error
 

@@ -68,9 +68,7 @@ def _arguments(recipe: Recipe, quiet: bool) -> PatchConfig:
     """The training arguments; making them connects this process with the others."""
     values = {"disable_tqdm": quiet, "log_level": "error", **copy.deepcopy(recipe.training)}
     with _as_usage_errors():
-        return PatchConfig(
-            output_dir=str(recipe.out), plan=recipe.plan, seed=recipe.seed, **values
-        )
+        return PatchConfig(output_dir=str(recipe.out), plan=recipe.plan, seed=recipe.seed, **values)
 
 
 @contextmanager

@@ -17,7 +17,6 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import Trainer
 
 
-
 class Sharding(Trainer):
     """The part of ``PatchTrainer`` that sets FSDP up."""
 
