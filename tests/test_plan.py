@@ -164,7 +164,7 @@ def test_all_problems_are_named_at_once() -> None:
         ({"steps": 20, "stages": [[2, 0.5], [1, 0.1]]}, "sum to 0.6"),
         ({"steps": 20, "stages": [[2, 0.5], "x"]}, "a stage is a patch_size and a share"),
         ({"steps": 20, "stages": [{"patchsize": 2, "share": 1}]}, "did you mean 'patch_size'"),
-        ({"steps": 20, "stages": [[0, 1.0]]}, "whole number >= 1"),
+        ({"steps": 20, "stages": [[0, 1.0]]}, "a whole number from 1 to 1,024, not 0"),
         ({"steps": 20, "context_length": 1}, "at least 2"),
         ({"steps": 20, "slot_weights": "cubic"}, "slot weights 'cubic'"),
         ({"steps": 20, "slot_weights": 3}, "slot weights are a name or a list of numbers, not 3"),
@@ -176,8 +176,27 @@ def test_all_problems_are_named_at_once() -> None:
             "decay_fraction must lie between 0 and 1, not None",
         ),
         ({"steps": 20, "patch_size": None}, "patch_size must be a whole number"),
-        ({"steps": 20, "max_epochs": None}, "max_epochs must be above 0, not None"),
+        (
+            {"steps": 20, "max_epochs": None},
+            "max_epochs must be above 0 and at most 10,000, not None",
+        ),
         ({"steps": 20, "tokens_per_step": "many"}, "tokens_per_step must be a whole number"),
+        ({"steps": 20, "patch_size": 10**9}, "patch_size must be at most 1,024"),
+        ({"steps": 10**400}, "steps must be at most 1,000,000,000"),
+        ({"tokens": 10**14}, "the run would have [0-9,]* steps"),
+        ({"steps": 20, "tokens_per_step": 10**15}, "tokens_per_step must be at most"),
+        ({"steps": 20, "max_epochs": 10**400}, "max_epochs must be above 0 and at most 10,000"),
+        ({"steps": 20, "max_epochs": float("inf")}, "max_epochs must be above 0 and at most"),
+        ({"steps": 20, "preset": ["paper"]}, "preset .* is not one of paper"),
+        ({"steps": 20, "patch_fraction": "x", "documents": "separate"}, "patch_fraction must lie"),
+        ({"steps": 20, "slot_weights": [10**400, 1, 1, 1]}, "slot weights are a name or a list"),
+        (
+            {
+                "steps": 20,
+                "stages": [[k, 0.1] for k in (1021, 1019, 1013, 1009, 997)] + [[991, 0.5]],
+            },
+            "so large a common multiple",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(values: dict[str, Any], message: str) -> None:
@@ -202,13 +221,57 @@ def test_a_store_too_small_is_refused_unless_epochs_are_asked_for() -> None:
         resolve(store_tokens=20, steps=10)
 
 
-def test_leaving_too_little_for_the_token_level_is_allowed_with_a_warning() -> None:
-    (warning,) = resolve(steps=100, patch_fraction=1.0).warnings()
-    assert "ends at patch level" in warning
-    (warning,) = resolve(steps=100, patch_fraction=0.95).warnings()
-    assert "only 5% of the tokens" in warning
-    assert not resolve(steps=100, patch_fraction=2 / 3).warnings()
-    assert not resolve(steps=100, patch_fraction=0).warnings()
+def test_a_plan_that_ends_at_patch_level_is_warned_of() -> None:
+    for values in ({"patch_fraction": 1.0}, {"stages": [[1, 0.5], [4, 0.5]]}):
+        (warning,) = resolve(steps=100, **values).warnings()
+        assert "ends at patch level" in warning
+
+
+@pytest.mark.parametrize(
+    ("preset", "share", "least", "words"),
+    [
+        ("paper", "patch_fraction", 0.75, "tokens are left for the token level; in 2407.12665"),
+        (
+            "superposition",
+            "step_fraction",
+            0.5,
+            "steps are left for the token level; in 2605.06546",
+        ),
+    ],
+)
+@pytest.mark.parametrize("patch_size", [2, 4, 8])
+@pytest.mark.parametrize("steps", [10, 1000])
+def test_too_little_token_level_is_allowed_with_a_warning(
+    preset: str, share: str, least: float, words: str, patch_size: int, steps: int
+) -> None:
+    def warnings(fraction: float) -> list[str]:
+        plan = resolve(
+            steps=steps, preset=preset, patch_size=patch_size, tokens_per_step=8 * 16,
+            **{share: fraction},
+        )  # fmt: skip
+        return plan.warnings()
+
+    assert not warnings(0.0)
+    assert not warnings(least)
+    (warning,) = warnings(least + 0.15)
+    assert f"only {0.85 - least:.0%} of the {words}" in warning or steps == 10
+
+
+def test_no_published_run_that_gained_is_warned_of() -> None:
+    """K and share of all runs of both papers that beat plain training clearly."""
+    for fraction in (0.5, 2 / 3):
+        assert not resolve(steps=1000, patch_size=4, patch_fraction=fraction).warnings()
+    for patch_size in (2, 4, 6, 8, 16):
+        for fraction in (0.1, 0.2, 0.3, 0.4, 0.5):
+            values = {"preset": "superposition", "step_fraction": fraction}
+            assert not resolve(steps=1000, patch_size=patch_size, **values).warnings()
+
+
+def test_published_runs_that_lost_are_warned_of() -> None:
+    assert resolve(steps=1000, patch_size=4, patch_fraction=0.8).warnings()  # 11.0 against 10.9
+    values = {"preset": "superposition", "step_fraction": 0.9}
+    for patch_size in (2, 4, 8, 16):
+        assert resolve(steps=1000, patch_size=patch_size, **values).warnings()
 
 
 def test_a_step_that_does_not_fit_is_said_once() -> None:

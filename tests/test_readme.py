@@ -13,8 +13,10 @@ from torch import nn
 
 from patchtrain import PatchConfig, PlanSpec
 from patchtrain.cli.main import main
+from patchtrain.data.prepare import prepare
 from patchtrain.plan import PRESETS
 from tests.cli.corpus import write_corpus
+from tests.cli.test_resume import stop_at
 from tests.models import VOCAB, tiny_model
 
 ROOT = Path(__file__).parents[1]
@@ -22,12 +24,12 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 RECIPES = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-def commands() -> list[str]:
-    lines = [line for block in blocks("bash") for line in block.splitlines()]
+def commands(text: str = README) -> list[str]:
+    lines = [line for block in blocks("bash", text) for line in block.splitlines()]
     return [line for line in lines if line.startswith("patchtrain ")]
 
 
@@ -47,6 +49,23 @@ def test_the_commands_on_your_own_text_run_in_order(
         assert main(words) == 0, command
     assert (tmp_path / "runs" / "small" / "report.html").is_file()
     assert capsys.readouterr().out
+
+
+def test_the_commands_on_going_on_run_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (ROOT / "docs" / "surviving.md").read_text(encoding="utf-8")
+    first, second = (shlex.split(line, comments=True)[1:] for line in commands(text))
+    short = ["plan.steps=20", "plan.tokens_per_step=1024", "plan.max_epochs=9", "--quiet"]
+    corpus = write_corpus(tmp_path / "text.txt", sentences=20_000)
+    prepare([corpus], tmp_path / "stores" / "text", train_tokenizer="bpe", vocab_size=300)
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patched:
+        stop_at(patched, 7)
+        assert main([*first, *short]) == 143
+    assert main([*second, *short]) == 0
+    assert "going on after step 8 of 20" in capsys.readouterr().err
 
 
 def test_make_targets_of_the_readme_exist() -> None:

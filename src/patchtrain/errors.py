@@ -3,6 +3,8 @@
 The command line turns them into an exit code; the Python API raises them as they are.
 """
 
+from typing import Any
+
 
 class PatchtrainError(Exception):
     """Something failed while running (exit code 1): a full disk, a broken file, a NaN."""
@@ -19,11 +21,33 @@ class UsageError(PatchtrainError, ValueError):
 _SHORT_LIST = 30
 
 
-def nearest(name: str, known: list[str]) -> str:
+def nearest(name: object, known: list[str]) -> str:
     """A ``; did you mean 'x'?`` for an unknown ``name``, or the list of known ones if short."""
     import difflib
 
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
     if close:
         return f"; did you mean '{close[0]}'?"
     return f"; known: {', '.join(sorted(known))}" if len(known) <= _SHORT_LIST else ""
+
+
+def one_line(message: object, limit: int = 200) -> str:
+    """A message, or what an exception says, on one line and not too long.
+
+    What cannot be printed is escaped: a file's content must not steer the terminal.
+    """
+    text = " ".join(str(message).split()) or type(message).__name__
+    text = text if len(text) <= limit else text[: limit - 3] + "..."
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
+
+
+def first_problem(error: Any) -> str:
+    """The first thing that pydantic's ``ValidationError`` finds wrong, in a few words."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "missing":
+        return f"{place} is missing"
+    message = str(first["msg"])
+    return f"{place} is {one_line(repr(first['input']), 40)}: {message[0].lower()}{message[1:]}"

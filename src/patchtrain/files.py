@@ -5,12 +5,14 @@ A process that dies leaves at most a folder or file whose name says it is partia
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePath
+from typing import Any
 
 
 def write_text(path: Path, text: str) -> None:
@@ -29,17 +31,28 @@ def write_text(path: Path, text: str) -> None:
         raise
 
 
+def write_json(path: Path, value: Any, allow_nan: bool = True) -> None:
+    """Write ``value`` as JSON to ``path``, readable by people; see ``write_text``."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=allow_nan) + "\n"
+    # Half surrogates, which stand for bytes of a file's name that are no UTF-8, become the very
+    # escapes that JSON has for them.
+    write_text(path, text.encode("utf-8", "backslashreplace").decode("utf-8"))
+
+
 @contextmanager
 def whole_folder(path: Path, replace: bool = False) -> Iterator[Path]:
     """Yield a temporary folder beside ``path`` that becomes ``path`` if the block succeeds.
 
     The temporary folder is on the same file system (a rename must not copy) and is removed if the
-    block fails. With ``replace``, a folder that already stands at ``path`` makes way at the end.
+    block fails, as are the folders made to hold it. With ``replace``, a folder that already stands
+    at ``path`` makes way at the end.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
+    made = [folder for folder in path.absolute().parents if not folder.exists()]
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
         yield temporary
         temporary.chmod(0o777 & ~_umask())
         if replace and path.exists():
@@ -50,8 +63,22 @@ def whole_folder(path: Path, replace: bool = False) -> Iterator[Path]:
         else:
             temporary.replace(path)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+        for folder in made:
+            with suppress(OSError):  # somebody else uses it by now
+                folder.rmdir()
         raise
+
+
+def is_inside(folder: Path, name: str) -> bool:
+    """Whether ``name``, as a file of ``folder`` names it, lies in it, also by way of links."""
+    pure = PurePath(name)
+    try:
+        inside = (folder / name).resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError):  # a null byte, links in a circle
+        return False
+    return inside and not pure.is_absolute() and ".." not in pure.parts
 
 
 def sync(path: Path) -> None:

@@ -179,23 +179,25 @@ class _PatchLoss(torch.autograd.Function):
                 loss += (row_weight * log_sum).sum() - (slot * picked).sum()
                 if not (need_hidden or need_weight or need_bias):
                     continue
-                # The rows' weights and the scale go to the narrow factors of the products, not over
-                # the whole chunk. A token that stands twice counts twice.
-                factor = row_weight * scale
+                # A token that stands twice counts twice.
                 grad.scatter_add_(-1, target, -slot / row_weight.clamp(min=tiny))
                 if bent is not None:
                     grad.mul_(1 - bent.square_())  # the derivative of tanh
+                # The rows' weights and the scale go to the small factors of the products instead of
+                # over the whole chunk; in a narrow dtype, into what is rounded anyway.
+                factor = row_weight * scale
                 if grad_bias is not None:
                     grad_bias.addmv_(grad.T, factor.squeeze(-1))
-                narrow = grad.to(dtype)
+                fold = dtype == wide
+                narrow = grad if fold else grad.mul_(factor).to(dtype)
                 if grad_hidden is not None:
-                    grad_hidden[part] = (narrow @ head) * factor
+                    product = narrow @ head
+                    grad_hidden[part] = product.mul_(factor) if fold else product
                 if grad_weight is not None:
-                    scaled = (states * factor).to(dtype)
-                    if dtype == wide:
-                        grad_weight.addmm_(narrow.T, scaled)
+                    if fold:
+                        grad_weight.addmm_(narrow.T, states * factor)
                     else:
-                        grad_weight += narrow.T @ scaled
+                        grad_weight += narrow.T @ states
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)
         return loss

@@ -10,8 +10,13 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
-from patchtrain.errors import UsageError, nearest
+from patchtrain.errors import UsageError, nearest, one_line
 from patchtrain.plan import CHOICES, Plan, PlanSpec, Stage, slot_weights, warmup_steps
+
+# Beyond what anybody trains, and within what the arithmetic takes in no time.
+_LARGEST = 10**15
+_MOST = {"patch_size": 1024, "context_length": 10**9, "tokens_per_step": 10**12, "steps": 10**9}
+_MOST_EPOCHS = 10_000
 
 
 class Resolver:
@@ -29,14 +34,23 @@ class Resolver:
 
     def alignment(self) -> int:
         """The least common multiple of the stages' patch sizes; 1 where they make no sense."""
+        self._check_values()
         shares = self._shares()
-        return 1 if self.problems else math.lcm(*(patch_size for patch_size, _ in shares))
+        multiple = math.lcm(*(patch_size for patch_size, _ in shares))
+        return 1 if self.problems or multiple > _LARGEST else multiple
 
     def plan(self) -> Plan:
         self._check_values()
+        if self.spec.epochs is not None and self.store_tokens is None:
+            self.problems.append("epochs needs a store whose tokens can be counted")
         shares = self._shares()
         self._stop_if_problems()
         self.block = math.lcm(*(patch_size for patch_size, _ in shares)) * self.spec.context_length
+        if self.block > _LARGEST:
+            self.problems.append(
+                "the patch sizes have so large a common multiple that no store has a block of it"
+            )
+            self._stop_if_problems()
         sequences = self._sequences_per_step([patch_size for patch_size, _ in shares])
         self._stop_if_problems()
         steps = self._steps(shares, sequences)
@@ -56,31 +70,32 @@ class Resolver:
         for key, allowed in CHOICES.items():
             value = getattr(spec, key)
             if value not in allowed:
-                bad(f"{key} '{value}' is not one of {', '.join(allowed)}")
+                bad(f"{key} '{one_line(value, 40)}' is not one of {', '.join(allowed)}")
         for key in ("context_length", "tokens_per_step", "patch_size", "steps", "tokens"):
             value = getattr(spec, key)
             if self._is_asked(key) and (not _is_int(value) or value < 1):
-                bad(f"{key} must be a whole number of at least 1, not {value!r}")
+                bad(f"{key} must be a whole number of at least 1, not {_shown(value)}")
+            elif self._is_asked(key) and value > (most := _MOST.get(key, _LARGEST)):
+                bad(f"{key} must be at most {most:,}, not {_shown(value)}")
         for key in ("patch_fraction", "step_fraction", "decay_fraction", "min_rate"):
             value = getattr(spec, key)
             if self._is_asked(key) and not (_is_number(value) and 0 <= value <= 1):
-                bad(f"{key} must lie between 0 and 1, not {value!r}")
+                bad(f"{key} must lie between 0 and 1, not {_shown(value)}")
         for key in ("epochs", "max_epochs"):
             value = getattr(spec, key)
-            if self._is_asked(key) and not (_is_number(value) and value > 0):
-                bad(f"{key} must be above 0, not {value!r}")
+            if self._is_asked(key) and not (_is_number(value) and 0 < value <= _MOST_EPOCHS):
+                bad(f"{key} must be above 0 and at most {_MOST_EPOCHS:,}, not {_shown(value)}")
         if spec.warmup_steps is not None and (
             not _is_int(spec.warmup_steps) or spec.warmup_steps < 0
         ):
-            bad(f"warmup_steps must be a whole number of at least 0, not {spec.warmup_steps!r}")
+            shown = _shown(spec.warmup_steps)
+            bad(f"warmup_steps must be a whole number of at least 0, not {shown}")
         if _is_int(spec.context_length) and spec.context_length == 1:
             bad("context_length must be at least 2: the first position predicts the second")
         given = [key for key in ("steps", "tokens", "epochs") if getattr(spec, key) is not None]
         if len(given) != 1:
             what = f"{' and '.join(given)} are given" if given else "none is given"
             bad(f"the length of the run is one of steps, tokens or epochs; {what}")
-        if spec.epochs is not None and self.store_tokens is None:
-            bad("epochs needs a store whose tokens can be counted")
         if spec.patch_fraction is not None and spec.step_fraction is not None:
             bad("give patch_fraction (of the tokens) or step_fraction (of the steps), not both")
         if self.device_sequences < 1 or self.processes < 1:
@@ -96,7 +111,7 @@ class Resolver:
         if spec.stages is not None:
             if not isinstance(spec.stages, Sequence) or isinstance(spec.stages, str):
                 self.problems.append(
-                    f"stages is a list of patch sizes and shares, not {spec.stages!r}"
+                    f"stages is a list of patch sizes and shares, not {_shown(spec.stages)}"
                 )
                 return []
             if spec.patch_fraction is not None or spec.step_fraction is not None:
@@ -137,13 +152,16 @@ class Resolver:
                 return None
             item = (item.get("patch_size"), item.get("share"))
         if not isinstance(item, Sequence) or isinstance(item, str) or len(item) != 2:
-            self.problems.append(f"a stage is a patch_size and a share, not {item!r}")
+            self.problems.append(f"a stage is a patch_size and a share, not {_shown(item)}")
             return None
         patch_size, share = item
-        if not _is_int(patch_size) or patch_size < 1:
-            self.problems.append(f"patch_size must be a whole number >= 1, not {patch_size!r}")
+        if not _is_int(patch_size) or not 1 <= patch_size <= _MOST["patch_size"]:
+            self.problems.append(
+                f"patch_size must be a whole number from 1 to {_MOST['patch_size']:,}, "
+                f"not {_shown(patch_size)}"
+            )
         elif not _is_number(share) or not 0 < share <= 1:
-            self.problems.append(f"the share of a stage must lie in (0, 1], not {share!r}")
+            self.problems.append(f"the share of a stage must lie in (0, 1], not {_shown(share)}")
         else:
             return patch_size, float(share)
         return None
@@ -197,6 +215,8 @@ class Resolver:
         else:
             ends = [round(total * part / sum(relative)) for part in accumulate(relative)]
             steps = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+        if sum(steps) > _MOST["steps"]:
+            self.problems.append(f"the run would have {sum(steps):,} steps; make the steps larger")
         for (patch_size, _), count in zip(shares, steps, strict=True):
             if count < 1:
                 self.problems.append(
@@ -271,7 +291,8 @@ class Resolver:
 
 
 def _largest_divisor(number: int, limit: int) -> int:
-    return next(size for size in range(min(number, limit), 0, -1) if number % size == 0)
+    small = [size for size in range(1, math.isqrt(number) + 1) if number % size == 0]
+    return max(size for part in small for size in (part, number // part) if size <= limit)
 
 
 def _is_int(value: Any) -> bool:
@@ -279,4 +300,8 @@ def _is_int(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
+
+
+def _shown(value: Any) -> str:
+    return one_line(repr(value), 60)

@@ -19,17 +19,31 @@ key or value is named, all at once, with the nearest right key.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from patchtrain.errors import UsageError, nearest
+from patchtrain.errors import UsageError, nearest, one_line
+from patchtrain.model_folder import check_model_folder
 from patchtrain.plan import PlanSpec
+from patchtrain.yaml_reader import LONGEST, read_yaml
+
+
+def _without_null_byte(path: Path) -> Path:
+    if "\0" in str(path):
+        raise ValueError("no path holds a null byte")
+    return path
+
+
+# Deeper ones than were ever published take minutes to build, layer by layer.
+_MOST_LAYERS = 2000
+_Path = Annotated[Path, AfterValidator(_without_null_byte)]
 
 
 class ModelSection(BaseModel):
@@ -52,13 +66,13 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    store: Path
+    store: _Path
     model: ModelSection
     plan: dict[str, Any]
     training: dict[str, Any] = Field(default_factory=dict)
     samples: list[str] = Field(default_factory=list)
     seed: int = Field(default=0, ge=0, lt=2**32)
-    out: Path
+    out: _Path
 
     @classmethod
     def load(cls, file: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -71,16 +85,13 @@ class Recipe(BaseModel):
         if not file.is_file():
             raise UsageError(f"no recipe at {file}{_other_recipes(file)}")
         try:
-            values = yaml.safe_load(file.read_text(encoding="utf-8"))
+            with file.open(encoding="utf-8") as stream:
+                text = stream.read(LONGEST + 1)
         except UnicodeDecodeError as error:
             raise UsageError(
                 f"{file}: not UTF-8 text: {error.reason} at byte {error.start}"
             ) from error
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            line = f" line {mark.line + 1}:" if mark else ""
-            problem = getattr(error, "problem", None) or "cannot be read"
-            raise UsageError(f"{file}:{line} not valid YAML: {problem}") from error
+        values = read_yaml(text, str(file))
         if not isinstance(values, dict):
             raise UsageError(
                 f"{file}: a recipe is a mapping of keys, starting with store and model"
@@ -153,9 +164,9 @@ def build_model(
     section = recipe.model
     dtype = getattr(torch, section.dtype)
     if section.pretrained is not None:
-        _check_place(section.pretrained)
+        _check_place(section.pretrained, section.trust_remote_code)
         if vocabulary is not None and not section.new_tokenizer:
-            _check_tokenizer(section.pretrained, vocabulary)
+            _check_tokenizer(section.pretrained, vocabulary, section.trust_remote_code)
         try:
             model = AutoModelForCausalLM.from_pretrained(
                 section.pretrained,
@@ -163,16 +174,21 @@ def build_model(
                 use_safetensors=True,
                 trust_remote_code=section.trust_remote_code,
             )
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UsageError(f"model.pretrained '{section.pretrained}': {reason}") from error
+        except Exception as error:  # whatever a damaged or unknown checkpoint makes of it
+            raise UsageError(
+                f"model.pretrained '{section.pretrained}': {one_line(error, 300)}"
+            ) from error
     else:
         config = _build_config(recipe, vocab_size, special_tokens)
-        set_seed(recipe.seed)
         try:
+            with torch.device("meta"):  # shapes only
+                _check_size(AutoModelForCausalLM.from_config(config, dtype=dtype))
+            set_seed(recipe.seed)
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-        except (ValueError, RuntimeError, ZeroDivisionError) as error:
-            reason = str(error).strip().splitlines()[0]
+        except UsageError:
+            raise
+        except Exception as error:  # models check little: a wrong size ends in any kind of error
+            reason = one_line(f"{type(error).__name__}: {error}", 300)
             raise UsageError(f"model.config does not make a model: {reason}") from error
     rows = model.get_input_embeddings().weight.shape[0]
     if rows < vocab_size:
@@ -183,11 +199,15 @@ def build_model(
     return model
 
 
-def _check_place(name: str) -> None:
-    """Refuse at once what cannot be had, where the libraries would try for half a minute."""
+def _check_place(name: str, trust_remote_code: bool) -> None:
+    """Refuse at once what cannot be had, where the libraries would try for half a minute.
+
+    A folder is looked over before anything in it is opened.
+    """
     from patchtrain.data import hub
 
     if Path(name).is_dir():
+        check_model_folder(Path(name), trust_remote_code)
         return
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UsageError(f"model.pretrained: no folder {name}")
@@ -197,7 +217,7 @@ def _check_place(name: str) -> None:
         )
 
 
-def _check_tokenizer(name: str, vocabulary: Mapping[str, int]) -> None:
+def _check_tokenizer(name: str, vocabulary: Mapping[str, int], trust_remote_code: bool) -> None:
     """Refuse a checkpoint whose own tokenizer gives other ids than the store's."""
     from transformers import AutoTokenizer
 
@@ -205,7 +225,8 @@ def _check_tokenizer(name: str, vocabulary: Mapping[str, int]) -> None:
 
     try:
         with hub.quiet():
-            own = AutoTokenizer.from_pretrained(name).get_vocab()
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+            own = tokenizer.get_vocab()
     except Exception:  # a checkpoint without a tokenizer, or one that needs code of its own
         return
     if own != dict(vocabulary):
@@ -229,7 +250,10 @@ def _build_config(recipe: Recipe, vocab_size: int, special_tokens: Mapping[str, 
             f"; did you mean {' or '.join(close)}?" if close else ", such as llama, qwen3 or gpt2"
         )
         raise UsageError(f"model.config.model_type '{kind}' is no model type of transformers{hint}")
-    plain = AutoConfig.for_model(kind)
+    try:
+        plain = AutoConfig.for_model(kind)
+    except Exception as error:  # made of the configs of other models
+        raise UsageError(f"model.config: {kind} cannot be trained: {one_line(error)}") from error
     known = [*plain.to_dict(), *plain.attribute_map]
     unknown = [key for key in values if key not in known]
     if unknown:
@@ -239,19 +263,43 @@ def _build_config(recipe: Recipe, vocab_size: int, special_tokens: Mapping[str, 
             )
         )
     values.setdefault("vocab_size", vocab_size)
-    if values["vocab_size"] < vocab_size:
+    asked = values["vocab_size"]
+    if not isinstance(asked, int) or asked < vocab_size:
         raise UsageError(
             f"the store's tokenizer has {vocab_size:,} tokens and model.config.vocab_size is "
-            f"{values['vocab_size']:,}; leave vocab_size out to take the tokenizer's"
+            f"{_shown(asked)}; leave vocab_size out to take the tokenizer's"
         )
     context_length = recipe.plan.get("context_length")
     if hasattr(plain, "max_position_embeddings") and isinstance(context_length, int):
         values.setdefault("max_position_embeddings", context_length)
     try:
-        return AutoConfig.for_model(kind, **{**special_tokens, **values})
+        config = AutoConfig.for_model(kind, **{**special_tokens, **values})
+        layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
     except Exception as error:  # configs check their values with errors of many types
-        reason = " ".join(str(error).split())
-        raise UsageError(f"model.config: {reason}") from error
+        raise UsageError(f"model.config: {one_line(error, 300)}") from error
+    if isinstance(layers, int) and layers > _MOST_LAYERS:
+        raise UsageError(
+            f"model.config: {layers:,} layers are more than the {_MOST_LAYERS:,} that can be built"
+        )
+    return config
+
+
+def _check_size(model: Any) -> None:
+    """Refuse a model whose weights alone are more than the memory of this machine."""
+    size = sum(weight.numel() * weight.itemsize for weight in model.parameters())
+    if size > (memory := _memory()):
+        raise UsageError(
+            f"the model of model.config has {size / 1e9:,.1f} GB of weights, and this machine has "
+            f"{memory / 1e9:,.1f} GB of memory; make it smaller"
+        )
+
+
+def _memory() -> int:
+    """Bytes of memory of this machine, or no limit where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return 1 << 62
 
 
 def _check_training(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -262,7 +310,7 @@ def _check_training(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str
     known = [item.name for item in fields(PatchConfig) if item.init and item.name != "plan"]
     checked, problems = {}, []
     for key, value in values.items():
-        if key.endswith("_strategy") and value is False:
+        if str(key).endswith("_strategy") and value is False:
             value = "no"  # what YAML 1.1 makes of a bare no
         if key in DERIVED:
             problems.append(f"training.{key} is not for recipes: {DERIVED[key]}")
@@ -272,7 +320,7 @@ def _check_training(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str
             try:
                 checked[key] = TypeAdapter(hints[key]).validate_python(value)
             except ValidationError as error:
-                problems.append(f"training.{key} is {value!r}: {_reason(error.errors()[0])}")
+                problems.append(f"training.{key} is {_shown(value)}: {_reason(error.errors()[0])}")
     return checked, problems
 
 
@@ -294,10 +342,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
     keys = path.split(".")
     if not equals or not all(keys):
         raise UsageError(f"'{override}' is not key=value, such as plan.patch_size=2")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"'{override}': the value is not valid YAML") from error
+    value = read_yaml(text, f"'{one_line(override, 80)}'")
     place = values
     for key in keys[:-1]:
         inner = place.setdefault(key, {})
@@ -316,11 +361,15 @@ def _explain(item: Mapping[str, Any], model: type[BaseModel]) -> str:
         return f"{section}no key '{path[-1]}'{nearest(path[-1], list(owner.model_fields))}"
     if item["type"] == "missing":
         return f"'{'.'.join(path)}' is missing"
-    return f"{'.'.join(path)} is {item['input']!r}: {_reason(item)}"
+    return f"{'.'.join(path)} is {_shown(item['input'])}: {_reason(item)}"
+
+
+def _shown(value: Any) -> str:
+    return one_line(repr(value), 80)
 
 
 def _reason(item: Mapping[str, Any]) -> str:
-    message = str(item["msg"])
+    message = str(item["msg"]).removeprefix("Value error, ")
     return message[0].lower() + message[1:]
 
 

@@ -4,7 +4,9 @@
 
     RUN/recipe.yaml     the recipe as resolved
     RUN/run.json        status, versions, machine, resolved plan, model size, final result
-    RUN/metrics.jsonl   one JSON object a line: events "train", "eval" and "switch"
+    RUN/metrics.jsonl   one JSON object a line: events "train", "eval", "switch", and "nonfinite" (a
+                        step left out) and "rollback" where a loss or gradient was no number
+    RUN/nonfinite/      what the steps read whose loss or gradient was no number, one folder each
     RUN/checkpoint-N/   what it takes to go on after step N (``training/checkpoint.py``)
     RUN/model/          the exported plain Hugging Face model with its tokenizer
     RUN/samples.json    completions of a few prompts by the final model
@@ -28,8 +30,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from patchtrain.errors import PatchtrainError, UsageError
-from patchtrain.files import write_text
+from patchtrain.errors import PatchtrainError, UsageError, one_line
+from patchtrain.files import write_json
 
 try:
     import fcntl
@@ -119,11 +121,21 @@ class RunFolder:
             yield
 
     def info(self) -> dict[str, Any]:
-        """``run.json`` as a dict."""
-        return self._read_json(self.info_file)
+        """``run.json`` as a dict; ``PatchtrainError`` where it is something else."""
+        info = self._read_json(self.info_file)
+        if not isinstance(info, dict):
+            raise PatchtrainError(
+                f"{self.info_file}: not a JSON object, so not the record of a run"
+            )
+        return info
+
+    def part(self, name: str) -> dict[str, Any]:
+        """The section ``name`` of ``run.json``, empty if it is not there or nothing of the kind."""
+        value = self.info().get(name)
+        return value if isinstance(value, dict) else {}
 
     def write_info(self, info: dict[str, Any]) -> None:
-        write_text(self.info_file, json.dumps(info, indent=2, ensure_ascii=False) + "\n")
+        write_json(self.info_file, info)
 
     def metrics(self, event: str | None = None) -> list[dict[str, Any]]:
         """The lines of ``metrics.jsonl``, all or of one ``event``.
@@ -133,17 +145,20 @@ class RunFolder:
         """
         if not self.metrics_file.is_file():
             return []
-        lines = self.metrics_file.read_text(encoding="utf-8").splitlines()
+        lines = self._read_text(self.metrics_file).removesuffix("\n").split("\n")
         rows = []
         for number, line in enumerate(lines, 1):
             try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
                 if number == len(lines):
                     break
                 raise PatchtrainError(
-                    f"{self.metrics_file}: line {number} is not JSON: {error.msg}"
+                    f"{self.metrics_file}: line {number} is not JSON: {one_line(error)}"
                 ) from error
+            if not isinstance(row, dict):
+                raise PatchtrainError(f"{self.metrics_file}: line {number} is not a JSON object")
+            rows.append(row)
         return [row for row in rows if event is None or row.get("event") == event]
 
     def samples(self) -> list[dict[str, str]]:
@@ -153,11 +168,20 @@ class RunFolder:
     def evals(self) -> dict[str, dict[str, Any]]:
         """Results of ``patchtrain eval`` by name."""
         files = sorted(self.eval_folder.glob("*.json")) if self.eval_folder.is_dir() else []
-        return {file.stem: self._read_json(file) for file in files}
+        return {file.stem: self._read_json(file) for file in files if file.is_file()}
+
+    @classmethod
+    def _read_json(cls, file: Path) -> Any:
+        try:
+            return json.loads(cls._read_text(file))
+        except (ValueError, RecursionError) as error:
+            raise PatchtrainError(f"{file}: not valid JSON: {one_line(error)}") from error
 
     @staticmethod
-    def _read_json(file: Path) -> Any:
+    def _read_text(file: Path) -> str:
         try:
-            return json.loads(file.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise PatchtrainError(f"{file}: not valid JSON: {error}") from error
+            return file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise PatchtrainError(
+                f"{file}: not UTF-8 text: {error.reason} at byte {error.start}"
+            ) from error

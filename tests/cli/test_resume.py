@@ -71,7 +71,8 @@ def test_a_second_signal_ends_a_run_at_once(store: Path, tmp_path: Path) -> None
         "import os, signal, time\n"
         "from patchtrain.training.trainer import PatchTrainer\n"
         "def step(self, *args, **kwargs):\n"
-        "    os.kill(os.getpid(), signal.SIGTERM); os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM); time.sleep(2.2)  # no echo of the first\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    time.sleep(100)\n"
         "PatchTrainer.training_step = step\n"
         "from patchtrain.cli.main import main\n"
@@ -103,13 +104,20 @@ def test_what_resume_cannot_do_is_said(
     refused(capsys, ["train", recipe, "--resume"], 2, "there is no run at")
     refused(capsys, ["train", recipe, "--resume", "--overwrite"], 2, "give one of them")
     refused(capsys, ["train", recipe, "--resume=perhaps"], 2, "takes auto, yes or no")
+    refused(capsys, ["train", recipe, "--allow-change", "processes"], 2, "add --resume")
+    refused(capsys, ["train", "--resume", recipe], 2, "there is no run at")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").write_text("mine")
     refused(capsys, ["train", recipe, "--resume=auto"], 2, "is not a run folder")
     changes = ["--resume=auto", f"out={tmp_path / 'x'}", "--allow-change", "colour"]
     (tmp_path / "x").mkdir()
     assert main(["train", recipe, "--quiet", "plan.steps=5", *changes[:2]]) == 0
-    refused(capsys, ["train", recipe, "plan.steps=5", *changes], 2, "only learning_rate, logging")
+    refused(
+        capsys,
+        ["train", recipe, "plan.steps=5", *changes],
+        2,
+        "colour cannot be allowed to change, only learning_rate",
+    )
 
 
 @pytest.mark.parametrize("name", ["SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"])

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, pipeline
 
 from patchtrain.cli.main import main
 from patchtrain.data.prepare import prepare
+from patchtrain.data.store import TokenStore
 from patchtrain.runs import RunFolder
 from tests.cli.corpus import write_corpus
 
@@ -141,7 +142,7 @@ def test_a_run_folder_that_exists_is_kept_unless_it_may_go(
 ) -> None:
     recipe = str(write_recipe(tmp_path, store, out=str(trained.path)))
     before = trained.info_file.read_bytes()
-    refused(capsys, ["train", recipe], 2, "exists; choose another with out=FOLDER")
+    refused(capsys, ["train", recipe], 2, "exists; go on with it with --resume, replace it with")
     assert trained.info_file.read_bytes() == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
@@ -224,7 +225,7 @@ def test_a_rate_far_too_high_fails_with_advice(
 ) -> None:
     recipe = str(write_recipe(tmp_path, store))
     argv = ["train", recipe, "training.learning_rate=1e38", "--quiet"]
-    refused(capsys, argv, 1, "lower training.learning_rate")
+    refused(capsys, argv, 1, "a lower rate (training.learning_rate=5e+37")
     run = RunFolder.open(tmp_path / "run")
     assert run.info()["status"] == "failed"
     assert not run.model.exists()
@@ -239,7 +240,7 @@ def test_a_failure_keeps_the_run_it_was_to_replace(
     assert main(short) == 0
     good = (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
     for _ in range(2):
-        refused(capsys, [*short, "training.learning_rate=1e38"], 1, "lower training.learning_rate")
+        refused(capsys, [*short, "training.learning_rate=1e38"], 1, "a lower rate (")
         waiting = tmp_path / "run.replaced" / "model" / "model.safetensors"
         assert waiting.read_bytes() == good
     with monkeypatch.context() as patched:
@@ -344,3 +345,38 @@ def test_separate_documents_are_trained_measured_and_evaluated_each_alone(
     assert scored["loss"] == pytest.approx(result["loss"], rel=1e-6)
     assert main(["eval", str(out), "--json", "--max-tokens", "50"]) == 0
     assert json.loads(capsys.readouterr().out)["targets"] == 50
+
+
+def spoil_step(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Make the loss of one device pass of the runs to come nan."""
+    from patchtrain.training import trainer
+
+    passes = iter(range(10**6))
+    plain = trainer.pass_loss
+
+    def pass_loss(*args: Any) -> Any:
+        return plain(*args) * (float("nan") if next(passes) == number else 1.0)
+
+    monkeypatch.setattr(trainer, "pass_loss", pass_loss)
+
+
+def test_a_bad_step_is_left_out_if_asked_and_said_at_the_end_and_on_the_page(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = str(write_recipe(tmp_path, store))
+    spoil_step(monkeypatch, 7)
+    argv = ["train", recipe, "--quiet", "training.eval_strategy=no", "training.save_strategy=no"]
+    refused(capsys, argv, 1, "resume with training.on_nonfinite=skip")
+    (file,) = (tmp_path / "run" / "nonfinite").rglob("process-0.json")
+    entry = json.loads(file.read_text(encoding="utf-8"))["sequences"][0]
+    assert len(entry["ids"]) == 2 * 16
+    assert entry["text"] == TokenStore.open(store).load_tokenizer().decode(entry["ids"])
+    spoil_step(monkeypatch, 7)
+    assert main([*argv, "--overwrite", "training.on_nonfinite=skip"]) == 0
+    said = capsys.readouterr()
+    assert "warning: loss became nan at step" in said.err
+    assert "warning: 1 step was left out, as a loss or gradient was nan or infinite" in said.out
+    run = RunFolder.open(tmp_path / "run")
+    assert len(run.metrics("nonfinite")) == 1
+    assert "1 step was left out" in run.report_file.read_text(encoding="utf-8")
+    assert "step left out: loss became nan" in run.report_file.read_text(encoding="utf-8")

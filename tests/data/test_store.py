@@ -1,12 +1,15 @@
 """The store gives back what was written, and refuses what is not whole."""
 
+import hashlib
 import json
+import os
 
 import numpy as np
 import pytest
 
 from patchtrain.data import tokenizer as tokenizers
-from patchtrain.data.store import StoreWriter, TokenStore, token_dtype
+from patchtrain.data.store import StoreWriter, TokenStore, is_store, token_dtype
+from patchtrain.data.store_record import fingerprint
 from patchtrain.errors import PatchtrainError, UsageError
 from patchtrain.files import whole_folder
 
@@ -107,13 +110,32 @@ def test_not_a_store(tmp_path):
     ("key", "value", "message"),
     [
         ("format_version", 99, "has store format 99"),
-        ("splits", {}, "is incomplete: 'train' is missing"),
-        ("dtype", "uint32", "do not hold the 5 documents"),
+        ("format_version", True, "has store format True"),
+        ("splits", {}, "is damaged: splits.train is missing"),
+        ("splits", [1], "is damaged: splits is"),
+        ("dtype", "uint32", "ids of a vocabulary of 257 are kept as uint16, not uint32"),
+        ("dtype", "object", "dtype is 'object'"),
+        ("dtype", ["<u2"], "dtype is"),
+        ("splits.train.tokens", "13", "splits.train.tokens is '13'"),
+        ("splits.train.tokens", True, "splits.train.tokens is True"),
+        ("splits.train.tokens", 12, "do not hold the 5 documents and 12 tokens"),
+        ("splits.train.documents", 10**30, "do not hold the 1,000,000"),
+        ("splits.train.words", -1, "splits.train.words is -1"),
+        ("tokenizer.vocab_size", 0, "tokenizer.vocab_size is 0"),
+        ("tokenizer.eos_token_id", 257, "token 257 is beyond the vocabulary of 257"),
+        ("tokenizer.fingerprint", "0" * 64, "tokenizer.fingerprint is not the SHA-256"),
+        ("fingerprint", "0" * 64, "fingerprint is not that of its files"),
+        ("files", {}, "does not name the file train.tokens.bin"),
+        ("files", None, "files is None"),
     ],
 )
 def test_a_record_that_does_not_fit(store, key, value, message):
-    file = store.path / "store.json"
-    file.write_text(json.dumps({**store.meta, key: value}))
+    *sections, last = key.split(".")
+    place = meta = json.loads(json.dumps(store.meta))
+    for section in sections:
+        place = place[section]
+    place[last] = value
+    (store.path / "store.json").write_text(json.dumps(meta))
     with pytest.raises(UsageError, match=message):
         TokenStore.open(store.path)
 
@@ -137,3 +159,109 @@ def test_verify_finds_a_changed_byte(store, name):
     file.write_bytes(data)
     with pytest.raises(PatchtrainError, match=f"{name} is damaged"):
         TokenStore.open(store.path).verify()
+
+
+def reseal(store, **changes):
+    """Put new content into files, with sizes, counts and checksums made right again."""
+    meta = json.loads(json.dumps(store.meta))
+    for name, content in changes.items():
+        (store.path / name).write_bytes(content)
+    for name, entry in meta["files"].items():
+        data = (store.path / name).read_bytes()
+        entry["bytes"], entry["sha256"] = len(data), hashlib.sha256(data).hexdigest()
+    meta["tokenizer"]["fingerprint"] = meta["files"]["tokenizer/tokenizer.json"]["sha256"]
+    meta["fingerprint"] = fingerprint(meta["files"])
+    (store.path / "store.json").write_text(json.dumps(meta))
+    return TokenStore.open(store.path)
+
+
+def test_an_id_beyond_the_vocabulary_is_refused_whatever_the_checksums(store):
+    tokens = store.train.tokens.copy()
+    tokens[3] = 257
+    damaged = reseal(store, **{"train.tokens.bin": tokens.tobytes()})
+    with pytest.raises(PatchtrainError, match="token id 257, beyond the vocabulary of 257"):
+        damaged.verify()
+
+
+@pytest.mark.parametrize(
+    ("offsets", "message"),
+    [
+        ([0, 5, 3, 9, 10, 13], "do not follow one another"),
+        ([0, 3, 3, 9, 10, 13], "do not follow one another"),
+        ([0, 3, 2**62, -(2**62), 10, 13], "do not follow one another"),
+        ([0, 3, 6, 9, 10, 13], "does not end with the end-of-text token 0"),
+    ],
+)
+def test_documents_that_do_not_follow_one_another_are_refused(store, offsets, message):
+    damaged = reseal(store, **{"train.offsets.bin": np.array(offsets, "<i8").tobytes()})
+    with pytest.raises(PatchtrainError, match=message):
+        damaged.verify()
+
+
+def test_a_large_store_is_left_unread(store):
+    (store.path / "train.tokens.bin").write_bytes(b"\xff" * 26)
+    TokenStore.open(store.path).verify(at_most=100)
+    with pytest.raises(PatchtrainError, match="is damaged"):
+        TokenStore.open(store.path).verify(at_most=100_000_000)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "cannot be read"),
+        (b"", "cannot be read"),
+        (b"[]", "cannot be read"),
+        (b"config", "cannot be read: .*not supported between"),
+        (None, "has ids up to 257 and the end-of-text token 0, but store.json says 256 and 0"),
+    ],
+)
+def test_a_tokenizer_that_is_not_the_stores(store, content, message):
+    if content is None:
+        other = store.load_tokenizer()
+        other.add_tokens(["more"])
+        content = other.backend_tokenizer.to_str().encode()
+    if content == b"config":
+        damaged = reseal(store, **{"tokenizer/tokenizer_config.json": b'{"model_max_length": "1"}'})
+    else:
+        damaged = reseal(store, **{"tokenizer/tokenizer.json": content})
+    with pytest.raises(PatchtrainError, match=message) as caught:
+        damaged.load_tokenizer()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("way", ["..", "absolute", "link", "linked folder", "null byte"])
+def test_files_outside_the_store_are_refused_by_name(store, tmp_path, way):
+    name, meta = "train.tokens.bin", json.loads(json.dumps(store.meta))
+    outside = tmp_path / "outside.bin"
+    outside.write_bytes((store.path / name).read_bytes())
+    if way == "link":
+        (store.path / name).unlink()
+        (store.path / name).symlink_to(outside)
+    elif way == "linked folder":
+        name = "tokenizer"
+        (store.path / name).rename(tmp_path / "elsewhere")
+        (store.path / name).symlink_to(tmp_path / "elsewhere")
+    else:
+        ways = {"..": "../outside.bin", "absolute": str(outside), "null byte": "a\0b"}
+        name = ways[way]
+        meta["files"][name] = meta["files"]["train.tokens.bin"]
+        meta["fingerprint"] = fingerprint(meta["files"])
+        (store.path / "store.json").write_text(json.dumps(meta))
+    with pytest.raises(UsageError, match="names a file outside the store's folder") as caught:
+        TokenStore.open(store.path)
+    assert name in str(caught.value)
+
+
+def test_a_file_beside_the_tokenizer_that_store_json_does_not_name(store):
+    (store.path / "tokenizer" / ".DS_Store").write_text("")
+    TokenStore.open(store.path)
+    (store.path / "tokenizer" / "added_tokens.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"added_tokens\.json is not of this store"):
+        TokenStore.open(store.path)
+
+
+def test_a_pipe_is_no_store(tmp_path):
+    os.mkfifo(tmp_path / "store.json")  # reading it would wait for ever
+    assert not is_store(tmp_path)
+    with pytest.raises(UsageError, match=r"has no store\.json"):
+        TokenStore.open(tmp_path)

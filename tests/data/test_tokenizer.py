@@ -143,3 +143,12 @@ def test_broken_or_missing(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="cannot be reached") as caught:
         tokenizers.load("no-owner-has/such-a-tokenizer")
     assert "\n" not in str(caught.value)
+
+
+def test_ids_far_apart(tmp_path):
+    """The library goes through all ids up to the highest one, for minutes and gigabytes."""
+    values = json.loads(tokenizers.train("byte", ["a"]).backend_tokenizer.to_str())
+    values["model"]["vocab"]["a"] = 2**31
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values))
+    with pytest.raises(UsageError, match="has ids up to 2,147,483,648"):
+        tokenizers.load(tmp_path / "tokenizer.json")

@@ -95,7 +95,7 @@ def _child(recipe: str, kill_at: int | None, overrides: tuple[str, ...], events_
 
 
 def outcome(run: Path) -> dict[str, Any]:
-    """All that must be equal, bit by bit: model, checkpoints kept, metrics but for the clock."""
+    """All that must be equal bit by bit: model, checkpoints, samples, metrics but for time."""
     found: dict[str, Any] = {}
     for file in sorted(run.rglob("*")):
         name = str(file.relative_to(run))
@@ -109,7 +109,10 @@ def outcome(run: Path) -> dict[str, Any]:
     found["metrics"] = [
         {key: value for key, value in row.items() if key not in _CLOCK} for row in rows
     ]
-    found["result"] = json.loads((run / "run.json").read_text())["result"]
+    info = json.loads((run / "run.json").read_text())
+    found |= {name: info[name] for name in ("result", "status")}
+    found["samples"] = (run / "samples.json").read_text()
+    found["page"] = (run / "report.html").is_file()
     return found
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from patchtrain import PatchtrainError
-from patchtrain.training.checkpoint import Checkpoint, Checkpoints
+from patchtrain.training.checkpoint import Checkpoint, Checkpoints, checksum
 from patchtrain.training.state import (
     read_optimizer,
     read_random,
@@ -31,12 +31,30 @@ def write_file(name: str, data: bytes) -> Callable[[Path], None]:
     return write
 
 
+def write(checkpoints: Checkpoints, step: int) -> None:
+    """A checkpoint that is whole, with next to nothing in it."""
+    state = {
+        "global_step": step, "max_steps": 9, "train_batch_size": 1, "epoch": 0.1,
+        "num_train_epochs": 1, "total_flos": 0, "log_history": [], "stateful_callbacks": {},
+        "num_input_tokens_seen": 0,
+    }  # fmt: skip
+    parts = {
+        "a": write_file("weights/a", bytes(100)),
+        "b": write_file("trainer_state.json", json.dumps(state).encode()),
+    }
+    info = {
+        "identity": {}, "processes": 1, "window": {"total": 0.0, "steps": 0}, "scheduler": None,
+        "optimizer": {"state": {}, "groups": []}, "guard": {"in_a_row": 0, "rollbacks": {}},
+    }  # fmt: skip
+    checkpoints.write(step, parts, info)
+
+
 @pytest.fixture
 def three(tmp_path: Path) -> Checkpoints:
     """Checkpoints of steps 1, 2 and 3 with a file each."""
     checkpoints = Checkpoints(tmp_path)
     for step in (1, 2, 3):
-        checkpoints.write(step, {"a": write_file("weights/a", bytes(100))}, {"identity": {}})
+        write(checkpoints, step)
     return checkpoints
 
 
@@ -64,7 +82,7 @@ def damage(kind: str, checkpoint: Checkpoint) -> None:
     elif kind == "manifest changed":
         info.write_text(info.read_text().replace('"step": 3', '"step": 4'))
     else:
-        info.write_text(json.dumps({**json.loads(info.read_text()), "format_version": 99}))
+        raise ValueError(kind)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +94,6 @@ def damage(kind: str, checkpoint: Checkpoint) -> None:
         ("no manifest", "no checkpoint.json"),
         ("manifest cut", "cannot be read"),
         ("manifest changed", "its own checksum is not right"),
-        ("version", "checkpoint format 99"),
     ],
 )
 def test_a_damaged_one_is_left_out_and_said(three: Checkpoints, kind: str, words: str) -> None:
@@ -90,12 +107,37 @@ def test_a_damaged_one_is_left_out_and_said(three: Checkpoints, kind: str, words
     assert words in told[0]
 
 
-def test_where_none_is_whole_there_is_none(three: Checkpoints) -> None:
+def test_where_none_is_whole_it_is_said_and_nothing_changes(three: Checkpoints) -> None:
     for checkpoint in three.all():
         damage("cut short", checkpoint)
     told: list[str] = []
-    assert three.newest_whole(told.append) is None
+    with pytest.raises(PatchtrainError, match=r"no checkpoint in .* is whole"):
+        three.newest_whole(told.append)
     assert len(told) == 3
+    assert len(three.all()) == 3
+
+
+def test_a_file_too_many_is_found(three: Checkpoints) -> None:
+    (three.all()[-1].path / "weights" / "b").write_bytes(b"x")
+    told: list[str] = []
+    assert three.newest_whole(told.append) == three.all()[1]
+    assert "is not of this checkpoint" in told[0]
+
+
+@pytest.mark.parametrize("keep", [0, -1, None])
+def test_no_limit_keeps_all(tmp_path: Path, keep: int | None) -> None:
+    checkpoints = Checkpoints(tmp_path, keep)
+    for step in (1, 2, 3):
+        write(checkpoints, step)
+    assert len(checkpoints.all()) == 3
+
+
+def test_those_that_stay_for_good_stay_when_the_interval_changes(tmp_path: Path) -> None:
+    write(Checkpoints(tmp_path, 1, every=3), 3)
+    later = Checkpoints(tmp_path, 1, every=None)
+    for step in (4, 5):
+        write(later, step)
+    assert [checkpoint.step for checkpoint in later.all()] == [3, 5]
 
 
 def test_a_file_outside_of_the_checkpoint_is_refused(three: Checkpoints) -> None:
@@ -103,10 +145,8 @@ def test_a_file_outside_of_the_checkpoint_is_refused(three: Checkpoints) -> None
     file = checkpoint.path / "checkpoint.json"
     info = json.loads(file.read_text())
     info["files"]["../checkpoint-2/weights/a"] = info["files"].pop("weights/a")
-    from patchtrain.training.checkpoint import _checksum
-
-    file.write_text(json.dumps({**info, "checksum": _checksum(info)}))
-    with pytest.raises(PatchtrainError, match="names a file outside of it"):
+    file.write_text(json.dumps({**info, "checksum": checksum(info)}))
+    with pytest.raises(PatchtrainError, match="names a file outside of the checkpoint"):
         checkpoint.verify()
 
 
@@ -119,22 +159,16 @@ def test_the_last_and_every_so_many_are_kept(
 ) -> None:
     checkpoints = Checkpoints(tmp_path, keep, every)
     for step in range(1, 7):
-        checkpoints.write(step, {"a": write_file("weights/a", b"x")}, {})
+        write(checkpoints, step)
     assert [checkpoint.step for checkpoint in checkpoints.all()] == left
     assert all(not path.name.startswith(".") for path in tmp_path.iterdir())
-
-
-def test_writing_an_earlier_step_takes_away_what_came_after_it(three: Checkpoints) -> None:
-    (three.run / "checkpoint-99").mkdir()  # another tool's
-    three.write(2, {"a": write_file("weights/a", b"x")}, {})
-    assert [checkpoint.step for checkpoint in three.all()] == [1, 2, 99]
 
 
 def test_another_tools_checkpoint_is_not_deleted(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-1").mkdir()
     checkpoints = Checkpoints(tmp_path, keep=1)
     for step in (2, 3):
-        checkpoints.write(step, {"a": write_file("weights/a", b"x")}, {})
+        write(checkpoints, step)
     assert [checkpoint.step for checkpoint in checkpoints.all()] == [1, 3]
 
 
@@ -156,7 +190,7 @@ def test_a_failed_write_leaves_the_older_ones_alone(three: Checkpoints, error: E
 def test_what_a_killed_process_left_is_cleared(three: Checkpoints) -> None:
     for name in (".checkpoint-9.partial", ".checkpoint-8.old.partial"):
         (three.run / name).mkdir()
-    three.write(4, {"a": write_file("weights/a", b"x")}, {})
+    write(three, 4)
     assert not list(three.run.glob(".*"))
 
 

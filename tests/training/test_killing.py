@@ -29,6 +29,7 @@ def make_recipe(folder: Path) -> Path:
             "preset": "paper", "stages": [[4, 0.4], [2, 0.2], [1, 0.4]], "context_length": 8,
             "tokens_per_step": 128, "steps": 12,
         },
+        "samples": ["the"],
         "training": {
             "learning_rate": 1e-2, "use_cpu": True, "per_device_train_batch_size": 4,
             "logging_steps": 2, "eval_steps": 4, "save_steps": 3, "eval_tokens": 200,
@@ -84,6 +85,8 @@ def test_killed_at_random_moments(
         "os.rename .checkpoint.json.partial",
         "os.rename checkpoint-3",  # an old one about to be deleted
         "open .metrics.jsonl.partial",
+        "os.rename .model.partial",
+        "open .report.html.partial",
     ],
 )
 def test_killed_at_the_worst_moments(
@@ -93,6 +96,8 @@ def test_killed_at_the_worst_moments(
     here = again(recipe, tmp_path)
     at = next(n for n, event in enumerate(events) if event.startswith(moment))
     assert train(here, at) == []
+    if moment == "os.rename .model.partial":  # and again, when it has nothing left to train
+        assert train(here, 40) == []
     train(here)
     assert outcome(tmp_path / "run") == expected
     shutil.rmtree(tmp_path / "run")

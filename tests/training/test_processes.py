@@ -1,4 +1,4 @@
-"""Several processes are one run: the same losses, data and model, saved and resumed on any."""
+"""Several processes are one run: same losses, data and model, saved and resumed on any number."""
 
 import json
 import os

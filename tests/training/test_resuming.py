@@ -61,12 +61,12 @@ def test_true_takes_the_newest_whole_one_and_says_what_it_left_out(
     Checkpoint.at(saved / "checkpoint-10").verify()
 
 
-def test_true_begins_at_the_start_where_nothing_is_whole(
+def test_true_begins_at_the_start_where_nothing_is_yet(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = trainer(tmp_path)
     run.train(resume_from_checkpoint=True)
-    assert "no whole checkpoint" in capsys.readouterr().err
+    assert "no checkpoint in" in capsys.readouterr().err
     assert run.state.global_step == 10
 
 
@@ -116,7 +116,9 @@ def test_several_differences_are_all_named(saved: Path) -> None:
 
 
 def test_only_some_things_may_change(saved: Path) -> None:
-    with pytest.raises(UsageError, match="only learning_rate, logging, processes may change"):
+    with pytest.raises(
+        UsageError, match="seed cannot be allowed to change, only learning_rate, logging"
+    ):
         trainer(saved).train(True, allow_change=["seed"])
     assert set(MAY_CHANGE) == {"learning_rate", "logging", "processes"}
 
@@ -133,15 +135,19 @@ def test_a_changed_rate_and_changed_intervals_hold_from_there_on(saved: Path) ->
 
 def test_resuming_reads_nothing_of_what_came_before(tmp_path: Path) -> None:
     """A checkpoint said to be of step 1,000,000 asks for the data of that step first."""
-    plan = {"steps": 1_000_003, "max_epochs": 1e9, "warmup_steps": 1}
+    plan = {"steps": 1_000_003, "max_epochs": 1e4, "warmup_steps": 1}
     settings: dict[str, Any] = {"plan": plan, "eval_strategy": "no", "save_strategy": "no"}
-    run = trainer(tmp_path, **settings)
+    from patchtrain import PatchTrainer
+
+    args = trainer(tmp_path, **{**settings, "plan": {**plan, "steps": 10}}).args
+    args.plan = {**args.plan, "steps": plan["steps"]}
+    run = PatchTrainer(tiny_model(), args, corpus(60_000))
     far = 1_000_000
     run.create_optimizer_and_scheduler(run.plan.total_steps)
     run.state.global_step, run.state.max_steps = far, run.plan.total_steps
     run.state.train_batch_size = 4
     run._save_checkpoint(run.model, None)
-    again = trainer(tmp_path, **settings)
+    again = PatchTrainer(tiny_model(), args, corpus(60_000))
     read: list[int] = []
     inputs = again.batches.inputs
 
@@ -219,3 +225,131 @@ def test_every_so_many_checkpoints_stay(tmp_path: Path) -> None:
 def test_the_identity_survives_json(tmp_path: Path) -> None:
     run = trainer(tmp_path)
     assert json.loads(json.dumps(run.identity)) == run.identity
+
+
+def test_where_all_checkpoints_are_damaged_nothing_is_thrown_away(saved: Path) -> None:
+    for folder in saved.glob("checkpoint-*"):
+        file = next((folder / "weights").iterdir())
+        file.write_bytes(file.read_bytes()[:-1])
+    before = (saved / "metrics.jsonl").read_bytes()
+    with pytest.raises(PatchtrainError, match=r"no checkpoint in .* is whole .*--overwrite"):
+        trainer(saved, save_steps=3, save_total_limit=9).train(True)
+    assert (saved / "metrics.jsonl").read_bytes() == before
+    assert len(list(saved.glob("checkpoint-*"))) == 4
+
+
+def test_one_that_cannot_be_read_or_is_of_another_version_is_no_damage(saved: Path) -> None:
+    file = saved / "checkpoint-10" / "checkpoint.json"
+    info = json.loads(file.read_text())
+    file.write_text(json.dumps({**info, "format_version": 2}))
+    with pytest.raises(PatchtrainError, match="has checkpoint format 2, this patchtrain reads 1"):
+        trainer(saved, save_steps=3, save_total_limit=9).train(True)
+
+
+def test_going_back_sets_what_came_later_aside(
+    saved: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = trainer(saved, save_steps=3, save_total_limit=9)
+    run.train(str(saved / "checkpoint-6"))
+    assert "checkpoint-9 is of what came later, and now called checkpoint-9.aside" in (
+        capsys.readouterr().err
+    )
+    names = sorted(path.name for path in saved.glob("checkpoint-*"))
+    assert names == ["checkpoint-10", "checkpoint-10.aside", "checkpoint-3", "checkpoint-6",
+                     "checkpoint-9", "checkpoint-9.aside"]  # fmt: skip
+
+
+def test_a_new_run_in_an_old_folder_does_not_roll_back_to_the_old_one(saved: Path) -> None:
+    run = trainer(saved, seed=7, save_strategy="no")
+    run.train()
+    assert run.roll_back() is None
+    assert len(list(saved.glob("checkpoint-*.aside"))) == 4
+
+
+@pytest.mark.parametrize("optim", ["adafactor", "sgd", "rmsprop", "adamw_torch"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_other_optimizers_go_on_exactly(tmp_path: Path, optim: str, dtype: torch.dtype) -> None:
+    def run() -> Any:
+        settings = {"optim": optim, "save_steps": 3, "save_total_limit": 9}
+        return trainer(tmp_path, model=tiny_model().to(dtype), **settings)
+
+    whole = run()
+    whole.train()
+    again = run()
+    again.train(str(tmp_path / "checkpoint-6"))
+    assert equal(weights(whole), weights(again))
+
+
+def test_state_in_the_parameter_groups_comes_back(tmp_path: Path) -> None:
+    """Schedule-free optimizers, Prodigy and one-cycle schedules keep some of it there."""
+    from patchtrain import PatchTrainer
+
+    class Counting(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            for group in self.param_groups:
+                group["k"] = group.get("k", 0) + 1
+                group["weight_decay"] = 0.01 * group["k"]
+            return super().step(closure)
+
+    def run() -> PatchTrainer:
+        base = trainer(tmp_path, save_steps=3, save_total_limit=9)
+        model = tiny_model()
+        optimizer = Counting(model.parameters(), lr=1e-2)
+        return PatchTrainer(model, base.args, corpus(), optimizers=(optimizer, None))
+
+    whole, again = run(), run()
+    whole.train()
+    again.train(str(tmp_path / "checkpoint-6"))
+    assert again.optimizer.param_groups[0]["k"] == 10
+    assert equal(weights(whole), weights(again))
+
+
+def test_a_schedule_that_json_would_change_is_refused(tmp_path: Path) -> None:
+    from patchtrain import PatchTrainer
+
+    base = trainer(tmp_path, save_steps=3)
+    model = tiny_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [4, 8])
+    run = PatchTrainer(model, base.args, corpus(), optimizers=(optimizer, scheduler))
+    with pytest.raises(PatchtrainError, match="the scheduler MultiStepLR cannot be kept"):
+        run.train()
+
+
+def test_callbacks_with_a_state_go_on(tmp_path: Path) -> None:
+    from transformers import EarlyStoppingCallback
+
+    def run() -> Any:
+        made = trainer(
+            tmp_path, save_steps=2, save_total_limit=9, eval_steps=1, learning_rate=1e-9,
+            metric_for_best_model="eval_loss", greater_is_better=False,
+            restore_callback_states_from_checkpoint=True,
+        )  # fmt: skip
+        made.add_callback(EarlyStoppingCallback(5, 1.0))
+        return made
+
+    whole, again = run(), run()
+    whole.train()
+    assert whole.state.global_step < 10
+    again.train(str(tmp_path / "checkpoint-4"))
+    assert again.state.global_step == whole.state.global_step
+
+
+@pytest.mark.parametrize("name", ["save_strategy", "eval_strategy", "logging_strategy"])
+def test_strategies_that_count_no_steps_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match=f"{name}=epoch is not supported"):
+        trainer(tmp_path, **{name: "epoch"})
+
+
+def test_a_model_with_a_state_of_its_own_kind_is_refused(tmp_path: Path) -> None:
+    from patchtrain.training.state import write_weights
+
+    class Odd(torch.nn.Linear):
+        def get_extra_state(self) -> Any:
+            return {"a": 1}
+
+        def set_extra_state(self, state: Any) -> None:
+            pass
+
+    with pytest.raises(PatchtrainError, match="_extra_state as dict, which a checkpoint cannot"):
+        write_weights(Odd(2, 2), tmp_path)

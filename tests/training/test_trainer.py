@@ -100,7 +100,8 @@ def test_weights_and_losses_equal_a_plain_loop(tmp_path: Path, plan: dict[str, A
     for (name, got), want in zip(
         trained.model.named_parameters(), expected.parameters(), strict=True
     ):
-        torch.testing.assert_close(got, want, rtol=2e-3, atol=2e-5, msg=name)
+        # Adam makes a step of about the rate, 1e-2, also of a gradient that is nearly rounding.
+        torch.testing.assert_close(got, want, rtol=2e-3, atol=1e-4, msg=name)
 
 
 def test_smaller_passes_give_the_same_run(tmp_path: Path) -> None:
@@ -244,13 +245,15 @@ def test_existing_arguments_are_enough(tmp_path: Path) -> None:
     assert run.plan.spec.warmup_steps == 3
 
 
-def test_a_nan_stops_the_run_and_says_what_to_do(tmp_path: Path) -> None:
+def test_weights_that_are_no_numbers_stop_the_run_at_its_first_step(tmp_path: Path) -> None:
     model = tiny_model()
     with torch.no_grad():
         model.lm_head.weight[3] = float("nan")
     run = trainer(tmp_path, model=tiny_model())
     run.model.load_state_dict(model.state_dict())
-    with pytest.raises(PatchtrainError, match=r"loss became nan by step 1 \(patches of 2\)"):
+    with pytest.raises(
+        PatchtrainError, match=r"loss became nan at step 1 \(patches of 2\), before"
+    ):
         run.train()
     assert RunFolder.open(tmp_path).info()["status"] == "failed"
     assert "forward" not in run.model.__dict__
@@ -259,7 +262,7 @@ def test_a_nan_stops_the_run_and_says_what_to_do(tmp_path: Path) -> None:
 def test_resuming_seeks_to_the_step_and_gives_the_same_weights(tmp_path: Path) -> None:
     whole = trainer(tmp_path / "whole", save_steps=3, save_total_limit=9)
     whole.train()
-    for step in (3, 6):
+    for step in (6, 3):  # going back sets what came later aside
         again = trainer(tmp_path / "whole", save_strategy="no")
         checkpoint = str(tmp_path / "whole" / f"checkpoint-{step}")
         again.train(checkpoint, allow_change=["logging"])
@@ -337,7 +340,7 @@ def test_resuming_at_the_end_and_at_the_switch_keeps_one_record(tmp_path: Path) 
     whole = trainer(tmp_path, save_steps=4, save_total_limit=9, eval_on_start=True)
     whole.train()
     rows = RunFolder.open(tmp_path).metrics()
-    for step in (4, 10):
+    for step in (10, 4):
         again = trainer(tmp_path, save_strategy="no")
         again.train(str(tmp_path / f"checkpoint-{step}"), allow_change=["logging"])
         for got, want in zip(again.model.parameters(), whole.model.parameters(), strict=True):

@@ -85,6 +85,10 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(
             f"{args.run_folder} is a model without a run: say what to score, --text FILE"
         )
+    if run_folder and run_folder.eval_folder.is_symlink():
+        raise UsageError(
+            f"{run_folder.eval_folder} is a link out of the run folder, so nothing is written to it"
+        )
     loaded = load_model(args.run_folder)
     window = evaluate.choose_window(loaded, args.context_length, args.stride)
     begun = time.monotonic()
@@ -170,11 +174,11 @@ def _show(run_folder: str, loss: Any, result: dict[str, Any]) -> None:
 
 
 def _write(folder: Path, name: str, result: dict[str, Any]) -> Path:
-    from patchtrain.files import write_text
+    from patchtrain.files import write_json
 
     folder.mkdir(exist_ok=True)
     file = folder / f"{name}.json"
-    write_text(file, json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_json(file, result, allow_nan=False)
     return file
 
 

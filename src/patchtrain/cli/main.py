@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib
+import io
 import os
 import signal
 import sys
@@ -14,7 +15,11 @@ from collections.abc import Sequence
 from types import FrameType
 
 from patchtrain import __version__
-from patchtrain.errors import PatchtrainError
+from patchtrain.cli import train
+from patchtrain.errors import PatchtrainError, one_line
+
+# Where a message ends: a long list of problems fits, the content of a file does not.
+_LONGEST_MESSAGE = 2000
 
 # In the order a newcomer meets them.
 COMMANDS = ("demo", "prepare", "train", "eval", "generate", "report")
@@ -61,8 +66,15 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns 0 on success, 1 on failure, 2 on wrong usage, 130 on Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Names of files need not be text, and not every terminal can show all text.
+            stream.reconfigure(errors="backslashreplace")
     parser = build_parser()
-    args, rest = parser.parse_known_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["train"]:
+        words = train.explicit(words)
+    args, rest = parser.parse_known_args(words)
     # argparse gives up on key=value pairs that follow a flag: they are ours all the same.
     if rest and hasattr(args, "overrides") and not any(word.startswith("-") for word in rest):
         args.overrides += rest
@@ -86,9 +98,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if full := _disk_full(error):
             return _fail(full, 1, args.debug)
+        if isinstance(error, MemoryError):
+            return _fail("there is not enough memory", 1, args.debug)
         if isinstance(error, OSError) and error.filename and error.strerror:
             return _fail(f"{error.filename}: {error.strerror.lower()}", 1, args.debug)
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = one_line(f"{type(error).__name__}: {error}", limit=500)
         return _fail(f"{reason} (--debug shows where)", 1, args.debug)
     finally:
         if main_thread:
@@ -130,7 +144,7 @@ def _fail(message: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
     if not _said_elsewhere(sys.exception(), code):
-        print(f"patchtrain: error: {message}", file=sys.stderr)
+        print(f"patchtrain: error: {one_line(message, _LONGEST_MESSAGE)}", file=sys.stderr)
     return code
 
 

@@ -20,8 +20,10 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from patchtrain.runs import RunFolder
     from patchtrain.training.run import Prepared
 
+_RESUME = ("auto", "yes", "no")
 HELP = "train a recipe, through all stages, to a plain model"
 
 
@@ -57,14 +59,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
 
+def explicit(words: list[str]) -> list[str]:
+    """The command's words with ``--resume`` as ``--resume=yes``: argparse would take the next."""
+    following = [*words[1:], ""]
+    return [
+        "--resume=yes" if word == "--resume" and after not in _RESUME else word
+        for word, after in zip(words, following, strict=True)
+    ]
+
+
 def run(args: argparse.Namespace) -> int:
     from patchtrain.errors import UsageError
     from patchtrain.recipe import Recipe
 
-    if args.resume is not None and "=" in args.resume:  # `--resume key=value`
-        args.overrides.append(args.resume)
-        args.resume = "yes"
-    if args.resume not in (None, "yes", "auto", "no"):
+    if args.resume not in (None, *_RESUME):
         raise UsageError(f"--resume takes auto, yes or no, not '{args.resume}'")
     recipe = Recipe.load(args.recipe, args.overrides)
     from patchtrain.training import run as runs  # after the recipe's own errors: this takes seconds
@@ -74,11 +82,13 @@ def run(args: argparse.Namespace) -> int:
         if runs.is_first_process():
             print_plan(prepared)
         return 0
-    resume = args.resume or ("auto" if runs.restarted() and not args.overwrite else "no")
+    if runs.restarted() and args.resume is None:
+        args.overwrite, args.resume = False, "auto"  # it was for the first start
+    resume = args.resume or "no"
     changes = [name for name in args.allow_change.split(",") if name]
     folder = runs.run_recipe(recipe, args.overwrite, args.quiet, resume, changes)
     if runs.is_first_process():
-        _print_result(folder.info(), str(recipe.out))
+        _print_result(folder, str(recipe.out))
     return 0
 
 
@@ -137,7 +147,11 @@ def print_plan(prepared: Prepared) -> None:
         console.print(f"  {name:<11}{text}", soft_wrap=True)
 
 
-def _print_result(info: dict, out: str) -> None:
+def _print_result(folder: RunFolder, out: str) -> None:
+    from patchtrain.report.curve import warnings
+    from patchtrain.report.summary import RunSummary
+
+    info = folder.info()
     result, plan = info["result"], info["plan"]
     print(
         f"trained {plan['total_tokens']:,} tokens in {info['seconds']:.0f} s, "
@@ -148,5 +162,7 @@ def _print_result(info: dict, out: str) -> None:
             f"validation: {result['loss']:.4f} nats a token, perplexity "
             f"{result['perplexity']:.2f}, {result['bits_per_byte']:.4f} bits per byte"
         )
+    for text in warnings(RunSummary.read(folder)):
+        print(f"warning: {text}")
     print(f"model       {out}/model\npage        {out}/report.html")
     print(f'try it      patchtrain generate {out} "..."')

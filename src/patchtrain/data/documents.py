@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from patchtrain.errors import UsageError
+from patchtrain.errors import PatchtrainError, UsageError
 from patchtrain.patches import IGNORE
 
 # Documents between two entries of the index: 100 million documents make one of under a megabyte.
@@ -151,6 +151,11 @@ def _lengths(offsets: np.ndarray, started: bool) -> Iterator[np.ndarray]:
     """Lengths of the documents, with their start token if they have one, some at a time."""
     for begin in range(0, len(offsets) - 1, _READ_AT_A_TIME):
         part = np.asarray(offsets[begin : begin + _READ_AT_A_TIME + 1], dtype=np.int64)
+        if (part[1:] < part[:-1]).any():
+            raise PatchtrainError(
+                "the document offsets of the token store are damaged: they do not grow; "
+                "make the store again with `patchtrain prepare`"
+            )
         yield np.diff(part) + started
 
 

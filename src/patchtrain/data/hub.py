@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlparse
 
-from patchtrain.errors import PatchtrainError, UsageError
+from patchtrain.errors import PatchtrainError, UsageError, one_line
 
 _TIMEOUT_SECONDS = 5.0
 
@@ -52,12 +52,6 @@ def quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def one_line(error: BaseException, limit: int = 200) -> str:
-    """What a library says, on one line and not too long."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def stream_texts(name: str, split: str, column: str) -> Iterator[Any]:

@@ -215,7 +215,8 @@ class _Sample:
     def __iter__(self) -> Iterator[str]:
         # Hashed, so that the first files (one author, one date) do not make the vocabulary alone.
         ordered = sorted(
-            self.corpus.sources, key=lambda source: hashlib.sha256(source.name.encode()).digest()
+            self.corpus.sources,
+            key=lambda source: hashlib.sha256(os.fsencode(source.name)).digest(),
         )
         share = SAMPLE_CHARACTERS // max(1, min(len(ordered), _SAMPLE_FILES))
         for source in ordered:

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from patchtrain.data.hub import one_line
-from patchtrain.errors import PatchtrainError, UsageError
+import zstandard
+
+from patchtrain.errors import PatchtrainError, UsageError, one_line
 
 COMPRESSIONS = {".gz": "gzip", ".xz": "xz", ".zst": "zstd", ".zstd": "zstd"}
 _READ_BYTES = 1 << 20
@@ -46,24 +47,25 @@ def read_bytes(
     path: Path | None, compression: str | None, name: str, counts: Counts
 ) -> Iterator[bytes]:
     """The uncompressed content in pieces of about 1 MB; ``path`` None is standard input."""
+    before = counts.read_bytes
     try:
         with open_source(path) as file:
             counted = _CountedFile(file, counts)
-            if compression == "zstd":
-                yield from _read_zstd(counted, name)
-            elif compression is None:
+            if compression is None:
                 while data := counted.read(_READ_BYTES):
                     yield data
-            else:
+            elif compression == "gzip":
                 raw: Any = counted
-                with (
-                    lzma.LZMAFile(raw) if compression == "xz" else gzip.GzipFile(fileobj=raw)
-                ) as opened:
+                with gzip.GzipFile(fileobj=raw) as opened:
                     while data := opened.read(_READ_BYTES):
                         yield data
+                if counts.read_bytes == before:
+                    raise EOFError  # even nothing, compressed, is some bytes
+            else:
+                yield from (_read_zstd if compression == "zstd" else _read_xz)(counted)
     except EOFError as error:
         raise PatchtrainError(f"{name} is truncated: its {compression} data ends early") from error
-    except (gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
+    except (gzip.BadGzipFile, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
         raise PatchtrainError(
             f"{name} is damaged or not {compression} data: {one_line(error)}"
         ) from error
@@ -97,25 +99,39 @@ class _CountedFile:
         return getattr(self._file, name)
 
 
-def _read_zstd(file: _CountedFile, name: str) -> Iterator[bytes]:
+def _read_zstd(file: _CountedFile) -> Iterator[bytes]:
     """Frame after frame. The library's own reader takes a truncated file for a whole one."""
-    import zstandard
-
     frame: Any = None
-    try:
-        while data := file.read(_READ_COMPRESSED):
-            while data:
-                if frame is None:
-                    options = zstandard.ZstdDecompressor(max_window_size=1 << 31)
-                    frame = options.decompressobj()
-                if output := frame.decompress(data):
-                    yield output
-                data = frame.unused_data if frame.eof else b""
-                if frame.eof:
-                    frame = None
-    except zstandard.ZstdError as error:
-        raise PatchtrainError(f"{name} is damaged or not zstd data: {one_line(error)}") from error
-    if frame is not None:
+    whole = False
+    while data := file.read(_READ_COMPRESSED):
+        while data:
+            if frame is None:
+                frame = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
+            yield frame.decompress(data)
+            data = frame.unused_data if frame.eof else b""
+            if frame.eof:
+                frame, whole = None, True
+    if frame is not None or not whole:
+        raise EOFError
+
+
+def _read_xz(file: _CountedFile) -> Iterator[bytes]:
+    """Stream after stream. The library's own reader stops without a word where the next is bad."""
+    stream: Any = None
+    whole = False
+    while data := file.read(_READ_COMPRESSED):
+        while data:
+            if stream is None:
+                if whole and not (data := data.lstrip(b"\0")):
+                    break  # padding between streams
+                stream = lzma.LZMADecompressor(lzma.FORMAT_XZ)
+            yield stream.decompress(data, _READ_BYTES)
+            while not (stream.needs_input or stream.eof):
+                yield stream.decompress(b"", _READ_BYTES)
+            data = stream.unused_data
+            if stream.eof:
+                stream, whole = None, True
+    if stream is not None or not whole:
         raise EOFError
 
 
@@ -312,7 +328,7 @@ def read_parquet(
             unpacked.seek(0)
             source = unpacked
         try:
-            with pq.ParquetFile(source, memory_map=False) as file:
+            with pq.ParquetFile(source, memory_map=False, page_checksum_verification=True) as file:
                 _check_column(file.schema_arrow, name, column)
                 size, rows = path.stat().st_size, max(file.metadata.num_rows, 1)
                 start, seen = counts.read_bytes, 0
@@ -322,6 +338,11 @@ def read_parquet(
                         yield check_text(value, f"{name}: row {seen:,}", column)
                     counts.read_bytes = start + size * seen // rows
                 counts.read_bytes = start + size
+                if seen != file.metadata.num_rows:
+                    raise PatchtrainError(
+                        f"{name} is damaged: it has {seen:,} rows, and its head says "
+                        f"{file.metadata.num_rows:,}"
+                    )
         except UnicodeDecodeError as error:
             raise PatchtrainError(f"{name}: column '{column}' is not UTF-8 text") from error
         except (pa.ArrowException, OSError) as error:

@@ -202,7 +202,7 @@ def _resolve(
     argument: str, format: str | None, skipped: Counter[str]
 ) -> tuple[list[Source], dict[str, Any]]:
     """The sources behind one argument, and what to record of it."""
-    path = Path(argument).expanduser()
+    path = Path(os.path.expanduser(argument))  # noqa: PTH111 - leaves an unknown user alone
     if argument == "-":
         if format is None:
             raise UsageError(

@@ -25,12 +25,21 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from patchtrain.errors import PatchtrainError, UsageError
-from patchtrain.files import write_text
+from patchtrain.data.hub import quiet
+from patchtrain.data.store_record import (
+    AGAIN,
+    FORMAT,
+    FORMAT_VERSION,
+    SPLITS,
+    fingerprint,
+    read_record,
+    token_dtype,
+)
+from patchtrain.errors import PatchtrainError, UsageError, one_line
+from patchtrain.files import write_json
 
-FORMAT = "patchtrain token store"
-FORMAT_VERSION = 1
-SPLITS = ("train", "validation")
+VERIFIED_BYTES = 1 << 30
+"""Stores up to this size are verified before each use: about a second."""
 _COPY_BYTES = 4 << 20
 
 
@@ -73,15 +82,14 @@ class TokenStore:
         path = Path(path)
         if not path.is_dir():
             raise UsageError(f"no token store at {path}; `patchtrain prepare` makes one")
-        meta = _read_meta(path)
+        meta = read_record(path)
         for name, entry in meta["files"].items():
             file = path / name
             size = file.stat().st_size if file.is_file() else None
             if size != entry["bytes"]:
                 found = "is missing" if size is None else f"has {size:,} bytes"
                 raise UsageError(
-                    f"{file} {found}, but store.json says {entry['bytes']:,} bytes; "
-                    "copy the store again or make it again with `patchtrain prepare`"
+                    f"{file} {found}, but store.json says {entry['bytes']:,} bytes; {AGAIN}"
                 )
         dtype = np.dtype(meta["dtype"]).newbyteorder("<")
         return cls(path, meta, *(_open_split(path, name, dtype, meta) for name in SPLITS))
@@ -92,9 +100,20 @@ class TokenStore:
             raise UsageError(f"no split '{name}' in a token store; there are: {', '.join(SPLITS)}")
         return self.train if name == "train" else self.validation
 
-    def verify(self) -> None:
-        """Read every file and compare its SHA-256; ``PatchtrainError`` names the first bad one."""
-        for name, entry in self.meta["files"].items():
+    def verify(self, at_most: int | None = None) -> None:
+        """Read every file and refuse what training or evaluation would stumble over.
+
+        Checked are the SHA-256 of each file, token ids below the vocabulary's size, and documents
+        that follow one another and end with the end-of-text token. A store of more than
+        ``at_most`` bytes is left unread: what reads it checks each batch by itself.
+
+        Raises:
+            PatchtrainError: naming the first bad file.
+        """
+        files = self.meta["files"]
+        if at_most is not None and sum(entry["bytes"] for entry in files.values()) > at_most:
+            return
+        for name, entry in files.items():
             file = self.path / name
             if not file.is_file():
                 raise PatchtrainError(f"{file} is missing from the token store")
@@ -102,15 +121,58 @@ class TokenStore:
                 digest = hashlib.file_digest(handle, "sha256").hexdigest()
             if digest != entry["sha256"]:
                 raise PatchtrainError(
-                    f"{file} is damaged: its SHA-256 is not the one in store.json; "
-                    "copy the store again or make it again with `patchtrain prepare`"
+                    f"{file} is damaged: its SHA-256 is not the one in store.json; {AGAIN}"
+                )
+        for split in (self.train, self.validation):
+            self._verify_split(split)
+
+    def _verify_split(self, split: Split) -> None:
+        rows = _COPY_BYTES // 8
+        for start in range(0, len(split.tokens), rows):
+            largest = int(split.tokens[start : start + rows].max())
+            if largest >= self.vocab_size:
+                raise PatchtrainError(
+                    f"{self.path / split.name}.tokens.bin has the token id {largest}, beyond the "
+                    f"vocabulary of {self.vocab_size:,} in store.json; {AGAIN}"
+                )
+        for start in range(0, split.documents, rows):
+            offsets = np.asarray(split.offsets[start : start + rows + 1])
+            # From 0 up to the last token, which is known already: none is outside the tokens.
+            if (offsets[1:] <= offsets[:-1]).any() or offsets[-1] > len(split.tokens):
+                raise PatchtrainError(
+                    f"{self.path / split.name}.offsets.bin is damaged: its documents do not "
+                    f"follow one another; {AGAIN}"
+                )
+            if (split.tokens[offsets[1:] - 1] != self.eos_token_id).any():
+                raise PatchtrainError(
+                    f"{self.path / split.name}.offsets.bin is damaged: a document does not end "
+                    f"with the end-of-text token {self.eos_token_id}; {AGAIN}"
                 )
 
     def load_tokenizer(self) -> Any:
-        """The store's own tokenizer, a ``transformers.PreTrainedTokenizerFast``."""
+        """The store's own tokenizer, a ``transformers.PreTrainedTokenizerFast``.
+
+        ``PatchtrainError`` where it cannot be read or is not the one that store.json describes.
+        """
         from transformers import PreTrainedTokenizerFast
 
-        return PreTrainedTokenizerFast.from_pretrained(self.path / "tokenizer")
+        folder = self.path / "tokenizer"
+        try:
+            with quiet():
+                tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+            largest = max(tokenizer.get_vocab().values())
+            end = tokenizer.eos_token_id
+            tokenizer.decode(tokenizer("a text", verbose=True)["input_ids"])
+        except Exception as error:  # of many kinds, bare ones from Rust among them
+            raise PatchtrainError(
+                f"the tokenizer in {folder} cannot be read: {one_line(error)}; {AGAIN}"
+            ) from error
+        if largest + 1 != self.vocab_size or end != self.eos_token_id:
+            raise PatchtrainError(
+                f"the tokenizer in {folder} has ids up to {largest} and the end-of-text token "
+                f"{end}, but store.json says {self.vocab_size - 1} and {self.eos_token_id}; {AGAIN}"
+            )
+        return tokenizer
 
     @property
     def fingerprint(self) -> str:
@@ -136,14 +198,10 @@ class TokenStore:
 def is_store(path: Path) -> bool:
     """Whether ``path`` is a folder that holds a token store, whole or damaged."""
     try:
-        return json.loads((path / "store.json").read_text("utf-8")).get("format") == FORMAT
-    except (OSError, ValueError, AttributeError):
+        file = path / "store.json"
+        return file.is_file() and json.loads(file.read_text("utf-8")).get("format") == FORMAT
+    except (OSError, ValueError, AttributeError, RecursionError):
         return False
-
-
-def token_dtype(vocab_size: int) -> np.dtype:
-    """The smallest dtype that holds every id below ``vocab_size``: uint16 or uint32."""
-    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
 class StoreWriter:
@@ -227,9 +285,6 @@ class StoreWriter:
             data = file.read_bytes()
             name = f"tokenizer/{file.name}"
             files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        # Not tokenizer_config.json: it differs between versions of transformers.
-        content = [name for name in files if name.endswith((".bin", "/tokenizer.json"))]
-        checksums = [(name, files[name]["sha256"]) for name in sorted(content)]
         record = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -243,11 +298,10 @@ class StoreWriter:
                 **meta.get("tokenizer", {}),
             },
             **{key: value for key, value in meta.items() if key != "tokenizer"},
-            "fingerprint": hashlib.sha256(json.dumps(checksums).encode()).hexdigest(),
+            "fingerprint": fingerprint(files),
             "files": files,
         }
-        text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-        write_text(self.folder / "store.json", text)
+        write_json(self.folder / "store.json", record)
 
 
 class _SplitWriter:
@@ -355,35 +409,3 @@ def _open_split(path: Path, name: str, dtype: np.dtype, meta: dict[str, Any]) ->
     if offsets[0] != 0 or offsets[-1] != len(tokens):
         raise UsageError(f"{offset_file} is damaged: it does not span the tokens")
     return Split(name, tokens, offsets, counts["utf8_bytes"], counts["words"])
-
-
-def _read_meta(path: Path) -> dict[str, Any]:
-    file = path / "store.json"
-    try:
-        meta = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(
-            f"{path} is not a token store: it has no store.json; `patchtrain prepare` makes one"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{file} cannot be read: {error}") from error
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        raise UsageError(f"{path} is not a token store: its store.json is something else")
-    if meta.get("format_version") != FORMAT_VERSION:
-        raise UsageError(
-            f"{path} has store format {meta.get('format_version')}, this patchtrain reads "
-            f"{FORMAT_VERSION}; make it again with `patchtrain prepare`"
-        )
-    try:
-        np.dtype(meta["dtype"])
-        for name in SPLITS:
-            _ = [meta["splits"][name][key] for key in _COUNTS]
-            _ = [meta["files"][f"{name}.{kind}.bin"]["bytes"] for kind in ("tokens", "offsets")]
-        _ = [meta["tokenizer"][key] for key in ("vocab_size", "eos_token_id", "fingerprint")]
-        _ = meta["fingerprint"]
-    except (KeyError, TypeError) as error:
-        raise UsageError(f"{file} is incomplete: {error} is missing") from error
-    return meta
-
-
-_COUNTS = ("tokens", "documents", "utf8_bytes", "words")

@@ -14,14 +14,16 @@ kinds fall back to bytes, so nothing is unknown to them:
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from patchtrain.data.hub import one_line, quiet, reachable
+from patchtrain.data.hub import quiet, reachable
 from patchtrain.data.store import is_store
-from patchtrain.errors import PatchtrainError, UsageError
+from patchtrain.data.store_record import MOST_IDS
+from patchtrain.errors import PatchtrainError, UsageError, one_line
 
 KINDS = ("bpe", "unigram", "char", "byte")
 END_OF_TEXT = "<|endoftext|>"
@@ -85,7 +87,7 @@ def load(name: str | Path) -> Any:
     A ``PreTrainedTokenizerFast`` comes back, with truncation and padding off: a setting saved with
     a tokenizer must not cut documents. ``UsageError`` where it does not load or has no EOS token.
     """
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # noqa: PTH111 - leaves an unknown user alone
     if path.is_file():
         if (path.parent / "tokenizer_config.json").is_file() and path.name == "tokenizer.json":
             return _from_transformers(path.parent, str(name))
@@ -260,7 +262,9 @@ def _from_transformers(location: str | Path, name: str) -> Any:
         )
     try:
         with quiet():
-            loaded = AutoTokenizer.from_pretrained(location, local_files_only=local)
+            loaded = AutoTokenizer.from_pretrained(
+                location, local_files_only=local, trust_remote_code=False
+            )
     except Exception as error:  # anything from OSError to KeyError, and bare ones from Rust
         reason = "" if "reached" in failed else f": {one_line(error)}"
         raise UsageError(failed + reason) from error
@@ -280,6 +284,11 @@ def _from_transformers(location: str | Path, name: str) -> Any:
 def _wrap(backend: Any, eos_token: str, **special: str) -> Any:
     from transformers import PreTrainedTokenizerFast
 
+    largest = max(backend.get_vocab().values(), default=0)
+    if largest >= MOST_IDS:
+        raise UsageError(
+            f"the tokenizer has ids up to {largest:,}; at most {MOST_IDS - 1:,} can be used"
+        )
     backend.no_truncation()
     backend.no_padding()
     return PreTrainedTokenizerFast(

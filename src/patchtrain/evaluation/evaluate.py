@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from patchtrain.data.store import Split, TokenStore
-from patchtrain.errors import UsageError
+from patchtrain.data.store import VERIFIED_BYTES, Split, TokenStore
+from patchtrain.errors import PatchtrainError, UsageError, one_line
 from patchtrain.evaluation.loading import LoadedModel
 from patchtrain.evaluation.perplexity import (
     Progress,
@@ -30,6 +30,7 @@ from patchtrain.evaluation.perplexity import (
     stream_loss,
     text_size,
 )
+from patchtrain.plan import CHOICES
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,8 @@ def choose_window(loaded: LoadedModel, context_length: int | None, stride: int |
 
 def open_run_store(loaded: LoadedModel) -> TokenStore:
     """The token store a run was trained on; ``UsageError`` if there is none to be found."""
-    path = (loaded.run.info().get("store") or {}).get("path") if loaded.run else None
-    if not path:
+    path = loaded.run.part("store").get("path") if loaded.run else None
+    if not path or not isinstance(path, str):
         what = "run does not name a token store" if loaded.run else "model folder has no store"
         raise UsageError(f"this {what}: give the text to score with --text FILE")
     if not Path(path).is_dir():
@@ -86,8 +87,12 @@ def evaluate_store(
 ) -> TextLoss:
     """Score the validation split of ``store`` as the run was trained, or its first ``max_tokens``.
 
+    A store small enough is verified first.
+
     ``UsageError``: an empty split, or a store of another tokenizer than the model's.
+    ``PatchtrainError``: a damaged store.
     """
+    store.verify(at_most=VERIFIED_BYTES)
     tokenizer = store.load_tokenizer()
     if tokenizer.get_vocab() != loaded.tokenizer.get_vocab():
         raise UsageError(
@@ -110,8 +115,15 @@ def evaluate_store(
 
 def read_documents_as(loaded: LoadedModel) -> str:
     """``mixed`` or ``separate``: how the run of a model read documents (mixed if there is none)."""
-    plan = (loaded.run.info().get("plan") or {}) if loaded.run else {}
-    return str(plan.get("documents", "mixed"))
+    if loaded.run is None:
+        return "mixed"
+    found = loaded.run.part("plan").get("documents", "mixed")
+    if found not in CHOICES["documents"]:
+        raise PatchtrainError(
+            f"{loaded.run.info_file}: plan.documents is {one_line(repr(found), 40)}, "
+            f"not one of {', '.join(CHOICES['documents'])}"
+        )
+    return str(found)
 
 
 def split_loss(
@@ -128,11 +140,20 @@ def split_loss(
     if documents == "mixed":
         return stream_loss(model, tokens, *rest, max_tokens)
     last = len(tokens) if max_tokens is None else min(max_tokens, len(tokens))
-    texts = (
-        tokens[begin : min(end, last)] for begin, end in pairwise(split.offsets) if begin < last
-    )
-    start_token = int(tokens[split.offsets[1] - 1])  # every document ends in the end-of-text token
+    texts = (tokens[begin : min(end, last)] for begin, end in _spans(split.offsets) if begin < last)
+    start_token = int(tokens[-1])  # every document ends in the end-of-text token
     return documents_loss(model, texts, start_token, *rest)
+
+
+def _spans(offsets: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Where each document begins and ends; a store too large to be verified is checked here."""
+    for begin, end in pairwise(offsets):
+        if end < begin:
+            raise PatchtrainError(
+                "the document offsets of the validation split are damaged: they do not grow; "
+                "make the store again with `patchtrain prepare`"
+            )
+        yield int(begin), int(end)
 
 
 def evaluate_text(

@@ -1,6 +1,7 @@
 """A model to evaluate, from a run folder or from any plain Hugging Face model folder.
 
-Nothing is downloaded: only what is in the folder is read.
+Nothing is downloaded and nothing that came with a model is executed: what is in the folder is read,
+the weights from safetensors.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from typing import Any
 
 import torch
 
-from patchtrain.errors import PatchtrainError, UsageError
+from patchtrain.errors import PatchtrainError, UsageError, one_line
+from patchtrain.model_folder import check_model_folder
 from patchtrain.runs import RunFolder
 
 
@@ -48,7 +50,7 @@ def find_model(path: str | Path) -> tuple[Path, RunFolder | None]:
     if (path / "run.json").is_file():
         run = RunFolder.open(path)
         if not (run.model / "config.json").is_file():
-            status = run.info().get("status", "unknown")
+            status = one_line(run.info().get("status", "unknown"), 40)
             raise UsageError(
                 f"{path} has no model yet (its status is '{status}'): "
                 f"a finished run has one in {run.model}"
@@ -66,18 +68,27 @@ def load_model(path: str | Path, device: str | None = None) -> LoadedModel:
     are incomplete.
     """
     folder, run = find_model(path)
+    trained = _trained_context(run) if run else None
+    check_model_folder(folder)
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
         model, loading = AutoModelForCausalLM.from_pretrained(
-            folder, dtype="auto", local_files_only=True, output_loading_info=True
+            folder,
+            dtype="auto",
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = one_line(f"{type(error).__name__}: {error}", limit=500)
         raise PatchtrainError(f"cannot load the model in {folder}: {reason}") from error
     if missing := sorted(loading.get("missing_keys", ())):
         raise PatchtrainError(
@@ -85,5 +96,15 @@ def load_model(path: str | Path, device: str | None = None) -> LoadedModel:
         )
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
     limit = getattr(model.config, "max_position_embeddings", None)
-    trained = run.info().get("plan", {}).get("context_length") if run else None
     return LoadedModel(folder, run, model, tokenizer, trained or limit, limit)
+
+
+def _trained_context(run: RunFolder) -> int | None:
+    length = run.part("plan").get("context_length")
+    if length is None:
+        return None
+    if not isinstance(length, int) or isinstance(length, bool) or length < 1:
+        raise PatchtrainError(
+            f"{run.info_file}: plan.context_length is {one_line(repr(length), 40)}, not a length"
+        )
+    return length

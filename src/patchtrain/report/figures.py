@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
+from patchtrain.report import curve
 from patchtrain.report.formats import is_number, scale
 from patchtrain.report.summary import Row, RunSummary
 
@@ -88,9 +89,10 @@ def kinds_drawn(run: RunSummary) -> list[str]:
 
 
 def loss_figure(runs: Sequence[RunSummary], axis: Axis) -> go.Figure:
-    """Losses of all runs against one axis, with a vertical line at every switch."""
+    """Losses of all runs against one axis, with a line at every switch and what else befell."""
     figure = go.Figure()
     label_lines = 0
+    shown = _loss_range(runs)
     for number, run in enumerate(runs):
         colour = COLOURS[number % len(COLOURS)]
         for stage in run.stages:
@@ -101,6 +103,8 @@ def loss_figure(runs: Sequence[RunSummary], axis: Axis) -> go.Figure:
         if rows := _drawable(run, "eval"):
             figure.add_trace(_trace(run, number, "validation", 1, rows, axis, colour))
         label_lines += _mark_switches(figure, run, label_lines, axis, colour)
+        for trace in _marks(run, number, axis, colour, shown):
+            figure.add_trace(trace)
     figure.update_layout(
         showlegend=False,
         hovermode="closest",
@@ -120,7 +124,7 @@ def loss_figure(runs: Sequence[RunSummary], axis: Axis) -> go.Figure:
     )
     figure.update_yaxes(
         title={"text": "loss (nats per token)", "standoff": 6},
-        range=_loss_range(runs),
+        range=shown,
         zeroline=False,
         gridcolor="rgba(128,128,128,.18)",
         nticks=8,
@@ -146,7 +150,7 @@ def _trace(
     return go.Scatter(
         x=[row[axis.counter] / axis.divisor for row in rows],
         y=[row["loss"] for row in rows],
-        customdata=[[row["step"], row.get("tokens")] for row in rows],
+        customdata=[[row["step"], _number(row.get("tokens"))] for row in rows],
         mode="lines+markers" if kind == "validation" else "lines",
         line=lines[kind],
         marker={"size": 6, "color": colour},
@@ -159,6 +163,41 @@ def _trace(
             "step %{customdata[0]:,}, %{customdata[1]:,} tokens<extra></extra>"
         ),
     )
+
+
+def _marks(
+    run: RunSummary, number: int, axis: Axis, colour: str, shown: list[float] | None
+) -> list[go.Scatter]:
+    """Spikes, steps left out and rollbacks as markers that go with the line they are on.
+
+    One that is above the range shown is put at its top, so that it is seen.
+    """
+    found = [mark for mark in curve.marks(run) if is_number(mark.row.get(axis.counter))]
+    traces = []
+    for kind in ("patch", "token"):
+        own = [m for m in found if (kind == "token") == (m.row.get("patch_size", 1) == 1)]
+        if not own:
+            continue
+        traces.append(
+            go.Scatter(
+                x=[mark.row[axis.counter] / axis.divisor for mark in own],
+                y=[min(mark.loss, shown[1]) if shown else mark.loss for mark in own],
+                mode="markers",
+                marker={
+                    "symbol": [mark.symbol for mark in own],
+                    "size": 10,
+                    "color": colour,
+                    "line": {"width": 1, "color": "#fff"},
+                },
+                cliponaxis=False,
+                meta=f"{number}-{kind}",
+                hovertext=[
+                    f"<b>{html.escape(run.name)}</b><br>{html.escape(mark.text)}" for mark in own
+                ],
+                hovertemplate="%{hovertext}<extra></extra>",
+            )
+        )
+    return traces
 
 
 def _mark_switches(
@@ -226,6 +265,10 @@ def _drawable(run: RunSummary, event: str, stage: int | None = None) -> list[Row
         if (stage is None or row.get("stage") == stage)
         and all(is_number(row.get(key)) for key in ("loss", "flops", "seconds"))
     ]
+
+
+def _number(value: object) -> float | None:
+    return value if is_number(value) else None
 
 
 def _largest(runs: Sequence[RunSummary], counter: str) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import TypeGuard
 
 NONE = "\N{EN DASH}"
@@ -19,7 +20,9 @@ _PREFIXES = (
 
 def is_number(value: object) -> TypeGuard[float]:
     """Whether a value from a JSON file is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return abs(value) <= sys.float_info.max  # neither NaN nor a whole number no float can hold
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -8,13 +8,14 @@ prompts, samples, recipes) is escaped.
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from patchtrain import __version__
-from patchtrain.errors import PatchtrainError, UsageError
+from patchtrain.errors import PatchtrainError, UsageError, one_line
 from patchtrain.files import write_text
-from patchtrain.report import figures, tables, words
+from patchtrain.report import curve, figures, tables, words
 from patchtrain.report.summary import RunSummary
 from patchtrain.report.template import PAGE, POLICY, SCRIPT, STYLE
 from patchtrain.runs import RunFolder
@@ -33,7 +34,10 @@ def write_page(runs: Sequence[RunFolder], out: Path, title: str | None = None) -
         raise UsageError(f"cannot write the report to {out}: it is a folder; name a file")
     if not out.parent.is_dir():
         raise UsageError(f"cannot write the report to {out}: there is no folder {out.parent}")
-    write_text(out, render([_read(run) for run in runs], title))
+    with _of_expected_form(runs):
+        page = render([RunSummary.read(run) for run in runs], title)
+    # Half a surrogate pair, which JSON can hold, is no text for a file.
+    write_text(out, page.encode("utf-8", "replace").decode("utf-8"))
     return out
 
 
@@ -63,14 +67,17 @@ def render(runs: Sequence[RunSummary], title: str | None = None) -> str:
     )
 
 
-def _read(run: RunFolder) -> RunSummary:
+@contextmanager
+def _of_expected_form(runs: Sequence[RunFolder]) -> Iterator[None]:
+    """A run's file with values of other kinds than a run writes is one clear error."""
     try:
-        return RunSummary.read(run)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, PatchtrainError):
-            raise
+        yield
+    except PatchtrainError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        where = " or ".join(str(run.path) for run in runs)
         raise PatchtrainError(
-            f"{run.path} has a file of an unexpected form: {type(error).__name__}: {error}"
+            f"{where} has a file of an unexpected form: {type(error).__name__}: {one_line(error)}"
         ) from error
 
 
@@ -131,6 +138,11 @@ def _curve_notes(runs: Sequence[RunSummary]) -> str:
         notes.append(
             "Patch loss (dotted) is the loss of the K tokens of the next patch, all predicted from "
             "one position: it cannot be compared with token loss, nor between patch sizes."
+        )
+    if any(curve.marks(run) for run in runs):
+        notes.append(
+            "Marks: a triangle up is a spike of the training loss, a cross a step left out, a "
+            "triangle to the left a rollback; each says more where the pointer rests on it."
         )
     notes.append("Training time leaves out evaluation.")
     if (size := figures.averaging(runs)) > 1:

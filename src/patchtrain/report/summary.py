@@ -7,8 +7,10 @@ is None or empty, and ``gaps`` says so in words.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+from patchtrain.analysis.spikes import Spike, Switch, find_spikes, find_switches
 from patchtrain.report.formats import count, is_number
 from patchtrain.runs import RunFolder
 
@@ -52,7 +54,9 @@ class RunSummary:
         """Read everything the folder has; ``PatchtrainError`` only for a file that is broken."""
         info = run.info()
         rows = _in_order(run.metrics())
-        recipe = run.recipe_file.read_text("utf-8") if run.recipe_file.is_file() else None
+        recipe = (
+            run.recipe_file.read_text("utf-8", "replace") if run.recipe_file.is_file() else None
+        )
         return cls(
             name=str(info.get("name") or run.name),
             info=info,
@@ -74,7 +78,8 @@ class RunSummary:
 
     def part(self, name: str) -> Row:
         """A part of run.json such as ``model`` or ``store``; empty if it is not there."""
-        return self.info.get(name) or {}
+        value = self.info.get(name)
+        return value if isinstance(value, dict) else {}
 
     @property
     def plan(self) -> Row:
@@ -84,6 +89,16 @@ class RunSummary:
     def result(self) -> Row:
         """The final validation result, empty if there is none yet."""
         return self.part("result")
+
+    @cached_property
+    def spikes(self) -> list[Spike]:
+        """Rises of the training loss that nothing planned explains."""
+        return find_spikes(self.rows)
+
+    @cached_property
+    def switches(self) -> list[Switch]:
+        """The switches to smaller patches, and how the stages made up for them."""
+        return find_switches(self.rows, self.plan)
 
     @property
     def token_level(self) -> bool:

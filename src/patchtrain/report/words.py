@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from patchtrain.report import curve
 from patchtrain.report.formats import count, duration, flops, is_number, number, percent
 from patchtrain.report.summary import RunSummary
 
@@ -14,10 +15,11 @@ _SAME = 0.02
 def headline(runs: Sequence[RunSummary]) -> list[str]:
     """Plain text sentences about one run, or about several against a baseline."""
     if len(runs) == 1:
-        return describe(runs[0])
+        return [*describe(runs[0]), *curve.sentences(runs[0])]
     base = baseline(runs)
     sentences = [sentence for run in runs if run is not base for sentence in compare(run, base)]
-    return [*sentences, *cautions(runs)]
+    told = [f"{run.name}: {sentence}" for run in runs for sentence in curve.sentences(run)]
+    return [*sentences, *told, *cautions(runs)]
 
 
 def baseline(runs: Sequence[RunSummary]) -> RunSummary:

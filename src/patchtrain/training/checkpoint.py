@@ -26,9 +26,16 @@ from typing import Any
 
 from patchtrain.errors import PatchtrainError
 from patchtrain.files import sync, write_text
+from patchtrain.training.checkpoint_record import (
+    FORMAT,
+    FORMAT_VERSION,
+    DamagedError,
+    check_state,
+    checksum,
+    read_record,
+)
 from patchtrain.training.processes import gather, of_first, rank, share, together
 
-FORMAT, FORMAT_VERSION = "patchtrain checkpoint", 1
 _NAME = re.compile(r"checkpoint-(\d+)")
 _PARTIAL = re.compile(r"\.checkpoint-\d+(\.old)?\.partial")
 _PARTS = ("weights", "optimizer", "random")
@@ -51,47 +58,37 @@ class Checkpoint:
         return cls(path, int(name[1]))
 
     def info(self) -> dict[str, Any]:
-        """``checkpoint.json``, whose own checksum is right.
-
-        Raises:
-            PatchtrainError: it is missing, damaged or of another format.
-        """
-        file = self.path / "checkpoint.json"
-        try:
-            info = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise PatchtrainError(f"{self.path} is not whole: it has no checkpoint.json") from None
-        except (OSError, ValueError, RecursionError) as error:
-            raise PatchtrainError(f"{file} cannot be read: {error}") from error
-        if not isinstance(info, dict) or info.get("format") != FORMAT:
-            raise PatchtrainError(f"{file} is not of a checkpoint of patchtrain")
-        if info.get("format_version") != FORMAT_VERSION:
-            raise PatchtrainError(
-                f"{self.path} has checkpoint format {info.get('format_version')}, this "
-                f"patchtrain reads {FORMAT_VERSION}"
-            )
-        if info.get("checksum") != _checksum(info):
-            raise PatchtrainError(f"{file} is damaged: its own checksum is not right")
-        return info
+        """``checkpoint.json``, checked (``checkpoint_record.read_record``)."""
+        return read_record(self.path, self.step)
 
     def verify(self) -> None:
         """Read every file and compare its size and SHA-256; the processes share the work.
 
         Raises:
-            PatchtrainError: naming the first file that is missing, cut short or damaged.
+            DamagedError: naming the first file that is missing, cut short, damaged or too many.
+            PatchtrainError, OSError: a file cannot be read, or is of another version.
         """
         with together():
             files = self.info()["files"]
+            here = {str(file.relative_to(self.path)) for file in _files(self.path)}
+            if more := sorted(here - files.keys() - {"checkpoint.json"}):
+                raise DamagedError(f"{self.path / more[0]} is not of this checkpoint")
             for name, entry in share(sorted(files.items())):
                 file = self.path / name
-                if Path(name).is_absolute() or ".." in Path(name).parts:
-                    raise PatchtrainError(f"{self.path} names a file outside of it: {name}")
                 if not file.is_file():
-                    raise PatchtrainError(f"{file} is missing")
+                    raise DamagedError(f"{file} is missing")
                 if (size := file.stat().st_size) != entry["bytes"]:
-                    raise PatchtrainError(f"{file} has {size:,} of {entry['bytes']:,} bytes")
+                    raise DamagedError(f"{file} has {size:,} of {entry['bytes']:,} bytes")
                 if _digest(file) != entry["sha256"]:
-                    raise PatchtrainError(f"{file} is damaged: its SHA-256 is not right")
+                    raise DamagedError(f"{file} is damaged: its SHA-256 is not right")
+            check_state(self.path, self.step)
+
+    def stays(self) -> bool:
+        """Whether it was written as one to be kept for good."""
+        try:
+            return bool(json.loads((self.path / "checkpoint.json").read_text("utf-8"))["stays"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
 
 
 class Checkpoints:
@@ -99,13 +96,13 @@ class Checkpoints:
 
     Args:
         run: the run folder.
-        keep: how many of the newest stay; None keeps all.
-        every: those whose step is a multiple of this stay too; None keeps no more.
+        keep: how many of the newest stay; None or less than 1 keeps all.
+        every: those whose step is a multiple of this stay for good; None keeps no more.
     """
 
     def __init__(self, run: Path, keep: int | None = None, every: int | None = None) -> None:
         self.run = run
-        self.keep = keep
+        self.keep = keep if keep and keep > 0 else None
         self.every = every
 
     def all(self) -> list[Checkpoint]:
@@ -122,24 +119,48 @@ class Checkpoints:
     def newest_whole(
         self, tell: Callable[[str], None], most: int | None = None
     ) -> Checkpoint | None:
-        """The newest checkpoint whose files are all as they were written, or None.
+        """The newest checkpoint whose files are all as they were written; None if there is none.
 
         Args:
             tell: is given a line for every newer one that is damaged, and why.
             most: leave out those of later steps than this.
+
+        Raises:
+            PatchtrainError: there are checkpoints and all are damaged, or one cannot be read: to
+                begin anew would throw away what may yet be saved.
         """
-        steps = of_first([checkpoint.step for checkpoint in reversed(self.all())])
+        steps = of_first([checkpoint.step for checkpoint in reversed(self._ours())])
+        steps = [step for step in steps if most is None or step <= most]
+        why = ""
         for step in steps:
-            if most is not None and step > most:
-                continue
             checkpoint = Checkpoint(self.run / f"checkpoint-{step}", step)
             try:
                 checkpoint.verify()
-            except PatchtrainError as error:
+            except DamagedError as error:
                 tell(f"{checkpoint.path.name} is left out: {error}")
+                why = str(error)
                 continue
             return checkpoint
+        if steps:
+            raise PatchtrainError(
+                f"no checkpoint in {self.run} is whole ({why}); put a whole one back, or start "
+                f"anew with --overwrite or another out=FOLDER"
+            )
         return None
+
+    def set_aside(self, step: int, tell: Callable[[str], None]) -> None:
+        """Rename the checkpoints of later steps, which a run that goes on from ``step`` makes anew.
+
+        They are not deleted: the user may have meant to go back only to look. The first process
+        does it.
+        """
+        if rank() != 0:
+            return
+        for checkpoint in self._ours(lambda other: other > step):
+            aside = checkpoint.path.with_name(f"{checkpoint.path.name}.aside")
+            shutil.rmtree(aside, ignore_errors=True)
+            checkpoint.path.rename(aside)
+            tell(f"{checkpoint.path.name} is of what came later, and now called {aside.name}")
 
     def write(self, step: int, parts: Mapping[str, Callable[[Path], None]], info: Any) -> Path:
         """Write a checkpoint of ``step``; called on all processes.
@@ -182,10 +203,6 @@ class Checkpoints:
             if first:
                 shutil.rmtree(partial, ignore_errors=True)
             raise
-        if first:
-            # What a run left that was resumed before them: damaged, or not to be gone on from.
-            for later in self._ours(lambda other: other > step):
-                _remove(later.path)
         self.tidy(step)
         return path
 
@@ -196,14 +213,20 @@ class Checkpoints:
                 shutil.rmtree(path)
 
     def _finish(self, partial: Path, path: Path, info: dict[str, Any]) -> None:
-        info = {"format": FORMAT, "format_version": FORMAT_VERSION, **info}
-        info["checksum"] = _checksum(info)
+        stays = bool(self.every and info["step"] % self.every == 0)
+        info = {"format": FORMAT, "format_version": FORMAT_VERSION, "stays": stays, **info}
+        info = json.loads(json.dumps(info))  # as it will be read
+        info["checksum"] = checksum(info)
         write_text(partial / "checkpoint.json", json.dumps(info, indent=1) + "\n")
         for folder in (partial, *(entry for entry in partial.iterdir() if entry.is_dir())):
             sync(folder)
-        if path.exists():  # a damaged one of this step, that the run was not resumed from
-            _remove(path)
-        partial.rename(path)
+        if path.exists():  # of this very step, damaged or made before
+            old = path.with_name(f".{path.name}.old.partial")
+            path.rename(old)
+            partial.rename(path)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            partial.rename(path)
         sync(self.run)
 
     def tidy(self, step: int) -> None:
@@ -214,15 +237,16 @@ class Checkpoints:
         if not self.keep or rank() != 0:
             return
         for checkpoint in self._ours(lambda other: other <= step)[: -self.keep]:
-            if not (self.every and checkpoint.step % self.every == 0):
+            if not checkpoint.stays():
                 _remove(checkpoint.path)
 
-    def _ours(self, of_step: Callable[[int], bool]) -> list[Checkpoint]:
-        """Those of some steps that are not another tool's."""
+    def _ours(self, of_step: Callable[[int], bool] = lambda step: True) -> list[Checkpoint]:
+        """Those of some steps, oldest first, that are not another tool's."""
         return [
             checkpoint
             for checkpoint in self.all()
-            if of_step(checkpoint.step) and (checkpoint.path / "checkpoint.json").is_file()
+            if of_step(checkpoint.step)
+            and ((checkpoint.path / "checkpoint.json").exists() or _has_parts(checkpoint.path))
         ]
 
 
@@ -237,6 +261,11 @@ def _remove(checkpoint: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
+def _has_parts(checkpoint: Path) -> bool:
+    """Whether it looks like one of ours whose ``checkpoint.json`` is gone."""
+    return all((checkpoint / part).is_dir() for part in _PARTS)
+
+
 def _files(folder: Path) -> list[Path]:
     return [file for file in folder.rglob("*") if file.is_file()]
 
@@ -244,10 +273,3 @@ def _files(folder: Path) -> list[Path]:
 def _digest(file: Path) -> str:
     with file.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def _checksum(info: Mapping[str, Any]) -> str:
-    """SHA-256 of all of ``checkpoint.json`` but the checksum itself."""
-    rest = {key: value for key, value in info.items() if key != "checksum"}
-    text = json.dumps(rest, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -14,6 +14,7 @@ from transformers.training_args import ParallelMode
 
 from patchtrain.errors import UsageError, nearest
 from patchtrain.plan import PlanSpec
+from patchtrain.training.guard import ON_NONFINITE
 
 # What a recipe must not set, and where to look instead.
 DERIVED = {
@@ -90,6 +91,13 @@ class PatchConfig(TrainingArguments):
             "force (chunked, torch, liger, cce, plain)."
         },
     )
+    on_nonfinite: str = field(
+        default="stop",
+        metadata={
+            "help": "What to do where a loss or gradient becomes nan or infinite, before the "
+            "optimizer step: stop, skip the step, or rollback to the newest checkpoint."
+        },
+    )
     # transformers declares it as text, which a recipe's `fsdp: true` is not.
     fsdp: bool | str | None = field(
         default=None, metadata={"help": "Shard the model over the processes with FSDP2."}
@@ -110,6 +118,10 @@ class PatchConfig(TrainingArguments):
                 raise UsageError(f"{name} is not supported: {reason}")
         if not self.learning_rate > 0:
             raise UsageError(f"learning_rate must be above 0, not {self.learning_rate}")
+        if self.on_nonfinite not in ON_NONFINITE:
+            raise UsageError(
+                f"on_nonfinite is '{self.on_nonfinite}'; choose {', '.join(ON_NONFINITE)}"
+            )
         if not torch.accelerator.is_available():
             self.use_cpu = True  # so that bf16 is allowed there too
         if self.fsdp:
@@ -124,6 +136,12 @@ class PatchConfig(TrainingArguments):
             self.fsdp = self.fsdp_plugin_args = None  # one process has nothing to shard
         if self.eval_tokens is not None and self.eval_tokens < 2:
             raise UsageError(f"eval_tokens must be at least 2, not {self.eval_tokens}")
+        for name in ("save_strategy", "eval_strategy", "logging_strategy"):
+            if (value := str(getattr(getattr(self, name), "value", getattr(self, name)))) not in (
+                "no",
+                "steps",
+            ):
+                raise UsageError(f"{name}={value} is not supported: a run counts steps; use steps")
         if self.keep_every is not None and self.keep_every < 1:
             raise UsageError(f"keep_every must be at least 1, not {self.keep_every}")
         # One device pass is one sequence batch of this process: torch's DataParallel would share

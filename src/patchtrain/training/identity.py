@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from patchtrain.errors import UsageError, nearest
+from patchtrain.errors import UsageError
 from patchtrain.plan import Plan
 
 # What ``--allow-change`` takes, and what each means.
@@ -27,11 +27,11 @@ _LOGGING = (
 )  # fmt: skip
 _OPTIMIZER = (
     "optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay",
-    "max_grad_norm", "bf16",
+    "max_grad_norm", "bf16", "neftune_noise_alpha",
 )  # fmt: skip
 # Of a model's config: what its own weights and outputs do not depend on.
 _NOT_OF_THE_MODEL = ("transformers_version", "_name_or_path", "use_cache", "architectures")
-_SAMPLED = 1 << 20  # tokens of an array that its digest is taken over
+_SAMPLED = 1 << 26  # tokens of an array that its digest is taken over
 
 
 def identity(
@@ -73,6 +73,16 @@ def data_identity(dataset: Any, tokens: Any) -> dict[str, Any]:
     return {"store": _sample_digest(tokens), "tokenizer": None}
 
 
+def check_allowed(names: Iterable[str], resume: str = "yes") -> set[str]:
+    """The names as a set, if they are of ``MAY_CHANGE`` and the run is one to be resumed."""
+    found = {name.strip() for name in names}
+    for name in sorted(found - MAY_CHANGE.keys()):
+        raise UsageError(f"{name} cannot be allowed to change, only {', '.join(MAY_CHANGE)} can")
+    if found and resume == "no":
+        raise UsageError("--allow-change says what may differ from the run so far; add --resume")
+    return found
+
+
 def refuse_changes(
     before: Mapping[str, Any], now: Mapping[str, Any], allowed: Iterable[str], where: str
 ) -> None:
@@ -87,12 +97,7 @@ def refuse_changes(
     Raises:
         UsageError: naming every difference and what to do.
     """
-    allowed = set(allowed)
-    for name in allowed - MAY_CHANGE.keys():
-        raise UsageError(
-            f"--allow-change {name}: only {', '.join(MAY_CHANGE)} may change"
-            f"{nearest(name, list(MAY_CHANGE)) if name not in MAY_CHANGE else ''}"
-        )
+    allowed = check_allowed(allowed)
     changed = {
         key: found
         for key in sorted(before.keys() | now.keys())
@@ -114,7 +119,9 @@ def _differences(name: str, before: Any, now: Any) -> Iterable[str]:
     if before == now:
         return
     if isinstance(before, Mapping) and isinstance(now, Mapping):
-        for key in sorted(before.keys() | now.keys()):
+        # Another version of transformers may know more or fewer keys of a model's config.
+        keys = before.keys() & now.keys() if name == "model" else before.keys() | now.keys()
+        for key in sorted(keys):
             yield from _differences(f"{name}.{key}", before.get(key), now.get(key))
     else:
         yield f"{name} is {_short(now)} and was {_short(before)}"
@@ -147,8 +154,16 @@ def _plain(value: Any) -> Any:
 
 
 def _sample_digest(tokens: Any) -> str:
-    """SHA-256 over the length and up to 2**20 tokens spread evenly."""
-    array = getattr(tokens, "tokens", tokens)
-    step = max(len(array) // _SAMPLED, 1)
-    sample = np.ascontiguousarray(array[::step][:_SAMPLED], dtype="<i8")
-    return hashlib.sha256(f"{len(array)} ".encode() + sample.tobytes()).hexdigest()
+    """SHA-256 over the tokens and where their documents end; of very many, over pieces of them."""
+    digest = hashlib.sha256()
+    arrays = [getattr(tokens, "tokens", tokens)]
+    if hasattr(tokens, "offsets"):
+        arrays.append(tokens.offsets)
+    for array in arrays:
+        digest.update(f"{len(array)} ".encode())
+        pieces = 1 if len(array) <= _SAMPLED else 64
+        size = min(len(array), _SAMPLED) // pieces
+        for number in range(pieces):
+            begin = number * (len(array) - size) // max(pieces - 1, 1)
+            digest.update(np.ascontiguousarray(array[begin : begin + size], dtype="<i8").tobytes())
+    return digest.hexdigest()

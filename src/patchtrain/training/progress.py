@@ -79,6 +79,13 @@ class StageProgress(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.stop()
 
+    def say(self, text: str) -> None:
+        """A line above the bar; also where the progress itself is not wanted."""
+        if self.bar is not None:
+            self.bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
     def stop(self) -> None:
         """Take the bar off the terminal, also when the run failed."""
         if self.bar is not None:

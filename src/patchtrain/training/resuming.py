@@ -9,6 +9,7 @@ the data (a function of seed and step, so that going on is a seek and not a repl
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from collections.abc import Iterable
@@ -18,8 +19,9 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import Trainer, set_seed
+from transformers.trainer_callback import ExportableState
 
-from patchtrain.errors import PatchtrainError
+from patchtrain.errors import PatchtrainError, one_line
 from patchtrain.training.checkpoint import Checkpoint, Checkpoints
 from patchtrain.training.identity import refuse_changes
 from patchtrain.training.processes import gather, together
@@ -46,7 +48,7 @@ class Resuming(Trainer):
 
         Args:
             wanted: a checkpoint folder; True for the newest whole one of the run folder (None if
-                there is none); False or None for none.
+                there is no checkpoint at all); False or None for none.
             allow_change: names of ``identity.MAY_CHANGE`` that may differ.
 
         Raises:
@@ -69,7 +71,7 @@ class Resuming(Trainer):
         return found
 
     def roll_back(self) -> int | None:
-        """Weights and optimizer as the newest whole checkpoint has them; the step it is of.
+        """Weights, optimizer and random numbers as the newest whole checkpoint has them; its step.
 
         The run itself stays at its step: what came after the checkpoint is undone, and its data
         is not read again. None, and nothing changed, where there is no checkpoint.
@@ -97,23 +99,34 @@ class Resuming(Trainer):
         with together():
             read_weights(plain, checkpoint.path)
         with together():
-            scalars = checkpoint.info()["optimizer"]
-            read_optimizer(plain, self.optimizer, checkpoint.path, scalars)
-        self._set_rate()
+            rest = checkpoint.info()["optimizer"]
+            read_optimizer(plain, self.optimizer, checkpoint.path, rest)
+        self._load_rng_state(str(checkpoint.path))
 
     def _foreign_scheduler(self) -> dict[str, Any] | None:
         """The state of a scheduler that the user brought; the plan's own is computed."""
         if self._created_lr_scheduler:
             return None
-        state = self.lr_scheduler.state_dict()
+        state = dict(self.lr_scheduler.state_dict())
         try:
-            json.dumps(state)
-        except TypeError as error:
+            kept = json.loads(json.dumps(state)) == state
+        except TypeError:
+            kept = False
+        if not kept:
             raise PatchtrainError(
                 f"the state of the scheduler {type(self.lr_scheduler).__name__} cannot be kept in "
-                f"a checkpoint ({error}); leave the schedule to the plan, or set save_strategy=no"
+                f"a checkpoint; leave the schedule to the plan, or set save_strategy=no"
+            )
+        return state
+
+    def _load_foreign(self, state: dict[str, Any]) -> None:
+        try:
+            self.lr_scheduler.load_state_dict(state)
+        except Exception as error:  # it may be of any class
+            raise PatchtrainError(
+                f"the checkpoint's scheduler is another than {type(self.lr_scheduler).__name__}: "
+                f"{one_line(error)}"
             ) from error
-        return dict(state)
 
     def _set_rate(self) -> None:
         """The scheduler as it stands after the trainer's steps, at the peak rate of now."""
@@ -129,27 +142,45 @@ class Resuming(Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self.store_flos()
         plain = self.plain_model()
-        scalars: dict[str, Any] = {}
+        rest_of_optimizer: dict[str, Any] = {}
         info = {
             "identity": self.identity,
             "processes": self.args.world_size,
             "window": self.window.state(),
-            "optimizer": scalars,
+            "optimizer": rest_of_optimizer,
+            "guard": self._guard.state(),
             "scheduler": self._foreign_scheduler(),
         }
 
         def optimizer(folder: Path) -> None:
-            scalars.update(write_optimizer(plain, self.optimizer, folder))
+            rest_of_optimizer.update(write_optimizer(plain, self.optimizer, folder))
 
         def rest(folder: Path) -> None:
             write_random(folder)
             if self.record is not None:  # the first process
-                self.state.save_to_json(str(folder / "trainer_state.json"))
+                self._export_callbacks()
+                state = copy.copy(self.state)
+                # As they were asked for: Trainer compares them with what is asked for next time.
+                for name in ("logging_steps", "eval_steps", "save_steps"):
+                    setattr(state, name, getattr(self.args, name))
+                state.save_to_json(str(folder / "trainer_state.json"))
                 self.record.sync()
 
         parts = {"weights": lambda folder: write_weights(plain, folder),
                  "optimizer": optimizer, "rest": rest}  # fmt: skip
         self.checkpoints.write(self.state.global_step, parts, info)
+
+    def _export_callbacks(self) -> None:
+        """The state of callbacks that have one, as Trainer's own checkpoints hold it."""
+        states: dict[str, Any] = {}
+        for callback in [*self.callback_handler.callbacks, self.control]:
+            if isinstance(callback, ExportableState):
+                name = type(callback).__name__
+                if isinstance(self.state.stateful_callbacks.get(name), list):
+                    states.setdefault(name, []).append(callback.state())
+                else:
+                    states[name] = callback.state()
+        self.state.stateful_callbacks.update(states)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         with together():
@@ -164,11 +195,12 @@ class Resuming(Trainer):
         if info["scheduler"] is None:
             self._set_rate()
         else:
-            self.lr_scheduler.load_state_dict(info["scheduler"])
+            self._load_foreign(info["scheduler"])
             rates = self.lr_scheduler.get_last_lr()
             for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
         self.window.load(info["window"])
+        self._guard.load(info["guard"])
         # Trainer takes the intervals from the checkpoint: a change that is allowed would be lost.
         self.state.compute_steps(self.args, self.state.max_steps)
 

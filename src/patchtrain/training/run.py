@@ -18,7 +18,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from patchtrain.data.store import TokenStore
+from patchtrain.data.store import VERIFIED_BYTES, TokenStore
 from patchtrain.errors import PatchtrainError, UsageError
 from patchtrain.evaluation.evaluate import Window, split_loss
 from patchtrain.evaluation.generate import complete
@@ -29,13 +29,14 @@ from patchtrain.recipe import Recipe, build_model
 from patchtrain.report.page import write_page
 from patchtrain.runs import RunFolder
 from patchtrain.training.config import PatchConfig
-from patchtrain.training.identity import refuse_changes
+from patchtrain.training.identity import check_allowed, refuse_changes
 from patchtrain.training.processes import ending_with_the_others, of_first, together
 from patchtrain.training.trainer import PatchTrainer
 
 SAMPLE_TOKENS = 64
-# Checksums of a store up to this size are checked before each run: about a second.
-_VERIFIED_BYTES = 1 << 30
+# How long the estimate of the time measures, and the FLOPs of the largest pass it tries on a CPU.
+_TIMED_SECONDS = 0.5
+_LARGEST_PASS = 1e12
 
 
 @dataclass(frozen=True)
@@ -85,12 +86,11 @@ def _as_usage_errors() -> Iterator[None]:
 
 def _prepare(recipe: Recipe, args: PatchConfig) -> Prepared:
     store = TokenStore.open(recipe.store)
+    store.verify(at_most=VERIFIED_BYTES)
     tokenizer = store.load_tokenizer()
     special = {
         f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")
     }
-    if sum(entry["bytes"] for entry in store.meta["files"].values()) <= _VERIFIED_BYTES:
-        store.verify()
     model = build_model(recipe, store.vocab_size, special, tokenizer.get_vocab())
     with _as_usage_errors(), _no_new_folders(recipe.out) if is_first_process() else nullcontext():
         trainer = PatchTrainer(model, args, store, processing_class=tokenizer)
@@ -147,8 +147,6 @@ def check_out(out: Path, overwrite: bool, resume: str = "no") -> None:
     if not (out / "recipe.yaml").is_file():
         option = "--overwrite" if overwrite else "--resume"
         raise UsageError(f"{out} is not a run folder, so {option} does not touch it")
-    with RunFolder(out).locked():
-        return
 
 
 def _holds_something(out: Path) -> bool:
@@ -177,23 +175,27 @@ def run_recipe(
             ``"auto"`` does so if there is one; ``"no"`` refuses a folder that is there.
         allow_change: what may differ from the run so far (``identity.MAY_CHANGE``).
     """
+    allow_change = check_allowed(allow_change, resume)
     transformers.utils.logging.disable_progress_bar()  # its bars of a second each, between ours
+    folder = RunFolder(recipe.out)
     args = _arguments(recipe, quiet)
-    with together():
-        check_out(recipe.out, overwrite, resume)
-    with together():
-        prepared = _prepare(recipe, args)
-    trainer, folder = prepared.trainer, RunFolder(recipe.out)
     with ExitStack() as held:
+        with together():
+            check_out(recipe.out, overwrite, resume)
+            if is_first_process() and _holds_something(recipe.out):
+                held.enter_context(folder.locked())  # before anything slow: nobody else takes it
+        with together():
+            prepared = _prepare(recipe, args)
+        trainer = prepared.trainer
         going_on = of_first(resume != "no" and folder.recipe_file.is_file())
+        kept = None
         with together():
             if trainer.is_world_process_zero():
                 if going_on:
                     _check_same_run(folder, trainer, allow_change)
-                    kept = None
                 else:
                     kept = held.enter_context(_replaced(recipe.out, overwrite))
-                held.enter_context(folder.locked())
+                    held.enter_context(folder.locked())
                 clear_partial(recipe.out)
         if of_first(going_on and _is_finished(folder)):
             trainer.tell(f"{recipe.out} is finished already; nothing to do")
@@ -225,11 +227,11 @@ def _run(
     try:
         if not quiet:
             print(announce(prepared), file=sys.stderr, flush=True)
+        trainer.status_after_training = "running"
         trainer.train(going_on, allow_change=allow_change)
-        record.update(status="running")  # not finished before the model is written
         trainer.export(folder.model)
         _conclude(prepared, folder)
-        record.update(status="finished")
+        record.update(status="finished")  # as the page says it; without one, it is not
         write_page([folder], folder.report_file)
     except BaseException as error:
         with suppress(OSError):  # the disk may be what failed
@@ -250,7 +252,8 @@ def _check_same_run(folder: RunFolder, trainer: PatchTrainer, allow_change: Iter
 
 def _is_finished(folder: RunFolder) -> bool:
     info = folder.info() if folder.info_file.is_file() else {}
-    return info.get("status") == "finished" and (folder.model / "config.json").is_file()
+    whole = (folder.model / "config.json").is_file() and folder.report_file.is_file()
+    return info.get("status") == "finished" and whole
 
 
 @contextmanager
@@ -308,7 +311,9 @@ def _conclude(prepared: Prepared, folder: RunFolder) -> None:
     trainer.optimizer = None
     trainer.model.zero_grad(set_to_none=True)
     trainer.accelerator.free_memory()
-    model = AutoModelForCausalLM.from_pretrained(folder.model).to(trainer.args.device)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder.model, use_safetensors=True, trust_remote_code=recipe.model.trust_remote_code
+    ).to(trainer.args.device)
     result = None
     if len(store.validation.tokens) > 1:
         T = trainer.plan.context_length
@@ -347,7 +352,7 @@ def estimate_seconds(prepared: Prepared) -> float | None:
     stage = plan.stages[-1]
     model = trainer.model
     flops = plan.pass_sequences * plan.context_length * trainer.flops_per_position
-    if trainer.args.device.type == "cpu" and flops > 1e12:
+    if trainer.args.device.type == "cpu" and flops > _LARGEST_PASS:
         return None
     rows = trainer.batches.inputs(stage.first_step)
     rows.setdefault("labels", rows["input_ids"])
@@ -364,7 +369,7 @@ def estimate_seconds(prepared: Prepared) -> float | None:
             loss = model(**inputs).loss
         loss.backward()
 
-    def timed(work: Any, least: float = 0.5) -> float:
+    def timed(work: Any, least: float = _TIMED_SECONDS) -> float:
         work()  # warm up
         _synchronize()
         begin, count = time.perf_counter(), 0

@@ -2,11 +2,9 @@
 
 A scheduler that takes a machine back sends SIGTERM some time before it kills. The first signal is
 noted and the run ends after the step it is in, with a checkpoint and the exit code 128 + signal
-(143 and 130), which schedulers read as "ended by the signal, may be started again". A second one
-ends it at once.
-
-Where a launcher started the processes, a scheduler's signal may come twice, once from it and once
-passed on by the launcher: signals that come soon after the first are then the same one.
+(143 and 130), which schedulers read as "ended by the signal, may be started again". A second one,
+some seconds later, ends it at once: one that comes sooner is an echo of the first, which a terminal
+sends to the processes and a launcher passes on to them.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from types import FrameType
 
 from patchtrain.errors import PatchtrainError
 
-PASSED_ON_SECONDS = 5.0
+_ECHO_SECONDS, _PASSED_ON_SECONDS = 2.0, 5.0
 
 
 class StoppedBySignalError(PatchtrainError):
@@ -45,14 +43,16 @@ class StopRequest:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        before = {
+            number: signal.getsignal(number) or signal.SIG_DFL
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
 
         def note(number: int, frame: FrameType | None) -> None:
+            echo = _PASSED_ON_SECONDS if "LOCAL_RANK" in os.environ else _ECHO_SECONDS
             if not self.signal:
                 self.signal, self._at = number, time.monotonic()
-            elif "LOCAL_RANK" in os.environ and time.monotonic() - self._at < PASSED_ON_SECONDS:
-                return
-            else:  # the second signal does what it always did
+            elif time.monotonic() - self._at > echo:  # now it does what it always did
                 for each, handler in before.items():
                     signal.signal(each, handler)
                 signal.raise_signal(number)

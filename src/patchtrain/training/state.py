@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from patchtrain.errors import PatchtrainError
+from patchtrain.errors import PatchtrainError, one_line
 from patchtrain.training.processes import rank
 
 
@@ -89,7 +89,11 @@ def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
     seen: set[int] = set()
     persistent = model.state_dict(keep_vars=True)
     for name, tensor in persistent.items():
-        if isinstance(tensor, Tensor) and id(tensor) not in seen:
+        if not isinstance(tensor, Tensor):
+            raise PatchtrainError(
+                f"the model keeps {name} as {type(tensor).__name__}, which a checkpoint cannot hold"
+            )
+        if id(tensor) not in seen:
             seen.add(id(tensor))
             tensors[name] = tensor.detach()
     return tensors
@@ -99,54 +103,93 @@ def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def write_optimizer(model: nn.Module, optimizer: Any, folder: Path) -> dict[str, Any]:
-    """The optimizer's state into ``folder/optimizer``; returns the part of it that is no tensor.
+    """The optimizer's state into ``folder/optimizer``; returns what of it is no tensor.
 
-    Of the parameter groups nothing is kept: rates, betas and weight decay are the recipe's.
+    That is, as JSON types, ``state``: numbers by parameter, and ``groups``: the parameter groups,
+    in which some optimizers keep a part of their state.
+
+    Raises:
+        PatchtrainError: there is something in it that is neither.
     """
     tensors: dict[str, Tensor] = {}
     scalars: dict[str, Any] = {}
     names = _names_by_index(model, optimizer)
-    for index, state in optimizer.state_dict()["state"].items():
+    packed = optimizer.state_dict()
+    for index, state in packed["state"].items():
         for key, value in state.items():
             name = f"{names[index]} {key}"
             if isinstance(value, Tensor):
                 tensors[name] = value
-            elif value is None or isinstance(value, bool | int | float | str):
-                scalars[name] = value
             else:
-                raise PatchtrainError(
-                    f"the optimizer keeps {key} as {type(value).__name__}, which a checkpoint "
-                    f"cannot hold; take another with training.optim, such as adamw_torch_fused"
-                )
+                scalars[name] = _json_value(key, value)
     write_tensors(tensors, folder / "optimizer")
-    return scalars
+    groups = [
+        {key: _json_value(key, value) for key, value in group.items() if key not in _NOT_KEPT}
+        for group in packed["param_groups"]
+    ]
+    return {"state": scalars, "groups": groups}
 
 
-def read_optimizer(
-    model: nn.Module, optimizer: Any, folder: Path, scalars: Mapping[str, Any]
-) -> None:
-    """The opposite of ``write_optimizer``: all state as it was, the groups as they are now."""
-    indices = {name: index for index, name in _names_by_index(model, optimizer).items()}
+def read_optimizer(model: nn.Module, optimizer: Any, folder: Path, rest: Mapping[str, Any]) -> None:
+    """The opposite of ``write_optimizer``; the rates stay as they are now.
+
+    Raises:
+        PatchtrainError: the state is of another model or optimizer.
+    """
+    names = _names_by_index(model, optimizer)
+    indices = {name: index for index, name in names.items()}
     parameters = dict(_named(model))
     tensors: dict[str, Tensor] = {}
     state: dict[int, dict[str, Any]] = {}
+
+    def place(name: str) -> tuple[str, str]:
+        parameter, _, key = name.partition(" ")
+        if parameter not in indices or not key:
+            raise PatchtrainError(f"{folder} has optimizer state of {name}, not in this model")
+        return parameter, key
+
     for name, (shape, dtype) in tensor_shapes(folder / "optimizer").items():
-        parameter, key = name.split(" ")
-        if parameter not in indices:
-            raise PatchtrainError(f"{folder} has optimizer state of {parameter}, not in this model")
+        parameter, key = place(name)
         like = parameters[parameter]
         # What is as large as the parameter is sharded like it.
         value = torch.zeros_like(like, dtype=dtype, requires_grad=False) if like.shape == shape \
             else torch.zeros(shape, dtype=dtype)  # fmt: skip
         tensors[name] = value
         state.setdefault(indices[parameter], {})[key] = value
-    for name, value in scalars.items():
-        parameter, key = name.split(" ")
-        if parameter in indices:
-            state.setdefault(indices[parameter], {})[key] = value
+    for name, number in rest["state"].items():
+        parameter, key = place(name)
+        state.setdefault(indices[parameter], {})[key] = number
     read_tensors(tensors, folder / "optimizer")
     groups = optimizer.state_dict()["param_groups"]
+    if len(groups) != len(rest["groups"]):
+        raise PatchtrainError(f"{folder} has other parameter groups than this optimizer")
+    for group, before in zip(groups, rest["groups"], strict=True):
+        for key, value in before.items():
+            if key not in _NOT_KEPT:
+                group[key] = tuple(value) if isinstance(group.get(key), tuple) else value
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+    # It casts state to the dtype of the parameter; some optimizers keep it wider.
+    for name, value in tensors.items():
+        parameter, key = place(name)
+        loaded = optimizer.state[parameters[parameter]]
+        if loaded[key].dtype != value.dtype:
+            loaded[key] = value.to(loaded[key].device)
+
+
+# Of a parameter group: what the run's own recipe and schedule decide, and the parameters.
+_NOT_KEPT = ("params", "lr", "initial_lr")
+
+
+def _json_value(key: str, value: Any) -> Any:
+    """``value`` if JSON gives it back as it is (a tuple as a list)."""
+    plain = list(value) if isinstance(value, tuple) else value
+    scalars = plain if isinstance(plain, list) else [plain]
+    if all(one is None or isinstance(one, bool | int | float | str) for one in scalars):
+        return plain
+    raise PatchtrainError(
+        f"the optimizer keeps {key} as {type(value).__name__}, which a checkpoint cannot hold; "
+        f"take another with training.optim, such as adamw_torch_fused"
+    )
 
 
 def _named(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -185,19 +228,26 @@ def write_random(folder: Path) -> None:
 
 
 def read_random(folder: Path) -> bool:
-    """The opposite of ``write_random``; False if the checkpoint has none for this process."""
+    """The opposite of ``write_random``; False if the checkpoint has none for this process.
+
+    Raises:
+        PatchtrainError: what it has is no state of a generator.
+    """
     file = folder / "random" / f"{rank()}.safetensors"
     if not file.is_file():
         return False
-    tensors = load_file(file)
-    with safe_open(file, "pt") as opened:
-        rest = json.loads(opened.metadata()["rest"])
-    version, gauss = rest["python"]
-    random.setstate((version, tuple(tensors["python"].tolist()), gauss))
-    position, has_gauss, normal = rest["numpy"]
-    key = tensors["numpy"].numpy().astype(np.uint32)
-    np.random.set_state(("MT19937", key, position, has_gauss, normal))
-    torch.set_rng_state(tensors["cpu"])
-    if "cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["cuda"])
+    try:
+        tensors = load_file(file)
+        with safe_open(file, "pt") as opened:
+            rest = json.loads(opened.metadata()["rest"])
+        version, gauss = rest["python"]
+        random.setstate((version, tuple(tensors["python"].tolist()), gauss))
+        position, has_gauss, normal = rest["numpy"]
+        key = tensors["numpy"].numpy().astype(np.uint32)
+        np.random.set_state(("MT19937", key, position, has_gauss, normal))
+        torch.set_rng_state(tensors["cpu"])
+        if "cuda" in tensors and torch.cuda.is_available():
+            torch.cuda.set_rng_state(tensors["cuda"])
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise PatchtrainError(f"{file} cannot be read: {one_line(error)}") from error
     return True

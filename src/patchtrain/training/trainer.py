@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import math
 import signal
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -36,9 +35,10 @@ from patchtrain.probing import probe, probe_documents
 from patchtrain.training.checkpoint import Checkpoints
 from patchtrain.training.config import PatchConfig, save_interval
 from patchtrain.training.evaluating import TokenLevelEvaluation, stream
+from patchtrain.training.guard import NonfiniteGuard
 from patchtrain.training.identity import data_identity, identity
 from patchtrain.training.passes import count_targets, pass_loss, split_passes
-from patchtrain.training.processes import ending_with_the_others, most, together
+from patchtrain.training.processes import ending_with_the_others, most, of_first, together
 from patchtrain.training.progress import StageProgress
 from patchtrain.training.record import RunRecord, now
 from patchtrain.training.resuming import LossWindow, Resuming
@@ -108,7 +108,7 @@ class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation):
         args.gradient_accumulation_steps = 1  # training_step does it, per stage
         args.ignore_data_skip = True  # the sampler seeks instead
         args.remove_unused_columns = False
-        args.logging_nan_inf_filter = False  # a NaN stops the run, it is not averaged away
+        args.logging_nan_inf_filter = False  # a NaN is the guard's affair
         super().__init__(
             model=model,
             args=args,
@@ -127,6 +127,8 @@ class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation):
         self.record = RunRecord(Path(args.output_dir)) if self.is_world_process_zero() else None
         self.window = LossWindow(self.args.device)
         self.stop_request, self.stopped_by = StopRequest(), 0
+        # Where more comes after training (``run.py``), the run is not finished with it.
+        self.status_after_training = "finished"
         self.identity = identity(
             self.args,
             self.model,
@@ -146,6 +148,8 @@ class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation):
         self.add_callback(_Begin(self))
         self.add_callback(_StageEnds(self.plan))
         self.add_callback(_Stops(self))
+        self._guard = NonfiniteGuard(self)  # last, to know what the others want done after a step
+        self.add_callback(self._guard)
 
     # ---- one run through all stages
 
@@ -168,13 +172,16 @@ class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation):
             UsageError: the checkpoint is of another run.
             StoppedBySignalError: SIGTERM or SIGINT came; the run is saved and can be resumed.
         """
+        self.window = LossWindow(self.args.device)
+        self.stop_request, self.stopped_by = StopRequest(), 0
         found = self.find_checkpoint(resume_from_checkpoint, allow_change)
         if found is not None:
             self.args.eval_on_start = False  # that was at the start
-            self.checkpoints.tidy(found.step)
             self.tell(f"going on after step {found.step:,} of {self.plan.total_steps:,}")
         elif resume_from_checkpoint:
-            self.tell(f"no whole checkpoint in {self.checkpoints.run}: beginning at the start")
+            self.tell(f"no checkpoint in {self.checkpoints.run} yet: beginning at the start")
+        self.checkpoints.set_aside(found.step if found else 0, self.tell)
+        self.checkpoints.tidy(found.step if found else 0)
         try:
             with ending_with_the_others(self.checkpoints.run), self.stop_request.listening():
                 output = super().train(found and str(found.path), *args, **kwargs)
@@ -189,7 +196,7 @@ class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation):
             self._progress.stop()
         if self.record is not None:
             self.record.update(
-                status="finished",
+                status=self.status_after_training,
                 finished=now(),
                 seconds=self.record.seconds,
                 flops=self.plan.total_positions * self.flops_per_position,
@@ -197,15 +204,17 @@ class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation):
         return output
 
     def _raise_if_stopped(self) -> None:
+        """End as a signal asked, also one that came in the last step or its evaluation."""
         step = self.state.global_step
-        if self.stopped_by and step < self.plan.total_steps:
+        number = self.stopped_by or most(self.stop_request.signal, self.args.device)
+        saved = self.checkpoints.run / f"checkpoint-{step}"
+        if number and of_first(saved.is_dir()):
             with together():  # torchrun ends the others as soon as it sees one end
                 pass
-            name = signal.Signals(self.stopped_by).name
             raise StoppedBySignalError(
-                self.stopped_by,
-                f"stopped by {name} after step {step:,} of {self.plan.total_steps:,}, which is "
-                f"saved as checkpoint-{step}; go on with --resume",
+                number,
+                f"stopped by {signal.Signals(number).name} after step {step:,} of "
+                f"{self.plan.total_steps:,}, which is saved as {saved.name}; go on with --resume",
             )
 
     def get_train_dataloader(self) -> DataLoader:
@@ -255,7 +264,7 @@ class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation):
         if "labels" in inputs:  # the passes differ; counted while they are still on the CPU
             targets = [count_targets(part, stage) for part in passes]
             share = self._global_mean(sum(targets), len(passes))
-        step_loss = torch.zeros((), device=self.args.device)
+        losses = []
         for number, (part, count) in enumerate(zip(passes, targets, strict=True), 1):
             last = number == len(passes)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
@@ -265,9 +274,17 @@ class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation):
                     part = self._prepare_inputs(part)
                     loss = pass_loss(model, part, stage, count, share) / len(passes)
                 self.accelerator.backward(loss)
-            step_loss += loss.detach()
-        self.window.add(step_loss)
-        return step_loss
+            losses.append(loss.detach().float())
+        self._guard.saw(passes, losses)
+        self._step_loss = torch.stack(losses).sum()
+        return self._step_loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """The norm before clipping, for the log; here the guard can still stop the step."""
+        norm = self._guard.check(model, super()._get_grad_norm(model, grad_norm))
+        if norm is not None:  # else the step is left out
+            self.window.add(self._step_loss)
+        return norm
 
     # ---- stages
 
@@ -337,10 +354,9 @@ class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation):
         return self.plan.tokens_before(step), self.plan.positions_before(step)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds stage, tokens, positions and throughput; writes metrics; stops at a NaN."""
+        """Adds stage, tokens, positions and throughput; writes metrics."""
         if "loss" in logs:
             logs["loss"] = self.window.drain()
-            self._refuse_nonfinite(logs)
             stage = self.plan.stage_at(self.state.global_step - 1)
             tokens, positions = self._counted()
             logs.update(stage=stage.index, patch_size=stage.patch_size, tokens=tokens)
@@ -353,19 +369,10 @@ class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation):
                 self._logged = (tokens, positions, seconds)
             self._write("train", logs, stage)
         elif "eval_loss" in logs:
+            if not self._guard.evaluated(logs["eval_loss"]):
+                return
             self._write("eval", {key.removeprefix("eval_"): value for key, value in logs.items()})
         super().log(logs, start_time)
-
-    def _refuse_nonfinite(self, logs: Mapping[str, float]) -> None:
-        for name in ("loss", "grad_norm"):
-            value = logs.get(name)
-            if value is not None and not math.isfinite(value):
-                stage = self.plan.stage_at(self.state.global_step - 1)
-                raise PatchtrainError(
-                    f"{name} became {value} by step {self.state.global_step} ({stage.name}); "
-                    f"lower training.learning_rate ({self.args.learning_rate:g}) or lengthen "
-                    f"plan.warmup_steps, and check the data"
-                )
 
     def _write(self, event: str, values: Mapping[str, Any], stage: Stage | None = None) -> None:
         if self.record is None:
@@ -453,6 +460,8 @@ class _Begin(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.begin_record()
+        # Trainer would count from here, and the window also holds the steps before the checkpoint.
+        self.trainer._globalstep_last_logged = state.global_step - self.trainer.window.steps
 
 
 class _StageEnds(TrainerCallback):

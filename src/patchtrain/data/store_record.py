@@ -1,0 +1,132 @@
+"""``store.json``, read as if it came from a stranger.
+
+Everything that is computed from has its type and range, what is said twice agrees, and every file
+it names lies inside the store's folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, Field, StrictStr, ValidationError
+
+from patchtrain.errors import UsageError, first_problem, one_line
+from patchtrain.files import is_inside
+
+FORMAT = "patchtrain token store"
+FORMAT_VERSION = 1
+SPLITS = ("train", "validation")
+MOST_IDS = 1 << 24
+"""Far beyond any vocabulary: the library goes through all ids up to the highest one."""
+AGAIN = "copy the store again or make it again with `patchtrain prepare`"
+_TOKENIZER = "tokenizer/tokenizer.json"
+_NEEDED = (*(f"{name}.{kind}.bin" for name in SPLITS for kind in ("tokens", "offsets")), _TOKENIZER)
+
+_Count = Annotated[int, Field(strict=True, ge=0)]
+
+
+class _File(BaseModel):
+    bytes: _Count
+    sha256: Annotated[str, Field(strict=True, pattern="^[0-9a-f]{64}$")]
+
+
+class _Counts(BaseModel):
+    tokens: _Count
+    documents: _Count
+    utf8_bytes: _Count
+    words: _Count
+
+
+class _Splits(BaseModel):
+    train: _Counts
+    validation: _Counts
+
+
+class _Tokenizer(BaseModel):
+    vocab_size: Annotated[int, Field(strict=True, ge=1, le=MOST_IDS)]
+    eos_token_id: _Count
+    fingerprint: StrictStr
+
+
+class _Record(BaseModel):
+    dtype: Literal["uint16", "uint32"]
+    splits: _Splits
+    files: dict[str, _File]
+    tokenizer: _Tokenizer
+    fingerprint: StrictStr
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The smallest dtype that holds every id below ``vocab_size``: uint16 or uint32."""
+    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+
+
+def fingerprint(files: Mapping[str, Mapping[str, Any]]) -> str:
+    """SHA-256 over the checksums of tokens, offsets and ``tokenizer.json``."""
+    # Not tokenizer_config.json: it differs between versions of transformers.
+    content = [name for name in files if name.endswith((".bin", "/tokenizer.json"))]
+    checksums = [(name, files[name]["sha256"]) for name in sorted(content)]
+    return hashlib.sha256(json.dumps(checksums).encode()).hexdigest()
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """``store.json`` of the store at ``path`` as a dict, checked.
+
+    ``UsageError`` where it is missing, of another version, incomplete, contradicts itself or names
+    a file outside the store's folder.
+    """
+    file = path / "store.json"
+    if not file.is_file():
+        raise UsageError(
+            f"{path} is not a token store: it has no store.json; `patchtrain prepare` makes one"
+        )
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{file} cannot be read: {one_line(error)}") from error
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise UsageError(f"{path} is not a token store: its store.json is something else")
+    version = record.get("format_version")
+    if isinstance(version, bool) or version != FORMAT_VERSION:
+        raise UsageError(
+            f"{path} has store format {one_line(version, 40)}, this "
+            f"patchtrain reads {FORMAT_VERSION}; make it again with `patchtrain prepare`"
+        )
+    try:
+        checked = _Record.model_validate(record)
+    except ValidationError as error:
+        raise UsageError(f"{file} is damaged: {first_problem(error)}; {AGAIN}") from error
+    if wrong := _contradiction(checked, record["files"]):
+        raise UsageError(f"{file} contradicts itself: {wrong}; {AGAIN}")
+    for name in record["files"]:
+        if not is_inside(path, name):
+            raise UsageError(
+                f"{file} names a file outside the store's folder: {name}; a store that does so is "
+                f"not opened"
+            )
+    for file in (path / "tokenizer").glob("[!.]*"):
+        if f"tokenizer/{file.name}" not in record["files"]:
+            raise UsageError(f"{file} is not of this store: store.json does not name it; {AGAIN}")
+    return record
+
+
+def _contradiction(record: _Record, files: Mapping[str, Mapping[str, Any]]) -> str | None:
+    for name in _NEEDED:
+        if name not in files:
+            return f"it does not name the file {name}"
+    size = record.tokenizer.vocab_size
+    if (kept := token_dtype(size).name) != record.dtype:
+        return f"ids of a vocabulary of {size:,} are kept as {kept}, not {record.dtype}"
+    if record.tokenizer.eos_token_id >= size:
+        end = record.tokenizer.eos_token_id
+        return f"the end-of-text token {end} is beyond the vocabulary of {size:,}"
+    if record.tokenizer.fingerprint != files[_TOKENIZER]["sha256"]:
+        return f"tokenizer.fingerprint is not the SHA-256 of {_TOKENIZER}"
+    if record.fingerprint != fingerprint(files):
+        return "fingerprint is not that of its files"
+    return None

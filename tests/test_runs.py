@@ -1,0 +1,66 @@
+"""A run folder with files of another kind than a run writes is one clear error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from patchtrain.errors import PatchtrainError
+from patchtrain.runs import RunFolder
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    (tmp_path / "run.json").write_text("{}")
+    return RunFolder.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"[1]", "not a JSON object"),
+        (b"{", "not valid JSON"),
+        (b"\xff", "not UTF-8 text"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "not valid JSON"),
+        (b"[" * 100_000, "not valid JSON"),
+    ],
+)
+def test_run_json(run: RunFolder, content: bytes, message: str) -> None:
+    run.info_file.write_bytes(content)
+    with pytest.raises(PatchtrainError, match=message):
+        run.info()
+
+
+def test_a_section_of_another_kind_is_an_empty_one(run: RunFolder) -> None:
+    run.info_file.write_text('{"plan": [1], "store": {"path": "x"}, "model": null}')
+    assert (run.part("plan"), run.part("model"), run.part("none")) == ({}, {}, {})
+    assert run.part("store") == {"path": "x"}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b"[1]", "line 2 is not a JSON object"),
+        (b"{", "line 2 is not JSON"),
+        (b'{"step": ' + b"9" * 5000 + b"}", "line 2 is not JSON"),
+        (b"\xff", "not UTF-8 text"),
+    ],
+)
+def test_a_broken_line_of_metrics(run: RunFolder, line: bytes, message: str) -> None:
+    run.metrics_file.write_bytes(b'{"event": "train"}\n' + line + b'\n{"event": "eval"}\n')
+    with pytest.raises(PatchtrainError, match=message):
+        run.metrics()
+
+
+def test_the_last_line_may_be_unfinished_and_a_line_separator_ends_none(run: RunFolder) -> None:
+    run.metrics_file.write_text('{"event": "a\u2028b"}\n{"event": "c"}\n{"ev', encoding="utf-8")
+    assert [row["event"] for row in run.metrics()] == ["a\u2028b", "c"]
+    assert run.metrics("c") == [{"event": "c"}]
+
+
+def test_pipes_and_folders_are_no_results(run: RunFolder) -> None:
+    run.eval_folder.mkdir()
+    (run.eval_folder / "folder.json").mkdir()
+    (run.eval_folder / "whole.json").write_text("{}")
+    assert run.evals() == {"whole": {}}

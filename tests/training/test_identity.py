@@ -1,0 +1,50 @@
+"""What must be equal when a run is resumed."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from patchtrain import UsageError
+from patchtrain.training.identity import MAY_CHANGE, data_identity, refuse_changes
+
+RUN: dict[str, Any] = {
+    "store": "a", "tokenizer": "b", "plan": {"steps": 10, "stage 1": {"patch_size": 2}},
+    "model": {"hidden_size": 32}, "seed": {"seed": 0}, "optimizer": {"optim": "adamw"},
+    "learning_rate": 1e-3, "logging": {"logging_steps": 10}, "processes": 1,
+}  # fmt: skip
+
+
+def test_the_same_run_goes_on() -> None:
+    refuse_changes(RUN, RUN, [], "checkpoint-1")
+
+
+@given(st.sampled_from(sorted(RUN)), st.sets(st.sampled_from(sorted(MAY_CHANGE))))
+def test_a_change_is_refused_unless_it_is_allowed(key: str, allowed: set[str]) -> None:
+    value = RUN[key]
+    other = {**value, next(iter(value)): "other"} if isinstance(value, dict) else "other"
+    changed = {**RUN, key: other}
+    if key in allowed:
+        refuse_changes(RUN, changed, allowed, "checkpoint-1")
+        return
+    with pytest.raises(UsageError, match=f"checkpoint-1 was made by another run: {key}"):
+        refuse_changes(RUN, changed, allowed, "checkpoint-1")
+
+
+def test_a_config_key_that_only_one_version_knows_is_no_difference() -> None:
+    refuse_changes(RUN, {**RUN, "model": {"hidden_size": 32, "new": 1}}, [], "checkpoint-1")
+    with pytest.raises(UsageError, match=r"plan\.new is 1 and was None"):
+        refuse_changes(RUN, {**RUN, "plan": {**RUN["plan"], "new": 1}}, [], "checkpoint-1")
+
+
+@pytest.mark.parametrize("length", [10, 5_000_000])
+def test_other_tokens_have_another_digest(length: int) -> None:
+    tokens = np.zeros(length, dtype=np.uint16)
+    same, other = tokens.copy(), tokens.copy()
+    other[0] = 1
+    first = data_identity(tokens, tokens)
+    assert first == data_identity(same, same)
+    assert first != data_identity(other, other)
+    assert first != data_identity(tokens[:-1], tokens[:-1])
