@@ -136,7 +136,7 @@ def read(folder: Path, documents: int, kind: str, args: argparse.Namespace) -> d
     spec = PlanSpec(
         context_length=args.context_length, tokens_per_step=args.rows * args.context_length,
         preset="superposition", patch_size=PATCH_SIZE, step_fraction=0.5, steps=args.batches,
-        max_epochs=1e9, warmup_steps=1,
+        max_epochs=1e4, warmup_steps=1,
     )  # fmt: skip
     batches = PlanBatches(stream, spec.resolve(store_tokens=len(stream)), seed=0)
     found: dict[str, Any] = {"opening_seconds": opening}

@@ -44,7 +44,8 @@ def write(checkpoints: Checkpoints, step: int) -> None:
     }
     info = {
         "identity": {}, "processes": 1, "window": {"total": 0.0, "steps": 0}, "scheduler": None,
-        "optimizer": {"state": {}, "groups": []}, "guard": {"in_a_row": 0, "rollbacks": {}},
+        "optimizer": {"state": {}, "groups": [], "tensors": {}},
+        "guard": {"in_a_row": 0, "rollbacks": {}},
     }  # fmt: skip
     checkpoints.write(step, parts, info)
 

@@ -32,6 +32,7 @@ few tokens the argument fails, because a patch-level sequence reaches K times fu
 from __future__ import annotations
 
 import math
+import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -181,7 +182,8 @@ def _stages(rows: Sequence[Row], events: Sequence[str] = ("train",)) -> dict[int
     stages: dict[int, list[Row]] = {}
     for row in rows:
         event, loss = row.get("event"), row.get("loss")
-        number = isinstance(loss, int | float) and math.isfinite(loss)
+        # Neither nan nor a whole number that no float can hold.
+        number = isinstance(loss, int | float) and abs(loss) <= sys.float_info.max
         if event in events and (number or event != "train"):
             stages.setdefault(int(row.get("stage", 0)), []).append(row)
     return stages

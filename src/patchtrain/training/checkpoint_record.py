@@ -41,6 +41,7 @@ class _Window(BaseModel):
 class _Optimizer(BaseModel):
     state: dict[str, _Scalar]
     groups: list[dict[str, _Scalar | list[_Scalar]]]
+    tensors: dict[str, str]
 
 
 class _Guard(BaseModel):

@@ -11,7 +11,7 @@ import json
 import random
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +105,8 @@ def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
 def write_optimizer(model: nn.Module, optimizer: Any, folder: Path) -> dict[str, Any]:
     """The optimizer's state into ``folder/optimizer``; returns what of it is no tensor.
 
-    That is, as JSON types, ``state``: numbers by parameter, and ``groups``: the parameter groups,
-    in which some optimizers keep a part of their state.
+    That is, as JSON types, ``state``: numbers by parameter; ``groups``: the parameter groups, in
+    which some optimizers keep a part of their state; ``tensors``: what the files must hold.
 
     Raises:
         PatchtrainError: there is something in it that is neither.
@@ -127,7 +127,8 @@ def write_optimizer(model: nn.Module, optimizer: Any, folder: Path) -> dict[str,
         {key: _json_value(key, value) for key, value in group.items() if key not in _NOT_KEPT}
         for group in packed["param_groups"]
     ]
-    return {"state": scalars, "groups": groups}
+    kept = {name: _describe(tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+    return {"state": scalars, "groups": groups, "tensors": kept}
 
 
 def read_optimizer(model: nn.Module, optimizer: Any, folder: Path, rest: Mapping[str, Any]) -> None:
@@ -148,7 +149,12 @@ def read_optimizer(model: nn.Module, optimizer: Any, folder: Path, rest: Mapping
             raise PatchtrainError(f"{folder} has optimizer state of {name}, not in this model")
         return parameter, key
 
-    for name, (shape, dtype) in tensor_shapes(folder / "optimizer").items():
+    stored = tensor_shapes(folder / "optimizer")
+    for name in sorted(stored.keys() | rest["tensors"].keys()):
+        found = _describe(*stored[name]) if name in stored else "missing"
+        if found != rest["tensors"].get(name):
+            raise PatchtrainError(f"{folder} has not the optimizer state it says: {name}, {found}")
+    for name, (shape, dtype) in stored.items():
         parameter, key = place(name)
         like = parameters[parameter]
         if dtype.is_floating_point and dtype not in (like.dtype, torch.float32):
@@ -184,6 +190,10 @@ def read_optimizer(model: nn.Module, optimizer: Any, folder: Path, rest: Mapping
 
 # Of a parameter group: what the run's own recipe and schedule decide, and the parameters.
 _NOT_KEPT = ("params", "lr", "initial_lr")
+
+
+def _describe(shape: Iterable[int], dtype: torch.dtype) -> str:
+    return f"{str(dtype).split('.')[-1]} {list(shape)}"
 
 
 def _kind(value: Any) -> str | None:
