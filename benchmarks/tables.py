@@ -25,14 +25,18 @@ def main() -> None:
     )
     parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of the results")
     folder = parser.parse_args().results
+    missing = []
     for name, table in TABLES.items():
         file = folder / f"{name}.json"
         if not file.exists():
-            raise SystemExit(f"tables.py: {file} is missing; python {MADE_BY[name]} writes it")
+            missing.append(f"{file} is missing; python {MADE_BY[name]} writes it")
+            continue
         result = json.loads(file.read_text(encoding="utf-8"))
         lines = [*table(result), "", source(result, file.name)]
         write_text(file.with_suffix(".md"), "\n".join(lines) + "\n")
         print(f"written to {file.with_suffix('.md')}")
+    if missing:
+        raise SystemExit("tables.py: " + "; ".join(missing))
 
 
 def loss(result: dict[str, Any]) -> list[str]:
