@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from patchtrain.errors import PatchtrainError
 from patchtrain.runs import RunFolder
+from patchtrain.training.record import RunRecord
 
 
 @pytest.fixture
@@ -64,3 +66,17 @@ def test_pipes_and_folders_are_no_results(run: RunFolder) -> None:
     (run.eval_folder / "folder.json").mkdir()
     (run.eval_folder / "whole.json").write_text("{}")
     assert run.evals() == {"whole": {}}
+
+
+@pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="no such flag on this system")
+def test_links_are_not_written_through(run: RunFolder, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.write_text("mine")
+    (run.path / ".lock").symlink_to(outside)
+    with pytest.raises(PatchtrainError, match="link"), run.locked():
+        pass
+    run.metrics_file.unlink(missing_ok=True)
+    run.metrics_file.symlink_to(outside)
+    with pytest.raises(PatchtrainError, match="link"):
+        RunRecord(run.path).event({"event": "train", "step": 1})
+    assert outside.read_text() == "mine"

@@ -12,7 +12,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
-from typing import Any
+from typing import IO, Any
+
+from patchtrain.errors import PatchtrainError
 
 
 def write_text(path: Path, text: str) -> None:
@@ -79,6 +81,26 @@ def is_inside(folder: Path, name: str) -> bool:
     except (OSError, ValueError, RuntimeError):  # a null byte, links in a circle
         return False
     return inside and not pure.is_absolute() and ".." not in pure.parts
+
+
+def open_own(path: Path, mode: str) -> IO[str]:
+    """Open a text file to write on in place, which must not be a link.
+
+    A folder from a stranger may hold a link of the name that is about to be written, and what it
+    points to would be written instead.
+
+    Raises:
+        PatchtrainError: ``path`` is a link.
+    """
+    if path.is_symlink():
+        raise PatchtrainError(
+            f"{path} is a link to another file, which would be written instead; delete the link"
+        )
+    return open(path, mode, encoding="utf-8", opener=_open_no_link)
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def sync(path: Path) -> None:

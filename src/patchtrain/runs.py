@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from patchtrain.errors import PatchtrainError, UsageError, one_line
-from patchtrain.files import write_json
+from patchtrain.files import open_own, write_json
 
 try:
     import fcntl
@@ -102,11 +102,12 @@ class RunFolder:
 
         Raises:
             UsageError: another process holds it.
+            PatchtrainError: the lock is a link to some other file.
         """
         if fcntl is None:
             yield
             return
-        with (self.path / ".lock").open("a+", encoding="utf-8") as file:
+        with open_own(self.path / ".lock", "a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

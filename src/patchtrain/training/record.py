@@ -14,7 +14,7 @@ from typing import Any
 
 from patchtrain import __version__
 from patchtrain.errors import PatchtrainError
-from patchtrain.files import sync, write_text
+from patchtrain.files import open_own, sync, write_text
 from patchtrain.runs import FORMAT_VERSION, RunFolder
 from patchtrain.training.signals import StoppedBySignalError
 
@@ -68,7 +68,7 @@ class RunRecord:
 
     def event(self, row: dict[str, Any]) -> None:
         """Append one line to ``metrics.jsonl``."""
-        with self.folder.metrics_file.open("a", encoding="utf-8") as file:
+        with open_own(self.folder.metrics_file, "a") as file:
             file.write(json.dumps(row) + "\n")
 
     def sync(self) -> None:
