@@ -12,6 +12,7 @@ token-level step.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -87,7 +88,10 @@ class PlanSpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PlanSpec:
-        """A spec from a recipe's ``plan`` section; unknown and missing keys are all named."""
+        """A spec from a recipe's ``plan`` section; unknown and missing keys are all named.
+
+        ``tokens`` may be short for a large number: ``360B``.
+        """
         known = [field.name for field in fields(cls)]
         problems = [f"no key '{key}'{nearest(key, known)}" for key in values if key not in known]
         problems += [
@@ -97,7 +101,7 @@ class PlanSpec:
         ]
         if problems:
             raise UsageError("plan: " + "; ".join(problems))
-        return cls(**values)
+        return cls(**{**values, "tokens": _count(values.get("tokens"))})
 
     def filled(self) -> PlanSpec:
         """The spec with what its preset decides filled in."""
@@ -229,14 +233,15 @@ class Plan:
 
     def tokens_before(self, step: int) -> int:
         """Raw tokens that the steps before ``step`` have read."""
-        return sum(self._steps_in(stage, step) * stage.tokens_per_step for stage in self.stages)
+        return sum(self.steps_in(stage, step) * stage.tokens_per_step for stage in self.stages)
 
     def positions_before(self, step: int) -> int:
         """Positions that the steps before ``step`` have computed."""
-        return sum(self._steps_in(stage, step) * stage.positions_per_step for stage in self.stages)
+        return sum(self.steps_in(stage, step) * stage.positions_per_step for stage in self.stages)
 
     @staticmethod
-    def _steps_in(stage: Stage, step: int) -> int:
+    def steps_in(stage: Stage, step: int) -> int:
+        """How many of the steps before ``step`` are of ``stage``."""
         return min(max(step - stage.first_step, 0), stage.steps)
 
     def rate_at(self, step: int) -> float:
@@ -308,6 +313,14 @@ class Plan:
             "compute_ratio": self.compute_ratio,
             "epochs": self.epochs,
         }
+
+
+def _count(value: Any) -> Any:
+    """``360B`` as the number it stands for; anything else as it is, to be judged elsewhere."""
+    sizes = {"M": 10**6, "B": 10**9, "T": 10**12}
+    if isinstance(value, str) and (found := re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([MBT])", value)):
+        return round(float(found[1]) * sizes[found[2]])
+    return value
 
 
 def warmup_steps(spec: PlanSpec, total: int) -> int:

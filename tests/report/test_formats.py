@@ -23,6 +23,7 @@ from patchtrain.report import formats
         (formats.duration(59.97), "1 min 00 s"),
         (formats.duration(190), "3 min 10 s"),
         (formats.duration(7500), "2 h 05 min"),
+        (formats.duration(293.2 * 3600), "12 d 5 h"),
         (formats.duration(3599.9), "1 h 00 min"),
         (formats.percent(0.5), "50%"),
         (formats.percent(0.051), "5.1%"),

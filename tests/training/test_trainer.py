@@ -154,7 +154,8 @@ def test_the_run_folder_counts_tokens_positions_and_flops(tmp_path: Path) -> Non
     assert rows[3]["tokens"] == 4 * 8 * T * 2
     assert rows[-1]["tokens"] == run.plan.total_tokens == (4 * 2 + 6) * 8 * T
     assert rows[-1]["positions"] == 10 * 8 * T
-    assert rows[-1]["flops"] == pytest.approx(10 * 8 * T * run.flops_per_position)
+    by_stage = [run.size.flops_per_position(T, K).total * steps for K, steps in ((2, 4), (1, 6))]
+    assert rows[-1]["flops"] == pytest.approx(8 * T * sum(by_stage))
     assert run.state.total_flos == pytest.approx(rows[-1]["flops"])
     assert all(row["tokens_per_s"] > 0 for row in rows)
     (switch,) = folder.metrics("switch")

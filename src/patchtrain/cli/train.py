@@ -121,7 +121,7 @@ def print_plan(prepared: Prepared) -> None:
     console.print(table)
     spec = plan.spec
     size = trainer.size
-    total = plan.total_positions * trainer.flops_per_position
+    total = size.flops(plan).total
     seconds = estimate_seconds(prepared)
     scope = "each stage" if spec.schedule_scope == "stage" else "the run"
     lines = [

@@ -66,7 +66,7 @@ def flops(value: float | None, per_second: bool = False) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """``8.4 s``, ``3 min 10 s``, ``2 h 05 min``."""
+    """``8.4 s``, ``3 min 10 s``, ``2 h 05 min``, ``12 d 5 h``."""
     if seconds is None or not is_number(seconds):
         return NONE
     if seconds < 59.95:
@@ -75,7 +75,10 @@ def duration(seconds: float | None) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes:02d} min"
+    if hours < 100:
+        return f"{hours} h {minutes:02d} min"
+    days, hours = divmod(round(seconds / 3600), 24)
+    return f"{days:,} d {hours} h"
 
 
 def percent(share: float | None) -> str:

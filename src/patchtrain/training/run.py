@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import sys
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -24,19 +23,17 @@ from patchtrain.evaluation.evaluate import Window, split_loss
 from patchtrain.evaluation.generate import complete
 from patchtrain.evaluation.perplexity import TextLoss
 from patchtrain.files import clear_partial, write_text
-from patchtrain.plan import Plan
+from patchtrain.plan import Plan, Stage
 from patchtrain.recipe import Recipe, build_model
 from patchtrain.report.page import write_page
 from patchtrain.runs import RunFolder
 from patchtrain.training.config import PatchConfig
 from patchtrain.training.identity import check_allowed, refuse_changes
+from patchtrain.training.measuring import step_seconds, too_large
 from patchtrain.training.processes import ending_with_the_others, of_first, together
 from patchtrain.training.trainer import PatchTrainer
 
 SAMPLE_TOKENS = 64
-# How long the estimate of the time measures, and the FLOPs of the largest pass it tries on a CPU.
-_TIMED_SECONDS = 0.5
-_LARGEST_PASS = 1e12
 
 
 @dataclass(frozen=True)
@@ -342,55 +339,24 @@ def describe_store(store: TokenStore) -> dict[str, Any]:
 
 
 def estimate_seconds(prepared: Prepared) -> float | None:
-    """Time of the whole plan, from a few timed passes on this machine.
+    """Time of the whole plan, from a few timed passes of each stage on this machine.
 
-    A device pass has the same positions in every stage, so one measurement serves all of them;
-    the optimizer step is timed with it and counted once a step. None where a single pass would
-    take minutes: a model for a GPU, asked about on a CPU.
+    None where a single pass would take minutes: a model for a GPU, asked about on a CPU.
     """
     trainer, plan = prepared.trainer, prepared.plan
-    stage = plan.stages[-1]
-    model = trainer.model
-    flops = plan.pass_sequences * plan.context_length * trainer.flops_per_position
-    if trainer.args.device.type == "cpu" and flops > _LARGEST_PASS:
+
+    def rows(stage: Stage) -> dict[str, torch.Tensor]:
+        return {
+            name: torch.from_numpy(value[: plan.pass_sequences])
+            for name, value in trainer.batches.inputs(stage.first_step).items()
+        }
+
+    if too_large(trainer.size, plan, trainer.args.device):
         return None
-    rows = trainer.batches.inputs(stage.first_step)
-    rows.setdefault("labels", rows["input_ids"])
-    inputs = {
-        name: torch.from_numpy(value[: plan.pass_sequences, : plan.context_length])
-        for name, value in rows.items()
-    }
-    inputs = {name: value.to(trainer.args.device) for name, value in inputs.items()}
     with _as_usage_errors():
         optimizer = trainer.create_optimizer()
-    optimizer.zero_grad()
-
-    def one_pass() -> None:
-        with trainer.accelerator.autocast():
-            loss = model(**inputs).loss
-        loss.backward()
-
-    def timed(work: Any, least: float = _TIMED_SECONDS) -> float:
-        work()  # warm up
-        _synchronize()
-        begin, count = time.perf_counter(), 0
-        while count < 3 or time.perf_counter() - begin < least:
-            work()
-            count += 1
-            _synchronize()
-        return (time.perf_counter() - begin) / count
-
-    model.train()
-    pass_seconds = timed(one_pass)
-    # Weights do not move: a rate of zero, and the optimizer's state is thrown away.
-    for group in optimizer.param_groups:
-        group["lr"] = 0.0
-    step_seconds = timed(optimizer.step)
+    steps = step_seconds(
+        trainer.model, plan, optimizer, rows, trainer.args.device, trainer.accelerator.autocast
+    )
     trainer.optimizer = None
-    model.zero_grad(set_to_none=True)
-    return sum(s.steps * (plan.passes(s) * pass_seconds + step_seconds) for s in plan.stages)
-
-
-def _synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    return sum(stage.steps * seconds for stage, seconds in zip(plan.stages, steps, strict=True))

@@ -23,7 +23,6 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 
-from patchtrain.cost import model_size
 from patchtrain.data.batches import PlanBatches, token_array
 from patchtrain.data.documents import AlignedDocuments
 from patchtrain.errors import PatchtrainError, UsageError
@@ -32,6 +31,7 @@ from patchtrain.loss_backends import choose
 from patchtrain.modeling import PatchLevel, output_embeddings, patch_level
 from patchtrain.plan import Plan, Stage
 from patchtrain.probing import probe, probe_documents
+from patchtrain.sizing import model_size
 from patchtrain.training.checkpoint import Checkpoints
 from patchtrain.training.config import PatchConfig, save_interval
 from patchtrain.training.evaluating import TokenLevelEvaluation, stream
@@ -123,7 +123,6 @@ class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation):
             probe_documents(self.model)
         self.backend = choose(args.loss_backend, self.probe, output_embeddings(self.model))
         self.size = model_size(self.model)
-        self.flops_per_position = self.size.flops_per_position(self.plan.context_length)
         self.record = RunRecord(Path(args.output_dir)) if self.is_world_process_zero() else None
         self.window = LossWindow(self.args.device)
         self.stop_request, self.stopped_by = StopRequest(), 0
@@ -199,7 +198,7 @@ class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation):
                 status=self.status_after_training,
                 finished=now(),
                 seconds=self.record.seconds,
-                flops=self.plan.total_positions * self.flops_per_position,
+                flops=self.size.flops(self.plan).total,
             )
         return output
 
@@ -327,7 +326,7 @@ class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation):
             "status": "running",
             "seed": self.args.seed,
             "model": {"class": self.identity["model"]["class"], **self.size.to_dict()},
-            "flops_per_position": self.flops_per_position,
+            "flops_per_position": self.size.flops_per_position(self.plan.context_length).total,
             "learning_rate": self.args.learning_rate,
             "loss_backend": {"name": self.backend.name, "reason": self.backend.reason},
             "plan": self.plan.to_dict(),
@@ -347,7 +346,8 @@ class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation):
     def floating_point_ops(self, inputs: Mapping[str, Any]) -> float:
         """FLOPs of this process's share of a step, by positions: a patch costs one token."""
         stage = self.plan.stage_at(self.state.global_step)
-        return stage.positions_per_step / self.plan.processes * self.flops_per_position
+        position = self.size.flops_per_position(stage.context_length, stage.patch_size)
+        return stage.positions_per_step / self.plan.processes * position.total
 
     def _counted(self) -> tuple[int, int]:
         step = self.state.global_step
@@ -388,7 +388,7 @@ class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation):
                 "patch_size": stage.patch_size,
                 "tokens": tokens,
                 "positions": positions,
-                "flops": positions * self.flops_per_position,
+                "flops": self.size.flops(self.plan, self.state.global_step).total,
                 "seconds": self.record.seconds,
             }
         )
