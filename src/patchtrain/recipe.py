@@ -11,6 +11,7 @@
     samples: ["Once upon a time"]    # prompts the final model completes for the page
     seed: 0
     out: runs/small                  # the run folder; default runs/<name of the file>
+    rehearse: true                   # the same run, tiny, for three steps (``rehearsal.py``)
 
 ``key=value`` pairs on the command line replace single entries (``plan.patch_size=2``). Every wrong
 key or value is named, all at once, with the nearest right key.
@@ -33,6 +34,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from patchtrain.errors import UsageError, nearest, one_line
 from patchtrain.model_folder import check_model_folder
 from patchtrain.plan import PlanSpec
+from patchtrain.rehearsal import rehearsal
 from patchtrain.yaml_reader import LONGEST, read_yaml
 
 
@@ -100,7 +102,7 @@ class Recipe(BaseModel):
                 f"{file}: a recipe is a mapping of keys, starting with store and model"
             )
         for override in overrides:
-            _apply(values, override)
+            apply_override(values, override)
         values.setdefault("out", str(Path("runs") / file.stem))
         return cls.check(values, str(file))
 
@@ -109,7 +111,11 @@ class Recipe(BaseModel):
         """A recipe from plain values; ``UsageError`` names every problem."""
         problems: list[str] = []
         recipe = None
-        values = _with_numbers(values)
+        values = dict(_with_numbers(values))
+        if (rehearse := values.pop("rehearse", False)) is True:
+            values = rehearsal(values)
+        elif rehearse is not False:
+            problems.append(f"rehearse is true or false, not {_shown(rehearse)}")
         try:
             recipe = cls.model_validate(values)
         except ValidationError as error:
@@ -182,10 +188,11 @@ def build_model(
                 f"model.pretrained '{section.pretrained}': {one_line(error, 300)}"
             ) from error
     else:
-        config = _build_config(recipe, vocab_size, special_tokens)
+        config = build_config(recipe, vocab_size, special_tokens)
         try:
             with torch.device("meta"):  # shapes only
-                _check_size(AutoModelForCausalLM.from_config(config, dtype=dtype))
+                shapes = AutoModelForCausalLM.from_config(config, dtype=dtype)
+            check_size(sum(weight.numel() for weight in shapes.parameters()), dtype.itemsize)
             set_seed(recipe.seed)
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)
         except UsageError:
@@ -240,7 +247,14 @@ def _check_tokenizer(name: str, vocabulary: Mapping[str, int], trust_remote_code
         )
 
 
-def _build_config(recipe: Recipe, vocab_size: int, special_tokens: Mapping[str, int | None]) -> Any:
+def build_config(
+    recipe: Recipe, vocab_size: int, special_tokens: Mapping[str, int | None] | None = None
+) -> Any:
+    """The transformers config of a recipe whose model starts from scratch.
+
+    ``UsageError``: an unknown model type or key, a value it does not take, or a vocabulary smaller
+    than ``vocab_size``, the tokenizer's.
+    """
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
@@ -276,7 +290,7 @@ def _build_config(recipe: Recipe, vocab_size: int, special_tokens: Mapping[str, 
     if hasattr(plain, "max_position_embeddings") and isinstance(context_length, int):
         values.setdefault("max_position_embeddings", context_length)
     try:
-        config = AutoConfig.for_model(kind, **{**special_tokens, **values})
+        config = AutoConfig.for_model(kind, **{**(special_tokens or {}), **values})
         layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
     except Exception as error:  # configs check their values with errors of many types
         raise UsageError(f"model.config: {one_line(error, 300)}") from error
@@ -287,13 +301,13 @@ def _build_config(recipe: Recipe, vocab_size: int, special_tokens: Mapping[str, 
     return config
 
 
-def _check_size(model: Any) -> None:
+def check_size(parameters: int, itemsize: int = 4) -> None:
     """Refuse a model whose weights alone are more than the memory of this machine."""
-    size = sum(weight.numel() * weight.itemsize for weight in model.parameters())
+    size = parameters * itemsize
     if size > (memory := _memory()):
         raise UsageError(
-            f"the model of model.config has {size / 1e9:,.1f} GB of weights, and this machine has "
-            f"{memory / 1e9:,.1f} GB of memory; make it smaller"
+            f"the model has {size / 1e9:,.1f} GB of weights, and this machine has "
+            f"{memory / 1e9:,.1f} GB of memory; make it smaller (model.config)"
         )
 
 
@@ -342,7 +356,7 @@ def _with_numbers(value: Any) -> Any:
     return value
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def apply_override(values: dict[str, Any], override: str) -> None:
     """``a.b=value`` into nested mappings; the value is YAML."""
     path, equals, text = override.partition("=")
     keys = path.split(".")
