@@ -1,6 +1,6 @@
 """From the benchmarks' JSON to the tables that the docs quote, with the verdict on each target.
 
-python benchmarks/tables.py            writes results/loss.md, stages.md, overhead.md, loader.md
+python benchmarks/tables.py            writes results/NAME.md from each results/NAME.json
 python benchmarks/quote.py             and puts them into README.md and docs/
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,6 @@ from typing import Any
 from patchtrain.files import write_text
 
 RESULTS = Path(__file__).parents[1] / "results"
-MADE_BY = {"loss": "benchmarks/loss.py", "stages": "benchmarks/stages.py",
-           "overhead": "benchmarks/overhead.py", "loader": "benchmarks/loader.py"}  # fmt: skip
 
 
 def main() -> None:
@@ -25,18 +24,19 @@ def main() -> None:
     )
     parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of the results")
     folder = parser.parse_args().results
-    missing = []
+    found = 0
     for name, table in TABLES.items():
         file = folder / f"{name}.json"
         if not file.exists():
-            missing.append(f"{file} is missing; python {MADE_BY[name]} writes it")
+            print(f"{file} is missing; python benchmarks/{name}.py writes it", file=sys.stderr)
             continue
+        found += 1
         result = json.loads(file.read_text(encoding="utf-8"))
         lines = [*table(result), "", source(result, file.name)]
         write_text(file.with_suffix(".md"), "\n".join(lines) + "\n")
         print(f"written to {file.with_suffix('.md')}")
-    if missing:
-        raise SystemExit("tables.py: " + "; ".join(missing))
+    if not found:
+        raise SystemExit(f"tables.py: no result in {folder}")
 
 
 def loss(result: dict[str, Any]) -> list[str]:
@@ -140,8 +140,53 @@ def loader(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def cost(result: dict[str, Any]) -> list[str]:
+    """The formula against torch's counter, and published hours."""
+    lines = head("model", "what it has", "K", "formula, MFLOP a position", "counted", "ratio")
+    for row in result["rows"]:
+        lines.append(line(
+            row["model"], row["stands_for"], row["patch_size"], f"{row['formula'] / 1e6:.3f}",
+            f"{row['counted'] / 1e6:.3f}", f"{row['ratio']:.4f}",
+        ))  # fmt: skip
+    worst = max((row["ratio"] for row in result["rows"]), key=lambda ratio: abs(ratio - 1))
+    lines += ["", verdict("within 1 % of what torch counts; the worst", worst,
+                          abs(worst - 1) <= 0.01), ""]  # fmt: skip
+    lines += head("recipe", "device", "published device-hours", "our count", "share of the peak")
+    for row in result["published"]:
+        lines.append(line(
+            row["recipe"], row["device"], f"{row['device_hours']:,}",
+            f"{row['flops'] / 1e18:,.0f} EFLOP", f"{row['utilisation']:.2f}",
+        ))  # fmt: skip
+    return lines
+
+
+def scaling(result: dict[str, Any]) -> list[str]:
+    """Each curve, and its exponents."""
+    names = {"width": "parameters", "context_length": "context length T", "patch_size": "K",
+             "vocabulary": "vocabulary", "processes": "processes",
+             "corpus_tokens": "tokens of the store"}  # fmt: skip
+    lines = head("varied", "from", "to", "seconds a step", "exponent", "memory", "exponent")
+    for name, exponents in result["exponents"].items():
+        rows = [row for row in result["rows"] if row["varied"] == name]
+        x = "parameters" if name == "width" else "value"
+        ends = (rows[0], rows[-1])
+        lines.append(line(
+            names[name], *(f"{row[x]:,}" for row in ends),
+            ", ".join(f"{row['seconds']:.3f}" for row in rows), _exponent(exponents["seconds"]),
+            ", ".join("-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:,.0f} MB"
+                      for row in rows), _exponent(exponents["peak_bytes"]),
+        ))  # fmt: skip
+    return lines
+
+
+def _exponent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+# A result's name is that of the script that writes it.
 TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
-    "loss": loss, "stages": stages, "overhead": overhead, "loader": loader,
+    "loss": loss, "stages": stages, "overhead": overhead, "loader": loader, "cost": cost,
+    "scaling": scaling,
 }  # fmt: skip
 
 

@@ -33,7 +33,7 @@ def result(name: str, out: Path, *options: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Small results of all four, as the tables want them."""
+    """Small results of all that become tables."""
     return tmp_path_factory.mktemp("results")
 
 
@@ -76,10 +76,26 @@ def test_loader(folder: Path) -> None:
     assert all(row["cold_batches_per_s"] > 0 for row in found["rows"])
 
 
+def test_cost(folder: Path) -> None:
+    found = result("cost", folder / "cost.json", "--models", "llama", "mixtral")
+    assert [row["patch_size"] for row in found["rows"]] == [1, 4, 1, 4]
+    assert all(row["ratio"] == pytest.approx(1, abs=0.01) for row in found["rows"])
+    assert all(0.1 < row["utilisation"] < 0.7 for row in found["published"])
+
+
+def test_scaling(folder: Path) -> None:
+    small = ["--width", "64", "--layers", "1", "--context-length", "16", "--vocabulary", "128",
+             "--rows", "4", "--steps", "2", "--corpus-tokens", "100000"]  # fmt: skip
+    found = result("scaling", folder / "scaling.json", "--only", "processes", *small)
+    assert [row["value"] for row in found["rows"]] == [1, 2, 4]
+    assert all(row["seconds"] > 0 for row in found["rows"])
+    assert found["exponents"].keys() == {"processes"}
+
+
 def test_tables(folder: Path, tmp_path: Path) -> None:
     done = run("tables", "--results", str(folder))
     assert done.returncode == 0, done.stderr
-    for name in ("loss", "stages", "overhead", "loader"):
+    for name in ("loss", "stages", "overhead", "loader", "cost", "scaling"):
         text = (folder / f"{name}.md").read_text()
         assert text.startswith("| ")
         assert f"From `results/{name}.json`: `python " in text
@@ -87,6 +103,7 @@ def test_tables(folder: Path, tmp_path: Path) -> None:
     missing = run("tables", "--results", str(tmp_path))
     assert missing.returncode == 1
     assert "loss.json is missing; python benchmarks/loss.py writes it" in missing.stderr
+    assert "no result in" in missing.stderr
 
 
 def test_a_verdict_follows_the_numbers(folder: Path, tmp_path: Path) -> None:
@@ -100,7 +117,9 @@ def test_a_verdict_follows_the_numbers(folder: Path, tmp_path: Path) -> None:
         assert word in (tmp_path / "stages.md").read_text()
 
 
-@pytest.mark.parametrize("name", ["loss", "stages", "overhead", "loader", "tables", "demo"])
+@pytest.mark.parametrize(
+    "name", ["loss", "stages", "overhead", "loader", "cost", "scaling", "tables", "demo"]
+)
 def test_help_says_what_is_measured(name: str) -> None:
     done = run(name, "--help")
     assert done.returncode == 0

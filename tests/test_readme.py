@@ -41,7 +41,7 @@ def test_the_commands_on_your_own_text_run_in_order(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "YOUR-TEXT").rename(tmp_path / "text.txt")
     short = ["plan.steps=20", "plan.tokens_per_step=1024", "plan.max_epochs=9"]
-    assert len(commands()) == 5
+    assert len(commands()) == 7
     for command in commands():
         words = shlex.split(command.replace("YOUR-TEXT", "text.txt"))[1:]
         if words[0] == "train":
@@ -66,6 +66,21 @@ def test_the_commands_on_going_on_run_in_order(
         assert main([*first, *short]) == 143
     assert main([*second, *short]) == 0
     assert "going on after step 8 of 20" in capsys.readouterr().err
+
+
+def test_the_commands_on_the_bill_run_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (ROOT / "docs" / "cost.md").read_text(encoding="utf-8")
+    corpus = write_corpus(tmp_path / "text.txt")
+    prepare([corpus], tmp_path / "stores" / "text", train_tokenizer="bpe", vocab_size=300)
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    monkeypatch.chdir(tmp_path)
+    assert len(commands(text)) == 4
+    for command in commands(text):
+        assert main(shlex.split(command)[1:]) == 0, command
+    assert "device-hours" in capsys.readouterr().out
+    assert (tmp_path / "runs" / "patch-7b-rehearsal" / "model").is_dir()
 
 
 def test_make_targets_of_the_readme_exist() -> None:

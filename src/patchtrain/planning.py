@@ -1,0 +1,166 @@
+"""From what a user names to what a bill needs: the model's sizes and the resolved plan.
+
+A model is named by a recipe, by a config file or a folder that holds one, or by its name on the
+Hugging Face hub. Its weights are never read, and no store has to be there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from patchtrain.cost import ModelSize
+from patchtrain.data.store import TokenStore
+from patchtrain.errors import UsageError, one_line
+from patchtrain.plan import Plan, PlanSpec
+from patchtrain.recipe import Recipe, apply_override, build_config
+from patchtrain.sizing import meta_model, model_size
+
+# What both papers trained with, for a model that comes without a recipe.
+CONTEXT_LENGTH, TOKENS_PER_STEP, PATCH_SIZE = 2048, 2**21, 4
+PASS_SEQUENCES = 8  # as transformers' Trainer has it
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run to be paid for."""
+
+    recipe: Recipe
+    config: Any  # of transformers
+    size: ModelSize
+    plan: Plan
+    store_tokens: int | None  # of the recipe's store, where it is there
+
+    @property
+    def precision(self) -> str:
+        """Whose peak counts: that of the matrix products."""
+        half = self.recipe.training.get("bf16") or self.recipe.model.dtype == "bfloat16"
+        return "bf16" if half else "fp32"
+
+    @property
+    def checkpointing(self) -> bool:
+        return bool(self.recipe.training.get("gradient_checkpointing"))
+
+
+def planned(model: str, overrides: Sequence[str] = (), processes: int = 1) -> Planned:
+    """The model and plan that ``model`` names, with ``key=value`` overrides of a recipe's entries.
+
+    Args:
+        model: a recipe (.yaml), a config.json or its folder, or a name on the hub.
+        overrides: as on the command line of ``train``.
+        processes: data-parallel processes, one a device.
+
+    Raises:
+        UsageError: naming what is missing or does not fit.
+    """
+    if processes < 1:
+        raise UsageError(f"a run has at least 1 device, not {processes}")
+    if Path(model).suffix in (".yaml", ".yml"):
+        recipe = Recipe.load(model, overrides)
+        store = _store(recipe)
+        config = _recipe_config(recipe, store)
+    else:
+        config = _config(model)
+        recipe = _plain_recipe(model, config, overrides, processes)
+        store = None
+    size = _size(config, recipe)
+    spec = PlanSpec.from_dict(recipe.plan)
+    sequences = recipe.training.get("per_device_train_batch_size", PASS_SEQUENCES)
+    tokens = len(store.train.tokens) if store else None
+    plan = spec.resolve(
+        store_tokens=tokens if spec.epochs is not None else None,
+        device_sequences=sequences,
+        processes=processes,
+    )
+    return Planned(recipe, config, size, plan, tokens)
+
+
+def _store(recipe: Recipe) -> TokenStore | None:
+    return TokenStore.open(recipe.store) if recipe.store.exists() else None
+
+
+def _recipe_config(recipe: Recipe, store: TokenStore | None) -> Any:
+    if recipe.model.pretrained is not None:
+        return _config(recipe.model.pretrained, recipe.model.trust_remote_code)
+    vocab_size = (recipe.model.config or {}).get("vocab_size")
+    if store is not None:
+        vocab_size = store.vocab_size
+    elif not isinstance(vocab_size, int):
+        raise UsageError(
+            f"the size of the vocabulary is not known, as there is no store at {recipe.store}; "
+            f"name it: model.config.vocab_size=32000"
+        )
+    return build_config(recipe, vocab_size)
+
+
+def _config(name: str, trust_remote_code: bool = False) -> Any:
+    """The config of a file, a folder or a name on the hub."""
+    from transformers import AutoConfig
+
+    from patchtrain.data import hub
+
+    path = Path(name)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UsageError(f"{path} is no model folder: it has no config.json")
+        name = str(path / "config.json")
+    elif not path.is_file():
+        looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1
+        if looks_like_path or path.suffix == ".json":
+            raise UsageError(f"there is no recipe, config file or model folder at {name}")
+        if not hub.offline() and not hub.reachable():
+            raise UsageError(
+                f"there is no {name} here, and the Hugging Face hub cannot be reached; name a "
+                f"recipe (.yaml), a config.json or a model folder"
+            )
+    try:
+        with hub.quiet():
+            return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except Exception as error:  # whatever a damaged or unknown config makes of it
+        raise UsageError(f"the config of {name} cannot be read: {one_line(error, 300)}") from error
+
+
+def _plain_recipe(name: str, config: Any, overrides: Sequence[str], processes: int) -> Recipe:
+    """A recipe for a model that came without one: the papers' plan, with overrides."""
+    values: dict[str, Any] = {
+        "store": "stores/none", "out": "runs/plan", "model": {"pretrained": name}, "plan": {},
+    }  # fmt: skip
+    for override in overrides:
+        apply_override(values, override)
+    plan = values["plan"]
+    if not isinstance(plan, dict):
+        raise UsageError("plan is a section of keys, such as plan.tokens=100B")
+    if not any(plan.get(key) is not None for key in ("steps", "tokens")):
+        raise UsageError("say how long the run is to be: plan.tokens=100B, or plan.steps=20000")
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
+    context = min(CONTEXT_LENGTH, longest) if isinstance(longest, int) else CONTEXT_LENGTH
+    context = plan.setdefault("context_length", context)
+    if "tokens_per_step" not in plan and isinstance(context, int) and context > 0:
+        unit = _widest(plan) * context * processes
+        plan["tokens_per_step"] = max(1, round(TOKENS_PER_STEP / unit)) * unit
+    return Recipe.check(values, "the plan")
+
+
+def _widest(plan: Mapping[str, Any]) -> int:
+    """The least number that every patch size divides, as far as they can be read yet."""
+    stages = plan.get("stages")
+    sizes = [item[0] for item in stages] if _pairs(stages) else [plan.get("patch_size", PATCH_SIZE)]
+    whole = [size for size in sizes if isinstance(size, int) and 0 < size <= 1024]
+    return math.lcm(*whole)
+
+
+def _pairs(stages: Any) -> TypeGuard[list[list[Any]]]:
+    return isinstance(stages, list) and all(isinstance(item, list) and item for item in stages)
+
+
+def _size(config: Any, recipe: Recipe) -> ModelSize:
+    try:
+        return model_size(meta_model(config, recipe.model.trust_remote_code))
+    except UsageError:
+        raise
+    except Exception as error:  # models check little: a wrong size ends in any kind of error
+        reason = one_line(f"{type(error).__name__}: {error}", 300)
+        raise UsageError(f"the config does not make a causal language model: {reason}") from error

@@ -1,0 +1,150 @@
+"""The picture of a plan: what patches save, against the patch fraction, for several patch sizes.
+
+One self-contained HTML file, like the page of a run: compute at equal data, data at equal compute,
+and where the plan stands in both.
+"""
+
+from __future__ import annotations
+
+import html
+from pathlib import Path
+
+import plotly.graph_objects as go
+
+from patchtrain import __version__
+from patchtrain.cost import Bill, ModelSize
+from patchtrain.errors import UsageError
+from patchtrain.files import write_text
+from patchtrain.report.figures import COLOURS
+from patchtrain.report.formats import count, duration, flops, number, percent, significant
+from patchtrain.report.tables import table
+from patchtrain.report.template import PAGE, POLICY, SCRIPT, STYLE
+
+PATCH_SIZES = (2, 4, 8, 16)
+_POINTS = 101
+
+
+def write_plan_page(bill: Bill, out: Path, title: str) -> Path:
+    """Write the picture of ``bill`` to ``out`` (replaced whole) and return its path.
+
+    ``UsageError``: there is no folder to write to.
+    """
+    if out.is_dir() or not out.parent.is_dir():
+        raise UsageError(f"cannot write the picture to {out}: name a file in a folder that exists")
+    write_text(out, render(bill, title))
+    return out
+
+
+def ratio(size: ModelSize, context_length: int, patch_size: int, fraction: float) -> float:
+    """Compute against token-level training on the same tokens, ``fraction`` of them in patches."""
+    one = size.flops_per_position(context_length).total
+    patch = size.flops_per_position(context_length, patch_size).total
+    return fraction * patch / (one * patch_size) + 1 - fraction
+
+
+def render(bill: Bill, title: str) -> str:
+    """The page as text."""
+    made = f"<footer>Made by patchtrain {html.escape(__version__)}.</footer>"
+    plots = [
+        ("compute", "Compute at equal data", "compute, token level is 1", False),
+        ("data", "Data at equal compute", "tokens read, token level is 1", True),
+    ]
+    body = [f"<h1>{html.escape(title)}</h1>", _lead(bill)]
+    for index, (name, heading, axis, inverse) in enumerate(plots):
+        figure = _figure(bill, axis, inverse).to_html(
+            full_html=False,
+            include_plotlyjs=index == 0,
+            div_id=name,
+            default_width="100%",
+            default_height="100%",
+            config={"displaylogo": False, "responsive": True, "modeBarButtons": [["toImage"]]},
+        )
+        body.append(f'<h2>{heading}</h2><div class="plot">{figure}</div>')
+    body += ["<h2>Stages</h2>", _stages(bill), made]
+    return PAGE.format(
+        policy=POLICY, title=html.escape(title), style=STYLE, body="\n".join(body), script=SCRIPT
+    )
+
+
+def _lead(bill: Bill) -> str:
+    plan = bill.plan
+    sentences = [
+        f"{count(bill.size.parameters)} parameters on {count(plan.total_tokens)} tokens: "
+        f"{flops(bill.flops.total)}, {bill.ratio_at_equal_data:.3f} of token-level training on "
+        f"the same tokens.",
+        f"At the same cost, token-level training would read "
+        f"{count(bill.tokens_at_equal_compute)} tokens.",
+    ]
+    if bill.device_hours is not None:
+        sentences.append(f"It takes {bill.device_hours:,.4g} device-hours.")
+    return f'<div class="lead"><p>{html.escape(" ".join(sentences))}</p></div>'
+
+
+def _figure(bill: Bill, axis: str, inverse: bool) -> go.Figure:
+    figure = go.Figure()
+    size, T = bill.size, bill.plan.context_length
+    own = sorted({stage.patch_size for stage in bill.plan.stages if stage.patch_size > 1})
+    for index, K in enumerate(sorted({*PATCH_SIZES, *own})):
+        fractions = [point / (_POINTS - 1) for point in range(_POINTS)]
+        values = [ratio(size, T, K, fraction) for fraction in fractions]
+        figure.add_trace(
+            go.Scatter(
+                x=fractions,
+                y=[1 / value for value in values] if inverse else values,
+                mode="lines",
+                name=f"K = {K}",
+                line={"color": COLOURS[index % len(COLOURS)], "width": 2},
+                hovertemplate=f"K = {K}, lambda %{{x:.2f}}: %{{y:.3f}}<extra></extra>",
+            )
+        )
+    patched = sum(stage.tokens for stage in bill.plan.stages if stage.patch_size > 1)
+    y = bill.ratio_at_equal_data
+    figure.add_trace(
+        go.Scatter(
+            x=[patched / bill.plan.total_tokens],
+            y=[1 / y if inverse else y],
+            mode="markers",
+            name="this plan",
+            marker={"size": 12, "symbol": "diamond", "color": COLOURS[0],
+                    "line": {"width": 1.5, "color": "#fff"}},
+            hovertemplate="this plan: %{y:.3f}<extra></extra>",
+        )
+    )  # fmt: skip
+    figure.update_layout(
+        hovermode="closest",
+        margin={"l": 48, "r": 10, "t": 12, "b": 46},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"family": "system-ui, sans-serif", "size": 12, "color": "#777"},
+        template="none",
+        legend={"orientation": "h", "y": 1.08},
+    )
+    grid = {"zeroline": False, "gridcolor": "rgba(128,128,128,.18)"}
+    figure.update_xaxes(title={"text": "patch fraction (lambda)"}, range=[0, 1], **grid)
+    # At lambda = 1 nothing is learned of single tokens: the last tenth would hide all the rest.
+    scale = {"type": "log", "dtick": "D2"} if inverse else {"rangemode": "tozero"}
+    figure.update_yaxes(title={"text": axis}, **scale, **grid)
+    return figure
+
+
+def _stages(bill: Bill) -> str:
+    total = bill.flops.total
+    rows = [
+        [
+            f"{cost.stage.index + 1} {cost.stage.name}",
+            f"{cost.stage.steps:,}",
+            count(cost.stage.tokens),
+            count(cost.stage.positions),
+            flops(cost.flops.total),
+            percent(cost.flops.total / total),
+            duration(cost.seconds),
+        ]
+        for cost in bill.stages
+    ]
+    head = ["stage", "steps", "tokens", "positions", "compute", "share", "time"]
+    costs = [
+        ("device-hours", significant(bill.device_hours, 4)),
+        ("money", number(bill.money, 2)),
+        ("energy (kWh)", significant(bill.kwh, 4)),
+    ]
+    return table(head, rows, "stages") + table(["", "in all"], costs, "costs")

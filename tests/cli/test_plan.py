@@ -1,0 +1,99 @@
+"""``patchtrain plan`` as a user calls it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from patchtrain.cli.main import main
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+BIG = str(RECIPES / "papers" / "patch-370m.yaml")
+TINY = [str(RECIPES / "small.yaml"), "store=stores/none", "model.config.vocab_size=512"]
+
+
+def test_the_bill_of_a_paper(capsys: pytest.CaptureFixture[str]) -> None:
+    command = [BIG, "--device", "h100", "--devices", "8", "--price", "2", "--kwh-price", "0.2"]
+    assert main(["plan", *command]) == 0
+    out = capsys.readouterr().out
+    assert "1 patches of 4" in out
+    assert "0.500 of the compute of token-level training" in out
+    assert re.search(r"time .* on 8 x NVIDIA H100 SXM .* at 40% of the bf16 peak \(assumed\)", out)
+    assert re.search(r"device-hours .*currency", out)
+    assert "kWh" in out
+    assert "GB in a store" in out
+
+
+def test_json_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", BIG, "--device", "a100", "--devices", "8", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["ratio_at_equal_data"] == pytest.approx(0.5, abs=1e-3)
+    assert found["device"]["name"] == "a100"
+    assert found["seconds"] == pytest.approx(sum(stage["seconds"] for stage in found["stages"]))
+    assert found["device_hours"] == pytest.approx(8 * found["seconds"] / 3600)
+    assert found["money"] is None
+    parts = {k: v for k, v in found["flops"].items() if k != "total"}
+    assert found["flops"]["total"] == pytest.approx(sum(parts.values()))
+
+
+def test_overrides_count(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", BIG, "plan.patch_fraction=0.5", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["ratio_at_equal_data"] == pytest.approx(0.625, abs=1e-3)
+    assert found["seconds"] is None
+
+
+def test_a_few_steps_are_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *TINY, "--measure", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["utilisation"] is None
+    assert all(stage["seconds"] > 0 for stage in found["stages"])
+    assert main(["plan", *TINY, "--measure"]) == 0
+    assert "from a few timed steps" in capsys.readouterr().out
+
+
+def test_what_is_too_large_to_measure_here(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", BIG, "--measure"]) == 2
+    assert "minutes on this CPU" in capsys.readouterr().err
+
+
+def test_the_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "plan.html"
+    assert main(["plan", BIG, "--device", "h100", "--picture", str(page)]) == 0
+    text = page.read_text()
+    assert "Compute at equal data" in text
+    assert "this plan" in text
+    assert "default-src 'none'" in text
+    assert main(["plan", BIG, "--picture", str(tmp_path / "no" / "plan.html")]) == 2
+
+
+def test_a_loss_that_is_foreseen_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", BIG, "plan.patch_fraction=0.95"]) == 0
+    assert "warning" in capsys.readouterr().out
+
+
+def test_the_devices_are_listed_with_their_sources(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", BIG, "--device", "list"]) == 0
+    out = capsys.readouterr().out
+    assert "h100" in out
+    assert "data sheet" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--device", "h1000"], "no device 'h1000'"),
+        (["--utilisation", "1.5"], "share of the device's peak"),
+        (["--utilisation", "nan"], "share of the device's peak"),
+        (["--price", "-1"], "--price must be"),
+        (["--devices", "0"], "at least 1 device"),
+        (["--measure", "--device", "h100"], "leave --device out"),
+        (["--measure", "--utilisation", "0.3"], "no --utilisation to assume"),
+    ],
+)
+def test_wrong_usage(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", BIG, *options]) == 2
+    assert message in capsys.readouterr().err
