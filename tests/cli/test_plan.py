@@ -75,6 +75,27 @@ def test_a_loss_that_is_foreseen_is_said(capsys: pytest.CaptureFixture[str]) -> 
     assert "warning" in capsys.readouterr().out
 
 
+def test_advice_says_why_and_what_to_paste(capsys: pytest.CaptureFixture[str]) -> None:
+    for scarce, preset in (("data", "paper"), ("compute", "superposition")):
+        assert main(["plan", BIG, "--advise", scarce]) == 0
+        out = capsys.readouterr().out
+        assert re.search(rf"advice .* preset {preset} \({scarce} being scarce\)", out)
+        assert "expected gain" in out
+        assert "because" in out
+        assert main(["plan", BIG, "--advise", scarce, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        overrides = found["advice"]["overrides"].split()
+        assert main(["plan", BIG, *overrides, "--json"]) == 0  # what it says can be taken
+        taken = json.loads(capsys.readouterr().out)
+        assert taken["plan"]["preset"] == preset
+        assert taken["tokens"] == pytest.approx(found["advice"]["tokens_read"], rel=0.01)
+
+
+def test_too_little_text_is_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", BIG, "plan.tokens=45B"]) == 0
+    assert "tokens for each parameter are few" in capsys.readouterr().out
+
+
 def test_the_devices_are_listed_with_their_sources(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", BIG, "--device", "list"]) == 0
     out = capsys.readouterr().out

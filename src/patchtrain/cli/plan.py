@@ -7,6 +7,7 @@ read, and no store has to be there. Entries of the recipe can be replaced as for
   patchtrain plan recipes/paper-370m.yaml plan.patch_size=8 --device a100 --devices 64 --price 1.9
   patchtrain plan my-model/config.json plan.tokens=100B plan.patch_fraction=0.5
   patchtrain plan recipes/small.yaml --measure
+  patchtrain plan recipes/papers/patch-370m.yaml --advise data
 
 Time is the operations, counted by formula (docs/cost.md), over what the devices do: a share of
 their peak, assumed unless --utilisation names one, or --measure times a few steps here."""
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from patchtrain.advice import Advice
     from patchtrain.cost import Bill
     from patchtrain.devices import Device
     from patchtrain.planning import Planned
@@ -59,6 +61,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--watts", type=float, metavar="X", help="of a device (default: what it is rated at)"
     )
     parser.add_argument("--kwh-price", type=float, metavar="X", help="money for a kilowatt-hour")
+    parser.add_argument(
+        "--advise",
+        choices=("data", "compute"),
+        metavar="SCARCE",
+        help="say what to train with instead, and why: 'data' if the text is what there is, "
+        "'compute' if its cost is",
+    )
     parser.add_argument("--json", action="store_true", help="print all of it as JSON")
     parser.add_argument(
         "--picture",
@@ -73,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
     if args.device == "list":
         _print_devices()
         return 0
+    from patchtrain.advice import plan_warnings
     from patchtrain.cost import ASSUMED_UTILISATION, Rates, bill
     from patchtrain.devices import device
     from patchtrain.planning import planned
@@ -97,10 +107,15 @@ def run(args: argparse.Namespace) -> int:
         from patchtrain.report.plan_page import write_plan_page
 
         write_plan_page(found, args.picture, Path(args.model).stem or args.model)
+    advice = _advice(found, args.advise) if args.advise else None
+    warnings = [*run.plan.warnings(), *plan_warnings(run.size.parameters, run.plan)]
     if args.json:
-        print(json.dumps(found.to_dict(), indent=2))
+        more = {"advice": advice.to_dict()} if advice else {}
+        print(json.dumps({**found.to_dict(), "warnings": warnings, **more}, indent=2))
     else:
-        _print(run, found, assumed=args.utilisation is None)
+        _print(run, found, warnings, assumed=args.utilisation is None)
+        if advice:
+            _print_advice(advice)
         if args.picture:
             print(f"  picture        {args.picture}")
     return 0
@@ -153,6 +168,21 @@ def _measure(run: Planned) -> tuple[tuple[float, ...], Device | None]:
     return seconds, recognised(torch.cuda.get_device_name()) if where.type == "cuda" else None
 
 
+def _advice(found: Bill, scarce: str) -> Advice:
+    """What to train this model with: on the same text, or in the same compute."""
+    from patchtrain.advice import advise
+
+    plan = found.plan
+    tokens = plan.total_tokens if scarce == "data" else round(found.tokens_at_equal_compute)
+    return advise(
+        found.size.parameters,
+        tokens,
+        "data" if scarce == "data" else "compute",
+        context_length=plan.context_length,
+        tokens_per_step=plan.spec.tokens_per_step,
+    )
+
+
 def _print_devices() -> None:
     from patchtrain.devices import devices
     from patchtrain.report.formats import NONE
@@ -165,7 +195,7 @@ def _print_devices() -> None:
     _console().print(table)
 
 
-def _print(run: Planned, found: Bill, assumed: bool) -> None:
+def _print(run: Planned, found: Bill, warnings: list[str], assumed: bool) -> None:
     from patchtrain.report.formats import count, duration, flops, percent
 
     plan = found.plan
@@ -197,9 +227,40 @@ def _print(run: Planned, found: Bill, assumed: bool) -> None:
     if found.kwh is not None:
         lines.append(("energy", f"{found.kwh:,.4g} kWh of the devices alone, at their rated power"
                                 f"{_money(found.energy_money)}"))  # fmt: skip
-    lines += [("warning", text) for text in plan.warnings()]
+    lines += [("warning", text) for text in warnings]
     for name, text in lines:
         console.print(f"  {name:<15}{text}", soft_wrap=True)
+
+
+def _print_advice(advice: Advice) -> None:
+    """What is advised, what it is expected to gain, and everything that speaks for and against."""
+    from patchtrain.report.formats import count
+
+    if advice.patch_size == 1:
+        what = "token level only"
+    elif advice.step_fraction is None:
+        what = f"K = {advice.patch_size} on {advice.patch_fraction:.3g} of the tokens"
+    else:
+        what = f"K = {advice.patch_size} for {advice.step_fraction:.3g} of the steps"
+    gain = "not known here"
+    if advice.gain is not None and advice.interval is not None:
+        low, high = advice.interval
+        gain = f"{advice.gain:.3f} nats a token ({low:.3f} to {high:.3f})"
+    held = "the same tokens" if advice.held_equal == "data" else "the same compute"
+    lines = [
+        ("advice", f"{what}, preset {advice.preset} ({advice.scarce} being scarce)"),
+        ("expected gain", f"{gain}, against token-level training on {held}"),
+        ("costs", f"{advice.cost_ratio:.3f} of its compute; reads {count(advice.tokens_read)} "
+                  f"tokens"),
+        *(("because", text) for text in advice.reasons),
+        *(("beyond", text) for text in advice.extrapolates),
+        *(("warning", text) for text in advice.warnings),
+        ("to take it", advice.overrides),
+    ]  # fmt: skip
+    console = _console()
+    console.print()
+    for name, text in lines:
+        console.print(f"  {name:<15}{text}", soft_wrap=True, markup=False)
 
 
 def _model_line(run: Planned) -> str:
