@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -183,10 +184,44 @@ def _exponent(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
+def advice(result: dict[str, Any]) -> list[str]:
+    """How far the advice is off on published points it has not seen."""
+    lines = head("what was left out and predicted", "points", "largest error", "root mean square",
+                 "largest gain measured", "inside the range given")  # fmt: skip
+    for row in result["rows"]:
+        inside = "-" if row["inside"] is None else f"{row['inside']} of {row['points']}"
+        numbers = (f"{row[key]:.4f}" for key in ("largest_error", "rms_error", "largest_gain"))
+        lines.append(line(row["group"], row["points"], *numbers, inside))
+    lines += ["", "What it advises for some budgets:", ""]
+    lines += head("parameters", "tokens", "scarce", "advice", "gain", "range", "compute",
+                  "tokens read", "outside of what was measured")  # fmt: skip
+    for row in result["advised"]:
+        share = (f"lambda = {row['patch_fraction']:g}" if row["step_fraction"] is None
+                 else f"r = {row['step_fraction']:g}")  # fmt: skip
+        what = f"K = {row['patch_size']}, {share}" if row["patch_size"] > 1 else "token level"
+        low_high = "-" if row["interval"] is None else "{:+.3f} to {:+.3f}".format(*row["interval"])
+        lines.append(line(
+            f"{row['parameters']:,}", f"{row['tokens'] / 1e9:,.3g}B", row["scarce"], what,
+            "not known" if row["gain"] is None else f"{row['gain']:+.3f}", low_high,
+            f"{row['cost_ratio']:.3g}", f"{row['tokens_read'] / 1e9:,.3g}B",
+            ", ".join(text.split(":")[0] for text in row["extrapolates"]) or "nothing",
+        ))  # fmt: skip
+    fits = result["fits"]
+    a, b = fits["equal_data"]["coefficients"]
+    log_c, power = fits["equal_compute"]["coefficients"]
+    return [
+        *lines,
+        "",
+        f"All in nats a token. D / N is tokens for each parameter. Equal data, K = 4, lambda = 2/3: "
+        f"gain = {a:.4f} + {b:.4f} ln(D / N), zero at {fits['equal_data']['break_even']:.0f}. Equal "
+        f"compute, K = 6, r = 0.3: gain = {math.exp(log_c):.3f} (D / N)^{power:.3f}.",
+    ]
+
+
 # A result's name is that of the script that writes it.
 TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "loss": loss, "stages": stages, "overhead": overhead, "loader": loader, "cost": cost,
-    "scaling": scaling,
+    "scaling": scaling, "advice": advice,
 }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+TABLES = ("loss", "stages", "overhead", "loader", "advice")
 MODEL = ["--vocabulary", "256", "--width", "64", "--layers", "1", "--context-length", "32",
          "--rows", "2", "--threads", "1"]  # fmt: skip
 
@@ -33,7 +34,7 @@ def result(name: str, out: Path, *options: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Small results of all that become tables."""
+    """Small results of all, as the tables want them."""
     return tmp_path_factory.mktemp("results")
 
 
@@ -92,10 +93,27 @@ def test_scaling(folder: Path) -> None:
     assert found["exponents"].keys() == {"processes"}
 
 
+def test_advice(folder: Path) -> None:
+    found = result("advice", folder / "advice.json")
+    kept = json.loads((BENCHMARKS.parent / "results" / "advice.json").read_text())
+    for key in ("rows", "fits", "predictions"):  # what is committed is what the code says now
+        assert approximately(found[key], kept[key]), f"{key}: run python benchmarks/advice.py"
+
+
+def approximately(found: Any, kept: Any) -> bool:
+    """Equal but for the rounding of floats, at any depth."""
+    if isinstance(found, dict):
+        same = found.keys() == kept.keys()
+        return same and all(approximately(found[key], kept[key]) for key in found)
+    if isinstance(found, list):
+        return len(found) == len(kept) and all(map(approximately, found, kept))
+    return bool(found == pytest.approx(kept, rel=1e-6, abs=1e-9))
+
+
 def test_tables(folder: Path, tmp_path: Path) -> None:
     done = run("tables", "--results", str(folder))
     assert done.returncode == 0, done.stderr
-    for name in ("loss", "stages", "overhead", "loader", "cost", "scaling"):
+    for name in TABLES:
         text = (folder / f"{name}.md").read_text()
         assert text.startswith("| ")
         assert f"From `results/{name}.json`: `python " in text
@@ -108,7 +126,7 @@ def test_tables(folder: Path, tmp_path: Path) -> None:
 
 def test_a_verdict_follows_the_numbers(folder: Path, tmp_path: Path) -> None:
     for share, word in ((0.96, "0.96, reached"), (0.94, "0.94, **not reached**")):
-        for name in ("loss", "stages", "overhead", "loader"):
+        for name in TABLES:
             found = json.loads((folder / f"{name}.json").read_text())
             if name == "stages":
                 found["rows"][1]["share_of_limit"] = share
@@ -117,9 +135,7 @@ def test_a_verdict_follows_the_numbers(folder: Path, tmp_path: Path) -> None:
         assert word in (tmp_path / "stages.md").read_text()
 
 
-@pytest.mark.parametrize(
-    "name", ["loss", "stages", "overhead", "loader", "cost", "scaling", "tables", "demo"]
-)
+@pytest.mark.parametrize("name", [*TABLES, "tables", "demo", "collect_points"])
 def test_help_says_what_is_measured(name: str) -> None:
     done = run(name, "--help")
     assert done.returncode == 0

@@ -1,0 +1,95 @@
+"""What the measured runs cover, and how far outside of it a run lies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from patchtrain.advice import points
+from patchtrain.advice.points import Pair
+
+# The papers round their sizes; within a tenth of the smallest or largest is not beyond it.
+_ROUNDING = 1.1
+# So many times beyond the smallest or largest, a curve is no longer worth a number.
+_FAR = 10.0
+
+
+@dataclass(frozen=True)
+class Range:
+    """The least and the most that was measured of one thing."""
+
+    name: str
+    least: float
+    most: float
+    who: str  # "published" or "own"
+
+    def holds(self, value: float, factor: float = _ROUNDING) -> bool:
+        return self.least / factor <= value <= self.most * factor
+
+    def beyond(self, value: float) -> str | None:
+        """What to say of a value outside, None inside."""
+        if self.holds(value):
+            return None
+        known = f"the {self.who} {count(self.least)}"
+        if self.most > self.least:
+            known += f" to {count(self.most)}"
+        far = "" if self.holds(value, _FAR) else ", so far that no gain is given"
+        return f"{self.name}: {count(value)} is outside of {known}{far}"
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What one set of comparable runs covers."""
+
+    size: Range
+    ratio: Range
+    steps: Range
+
+    def beyond(self, parameters: float, tokens: float, steps: float | None) -> list[str]:
+        """Each thing in which a run lies outside; ``steps`` None if not known."""
+        said = [self.size.beyond(parameters), self.ratio.beyond(tokens / parameters)]
+        said += [] if steps is None else [self.steps.beyond(steps)]
+        return [text for text in said if text is not None]
+
+    def is_far(self, parameters: float, tokens: float) -> bool:
+        """Whether nothing near enough was measured to give a number."""
+        near = self.size.holds(parameters, _FAR) and self.ratio.holds(tokens / parameters, _FAR)
+        return not near
+
+
+def of_table(name: str, pairs: Sequence[Pair]) -> Coverage:
+    """Of ``equal_data`` or ``equal_compute`` in ``published.json``."""
+    step = points.published()[name]["tokens_per_step"]
+    sizes = [pair.parameters for pair in pairs]
+    ratios = [pair.tokens_per_parameter for pair in pairs]
+    lengths = [pair.tokens / step for pair in pairs]
+    return Coverage(
+        Range("model size", min(sizes), max(sizes), "published"),
+        Range("tokens for each parameter", min(ratios), max(ratios), "published"),
+        Range("steps", min(lengths), max(lengths), "published"),
+    )
+
+
+def of_own() -> Coverage:
+    """Of ``own.json``: one size, one length."""
+    own = points.own()
+    ratio = own.tokens / own.parameters
+    return Coverage(
+        Range("model size", own.parameters, own.parameters, "own"),
+        Range("tokens for each parameter", ratio, ratio, "own"),
+        Range("steps", own.steps, own.steps, "own"),
+    )
+
+
+def is_small(parameters: float, published: Coverage) -> bool:
+    """Whether the own runs are nearer, by the ratio of the sizes, than any published one."""
+    return parameters < math.sqrt(points.own().parameters * published.size.least)
+
+
+def count(value: float) -> str:
+    """A count in three digits: ``370M``, ``1.05T``, ``20,000``."""
+    for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+        if value >= size:
+            return f"{value / size:.3g}{suffix}"
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"

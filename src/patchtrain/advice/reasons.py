@@ -1,0 +1,112 @@
+"""The sentences of the advice: each names its source and what was measured there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from patchtrain.advice import points
+from patchtrain.advice.fits import TWO_THIRDS, EqualCompute, EqualData, Estimate
+from patchtrain.advice.ranges import count
+
+SINGLE_SEEDS = "every published number is a single run: no seed was repeated"
+
+
+def finding(name: str) -> dict[str, Any]:
+    """A finding that a paper states without a table; ``text`` and sometimes numbers."""
+    found: dict[str, Any] = points.published()["findings"][name]
+    return found
+
+
+def stated(name: str) -> str:
+    found = finding(name)
+    return f"{points.cite(found['source'])}, finding: {found['text']}"
+
+
+def cost(patch_size: int, patch_fraction: float) -> float:
+    """Compute on the same tokens against token level (2407.12665, section 2)."""
+    return patch_fraction / patch_size + 1 - patch_fraction
+
+
+def interval(estimate: Estimate) -> str:
+    return f"{estimate.low:+.3f} to {estimate.high:+.3f}"
+
+
+def line(model: EqualData, ratio: float, usual: Estimate | None) -> str:
+    """The gain on the same tokens over tokens for each parameter."""
+    text = (
+        f"{points.cite('patch')}, 370M to 2.7B on 45B to 360B tokens, K = 4, lambda = 2/3, the same "
+        f"tokens at half the compute: the gain grows with the logarithm of tokens for each "
+        f"parameter and is zero near {model.break_even:,.0f}"
+    )
+    if usual is None:
+        return text
+    return f"{text}; {ratio:,.0f} give {usual.value:+.3f} nats ({interval(usual)})"
+
+
+def smaller_fraction(patch_size: int, fraction: float) -> str:
+    """Why a lambda below 2/3, where text is ample for the model and compute can be spent."""
+    base = points.published()["equal_data"]["patch_fraction"]
+    families = points.fraction_gains()
+    shifts = " and ".join(f"{gains[fraction] - gains[base]:.3f}" for gains in families.values())
+    return (
+        f"{points.cite('patch')}, 370M, {' and '.join(families)}: lambda = {fraction:g} ended lower "
+        f"than 2/3 both times, by {shifts} nats; it costs {cost(patch_size, fraction):.3g} of the "
+        f"compute, 2/3 costs {cost(patch_size, TWO_THIRDS):.2g}"
+    )
+
+
+def reading_again() -> str:
+    values = points.published()["patch_fraction"]
+    (family,) = (family for family in values["families"] if family["epochs"] > 1)
+    gains = points.fraction_gains()[family["name"]]
+    return (
+        f"{points.cite('patch')}, 370M on {family['name']} "
+        f"({family['unique_tokens'] / values['parameters']:,.0f} for each parameter): patches first "
+        f"at lambda = 0.5 ended {gains[0.5]:.3f} nats lower than token level that read them as "
+        f"often; where compute can be spent, reading the text again is a way to spend it"
+    )
+
+
+def equal_compute(model: EqualCompute, ratio: float, gain: Estimate | None) -> list[str]:
+    """Why the reference K and r, and what they gain."""
+    paper, K, r = points.cite("superposition"), model.patch_size, model.step_fraction
+    measured = ", ".join(
+        f"{pair.gain:.3f} ({count(pair.parameters)}, {count(pair.tokens)} tokens)"
+        for pair in points.equal_compute_pairs()
+    )
+    here = "" if gain is None else f"; {ratio:,.0f} give {gain.value:.3f} ({interval(gain)})"
+    fewer, more = model.shape(4, r), model.shape(8, r)
+    rows = points.published()["not_equal_compute"]["rows"]
+    same_data, mixture = (
+        next(row for row in rows if row["held_equal"] == held) for held in ("data", "nothing")
+    )
+    return [
+        f"{paper}, main table, K = {K}, r = {r:g}, equal compute: gains of {measured} nats; they "
+        f"fall as a power of tokens for each parameter{here}",
+        f"{paper}, sweep of 270M: flat around K = {K}, r = {r:g}; K = 4 keeps {fewer:.0%} of the "
+        f"gain and reads {1 - r + 4 * r:.2g} times the text, K = 8 {more:.0%} and "
+        f"{1 - r + 8 * r:.2g} times",
+        f"{stated('patch_fraction_equal_compute')} (here {r * K / (r * K + 1 - r):.2g})",
+        f"{paper}, 3B on the same {count(same_data['tokens'])} tokens: token level only ended at "
+        f"{same_data['token_loss']:.3f}, patches first at {same_data['patch_loss']:.3f}: the gain "
+        f"is one of compute, not of text",
+        f"{paper}, 10B with 1B active, K = {mixture['patch_size']}, r = "
+        f"{mixture['step_fraction']:.2g}: {mixture['patch_loss']:.3f} against "
+        f"{mixture['token_loss']:.3f} in {mixture['patch_hours'] / mixture['token_hours']:.2f} of "
+        f"the time; neither compute nor text was equal, so it is not in the curve",
+        SINGLE_SEEDS,
+    ]
+
+
+def own_runs() -> list[str]:
+    """Why the small models' K and r."""
+    own = points.own()
+    gains = ", ".join(f"{gain:+.3f}" for gain in own.gains)
+    smallest = min(pair.parameters for pair in points.equal_compute_pairs())
+    return [
+        f"{own.file}, {own.parameters:,} parameters on {count(own.tokens)} tokens, equal compute, "
+        f"K = {own.patch_size}, r = {own.step_fraction:g}, each arm at its best rate: gains of "
+        f"{gains} nats on {len(own.gains)} seeds; the middle one is taken, the range is theirs. "
+        f"The rate was chosen on the first seed",
+        f"no published model is smaller than {count(smallest)} parameters",
+    ]

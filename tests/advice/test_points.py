@@ -1,0 +1,87 @@
+"""What is shipped is what was measured, and says where it comes from."""
+
+import json
+import math
+import runpy
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from patchtrain.advice import points
+
+ROOT = Path(__file__).parents[2]
+COLLECT: dict[str, Any] = runpy.run_path(str(ROOT / "benchmarks" / "collect_points.py"))
+
+
+def test_own_points_are_what_the_results_hold() -> None:
+    shipped = files("patchtrain.advice").joinpath("own.json").read_text(encoding="utf-8")
+    made = COLLECT["text"](COLLECT["collect"](ROOT / "results"))
+    assert shipped == made, "run python benchmarks/collect_points.py"
+
+
+def test_own_points_keep_every_run_and_seed() -> None:
+    demo = json.loads((ROOT / "results" / "demo.json").read_text(encoding="utf-8"))
+    shipped = json.loads(files("patchtrain.advice").joinpath("own.json").read_text("utf-8"))
+    assert [run["loss"] for run in shipped["runs"]] == [run["loss"] for run in demo["runs"]]
+    own = points.own()
+    assert list(own.gains) == pytest.approx([-gap for gap in demo["summary"]["patch_minus_token"]])
+    assert own.parameters == 133_440
+    # 6 FLOPs a parameter and position and 6 * layers * width * T of attention: the size fits.
+    per_position = demo["runs"][0]["flops"] / own.tokens
+    assert per_position == 6 * own.parameters + 6 * 2 * 64 * 128
+
+
+def test_collecting_follows_the_results(tmp_path: Path) -> None:
+    demo = json.loads((ROOT / "results" / "demo.json").read_text(encoding="utf-8"))
+    (token,) = (r for r in demo["runs"] if (r["arm"], r["rate"], r["seed"]) == ("token-level", 0.008, 1))
+    token["loss"] += 0.5
+    (tmp_path / "demo.json").write_text(json.dumps(demo))
+    (tmp_path / "demo-output.txt").write_text("a model of 1,234 parameters")
+    made = COLLECT["collect"](tmp_path)
+    assert made["parameters"] == 1234
+    now, before = made["gains"], points.own().gains
+    assert now[1] == pytest.approx(before[1] + 0.5)
+    assert (now[0], now[2]) == pytest.approx((before[0], before[2]))
+    (tmp_path / "demo-output.txt").write_text("nothing")
+    with pytest.raises(SystemExit, match="names no model size"):
+        COLLECT["collect"](tmp_path)
+
+
+def test_every_table_names_a_source() -> None:
+    values = points.published()
+    tables = [values[key] for key in values if key not in ("about", "sources", "findings")]
+    for table in [*tables, *values["findings"].values()]:
+        assert table["source"] in values["sources"]
+        assert table.get("what") or table["text"]
+    assert points.cite("patch") == "2407.12665"
+    assert points.cite("superposition") == "2605.06546"
+
+
+def test_tables_agree_where_they_hold_the_same_run() -> None:
+    """The papers give some runs twice, once with fewer digits."""
+    values = points.published()
+    ample = values["patch_fraction"]["families"][0]["perplexity"]
+    (row,) = (row for row in values["equal_data"]["rows"] if row[:2] == [370e6, 360e9])
+    assert [ample[0], ample[2]] == [round(row[2], 1), round(row[3], 1)]
+    for name, sweep in ((n, points.sweep(n)) for n in ("270M", "600M")):
+        (pair, *_) = (p for p in points.equal_compute_pairs() if p.parameters == sweep.parameters)
+        assert pair.tokens == sweep.tokens, name
+        i, j = list(sweep.step_fractions).index(0.3), list(sweep.patch_sizes).index(6)
+        assert sweep.gains[i, j] == pytest.approx(pair.gain, abs=0.002)
+    steps = values["equal_compute"]["tokens_per_step"]
+    for _, count, tokens, *_ in values["equal_compute"]["rows"]:
+        assert count * steps == pytest.approx(tokens, rel=0.01)
+
+
+def test_gains_are_positive_where_patches_ended_lower() -> None:
+    pairs = points.equal_data_pairs()
+    lost = [(pair.parameters, pair.tokens) for pair in pairs if pair.gain < 0]
+    assert lost == [(370e6, 45e9), (370e6, 90e9), (1.3e9, 360e9), (2.7e9, 360e9)]
+    assert pairs[0].gain == pytest.approx(math.log(12.50 / 12.84))
+    assert all(pair.gain > 0 for pair in points.equal_compute_pairs())
+    sweep = points.sweep("270M")
+    assert sweep.gains.shape == (9, 8)
+    assert np.all(sweep.gains[-1] < -1)  # no token level at all: ruined

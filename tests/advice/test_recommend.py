@@ -1,0 +1,264 @@
+"""Advice is what the numbers say: where they say nothing, or no, so does it."""
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from patchtrain import PlanSpec, UsageError
+from patchtrain.advice import Advice, advise, plan_warnings, points
+from patchtrain.advice.fits import equal_compute, equal_data
+from patchtrain.plan import Plan
+
+M, B = 10**6, 10**9
+STEP = {"context_length": 2048, "tokens_per_step": 2097152}
+
+
+def text(advice: Advice) -> str:
+    return "\n".join([*advice.reasons, *advice.extrapolates, *advice.warnings])
+
+
+def test_ample_text_for_a_small_model_gains_at_less_cost() -> None:
+    advice = advise(370 * M, 360 * B, "data", **STEP)
+    assert (advice.preset, advice.patch_size, advice.patch_fraction) == ("paper", 4, 0.5)
+    assert advice.held_equal == "data"
+    assert advice.cost_ratio == pytest.approx(0.625)
+    expected = equal_data().gain(360 / 0.37, 0.5)
+    assert expected is not None
+    assert advice.gain == expected.value > 0
+    assert advice.interval == (expected.low, expected.high)
+    assert expected.low > 0  # it is not recommended on hope
+    assert (advice.extrapolates, advice.warnings) == ([], [])
+    assert "2407.12665" in advice.reasons[0]
+    assert any("single run" in reason for reason in advice.reasons)
+
+
+@pytest.mark.parametrize(("parameters", "tokens"), [(370 * M, 45 * B), (2700 * M, 360 * B)])
+def test_little_text_within_what_was_measured(parameters: int, tokens: int) -> None:
+    advice = advise(parameters, tokens, "data", **STEP)
+    assert advice.patch_fraction == 0.25
+    assert (advice.gain, advice.interval) == (None, None)  # no number is published at 1/4
+    assert advice.cost_ratio == pytest.approx(0.25 / 4 + 0.75)
+    loss = equal_data().gain(tokens / parameters)
+    assert loss is not None
+    assert loss.value < 0
+    (first, second) = advice.warnings
+    assert f"lambda = 2/3 is expected to lose {-loss.value:.3f} nats" in first
+    assert "token level only (plan.patch_fraction=0) is the safe choice" in second
+    assert any("best lambda is about 1/4" in reason for reason in advice.reasons)
+    assert any("six times" in reason for reason in advice.reasons)
+
+
+def test_far_too_little_text_is_token_level() -> None:
+    advice = advise(1000 * M, 20 * B, "data", **STEP)
+    assert (advice.patch_size, advice.patch_fraction) == (1, 0.0)
+    assert (advice.gain, advice.interval, advice.cost_ratio) == (0.0, (0.0, 0.0), 1.0)
+    assert "expected to lose" in advice.warnings[0]
+    assert "no published run had so few; the least is 122" in advice.warnings[1]
+    assert any(line.startswith("tokens for each parameter: 20 ") for line in advice.extrapolates)
+
+
+def test_between_losing_and_surely_gaining_it_does_not_promise() -> None:
+    ratio = equal_data().break_even * 1.05
+    advice = advise(1000 * M, round(1000 * M * ratio), "data")
+    assert advice.patch_fraction == 0.25
+    assert advice.gain is None
+    assert "expected to gain" in advice.warnings[0]
+    assert "too little to be sure that it gains" in advice.warnings[0]
+
+
+def test_equal_data_far_from_everything_has_no_number() -> None:
+    for parameters, tokens in ((133_440, 20 * M), (370 * M, B), (200 * B, 40_000 * B)):
+        advice = advise(parameters, tokens, "data")
+        assert advice.patch_fraction == 0
+        assert "no run on equal data is known that is near" in advice.warnings[0]
+        assert "so far that no gain is given" in " ".join(advice.extrapolates)
+        assert "expected to" not in text(advice)
+
+
+def test_scarce_compute_takes_more_text() -> None:
+    advice = advise(600 * M, 42 * B, "compute", **STEP)
+    assert (advice.preset, advice.patch_size, advice.step_fraction) == ("superposition", 6, 0.3)
+    assert advice.patch_fraction is None
+    assert (advice.held_equal, advice.cost_ratio) == ("compute", 1.0)
+    assert advice.tokens_read == pytest.approx(105 * B)
+    assert advice.gain == pytest.approx(0.075, abs=0.01)
+    assert advice.interval is not None
+    assert advice.interval[0] < 0.0747 < advice.interval[1]  # as the sweep has it
+    assert (advice.extrapolates, advice.warnings) == ([], [])
+    assert "105B tokens, each once; if there is less" in advice.reasons[-1]
+    assert any("2.640, patches first at 2.676" in reason for reason in advice.reasons)
+
+
+def test_small_models_follow_the_own_runs_and_their_seeds() -> None:
+    own = points.own()
+    advice = advise(own.parameters, own.tokens, "compute", context_length=128, tokens_per_step=2048)
+    assert (advice.patch_size, advice.step_fraction) == (2, 0.3)
+    assert advice.gain == sorted(own.gains)[1]
+    assert advice.interval == (min(own.gains), max(own.gains))
+    assert advice.extrapolates == []
+    assert "from seed to seed" in advice.warnings[0]
+    assert "results/demo.json" in advice.reasons[0]
+    assert all(f"{gain:+.3f}" in advice.reasons[0] for gain in own.gains)
+    near = advise(2 * own.parameters, own.tokens, "compute", tokens_per_step=2048 * 20)
+    assert [line.split(":")[0] for line in near.extrapolates] == [
+        "model size", "tokens for each parameter", "steps",
+    ]  # fmt: skip
+    assert near.gain == advice.gain
+    far = advise(20 * own.parameters, 20 * own.tokens, "compute")
+    assert (far.patch_size, far.gain) == (2, None)
+
+
+@pytest.mark.parametrize("scarce", ["data", "compute"])
+def test_every_dimension_outside_is_named(scarce: Any) -> None:
+    advice = advise(7 * B, 70 * B, scarce, context_length=2048, tokens_per_step=2**26)
+    named = {line.split(":")[0] for line in advice.extrapolates}
+    assert {"model size", "tokens for each parameter", "steps"} <= named
+    without = advise(7 * B, 70 * B, scarce)
+    assert not any(line.startswith("steps") for line in without.extrapolates)
+
+
+def test_published_sizes_are_not_called_extrapolation_for_their_rounding() -> None:
+    assert advise(365_123_456, 358 * B, "data", **STEP).extrapolates == []
+
+
+def test_equal_compute_far_away_has_no_number() -> None:
+    advice = advise(1, 10**18, "compute")
+    assert advice.gain is None
+    assert advice.interval is None
+    advice = advise(30 * M, 10 * B, "compute")  # nine times smaller than any published one
+    assert advice.gain is not None
+    assert advice.extrapolates
+    advice = advise(10 * M, B, "compute")
+    assert advice.gain is None
+    assert "try it at a small scale first" in advice.warnings[-1]
+
+
+@given(
+    st.integers(1, 10**18), st.integers(1, 10**18), st.sampled_from(["data", "compute"]),
+    st.sampled_from([None, 1, 2048]),
+)  # fmt: skip
+def test_any_budget_has_advice_that_holds_together(
+    parameters: int, tokens: int, scarce: Any, length: int | None
+) -> None:
+    advice = advise(parameters, tokens, scarce, context_length=length)
+    assert json.loads(json.dumps(advice.to_dict(), allow_nan=False)) == advice.to_dict()
+    assert (advice.patch_fraction is None) != (advice.step_fraction is None)
+    assert (advice.gain is None) == (advice.interval is None)
+    if advice.gain is not None and advice.interval is not None:
+        assert advice.interval[0] <= advice.gain <= advice.interval[1]
+        assert abs(advice.gain) < 1
+        assert advice.gain >= 0  # nothing that is expected to lose is recommended
+    if advice.gain is None:
+        assert advice.warnings
+    assert advice.tokens_read >= tokens
+    assert all(reason and "\n" not in reason for reason in text(advice).splitlines())
+
+
+@given(
+    st.integers(10 * M, 10 * B), st.floats(1, 2000), st.sampled_from(["data", "compute"])
+)  # fmt: skip
+def test_the_plan_resolves_and_is_what_was_advised(
+    parameters: int, ratio: float, scarce: Any
+) -> None:
+    advice = advise(parameters, max(B, int(parameters * ratio)), scarce, context_length=2048,
+                    tokens_per_step=2**19)  # fmt: skip
+    plan = PlanSpec.from_dict(advice.plan).resolve()
+    sizes = [stage.patch_size for stage in plan.stages]
+    assert sizes == ([1] if advice.patch_size == 1 else [advice.patch_size, 1])
+    assert plan.spec.preset == advice.preset
+    assert plan.warnings() == []
+    assert plan.total_tokens == pytest.approx(advice.tokens_read, rel=0.01)
+    assert plan.total_positions / advice.tokens == pytest.approx(advice.cost_ratio, rel=0.01)
+
+
+def test_the_line_for_the_command_line_replaces_a_plan() -> None:
+    line = advise(370 * M, 360 * B, "data").overrides
+    assert line.startswith("plan.preset=paper plan.patch_size=4 plan.patch_fraction=0.5 ")
+    assert "plan.tokens=360000000000" in line
+    assert "plan.step_fraction=null" in line
+    assert "plan.patch_fraction=null" in advise(370 * M, 36 * B, "compute").overrides
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ((0, B, "data"), "parameters must be a whole number from 1 to 10**18, not 0"),
+        ((B, -5, "data"), "tokens must be a whole number from 1 to 10**18, not -5"),
+        ((B, 1.5, "data"), "tokens must be a whole number"),
+        ((True, B, "data"), "parameters must be a whole number"),
+        ((B, 10**19, "data"), "tokens must be"),
+        ((B, math.nan, "data"), "tokens must be"),
+        ((B, B, "money\n"), "scarce is data or compute, not 'money"),
+        ((B, B, None), "scarce is data or compute, not None"),
+    ],
+)
+def test_wrong_values_are_one_clear_line(values: Any, named: str) -> None:
+    with pytest.raises(UsageError) as error:
+        advise(*values)
+    assert named in str(error.value)
+    assert "\n" not in str(error.value)
+    assert error.value.exit_code == 2
+
+
+def test_wrong_context_is_named_too() -> None:
+    with pytest.raises(UsageError, match="tokens_per_step must be a whole number"):
+        advise(B, B, "compute", tokens_per_step=0)
+    with pytest.raises(UsageError, match="context_length must be a whole number"):
+        advise(B, B, "compute", context_length="2k")  # type: ignore[arg-type]
+
+
+def plan(**values: Any) -> Plan:
+    spec = {"context_length": 2048, "tokens_per_step": 2**19, "tokens": 45 * B, **values}
+    return PlanSpec.from_dict(spec).resolve()
+
+
+def test_a_plan_with_little_text_for_its_model_is_warned_of() -> None:
+    (warning,) = plan_warnings(370 * M, plan(patch_size=4, patch_fraction=2 / 3))
+    loss = equal_data().gain(45 / 0.37)
+    assert loss is not None
+    assert f"expected to end {-loss.value:.3f} nats lower (2407.12665" in warning
+    assert "not if compute is" in warning
+    (other,) = plan_warnings(370 * M, plan(preset="superposition", patch_size=4, step_fraction=0.3))
+    assert "lower (2407.12665" in other or "the nearest measured" in other
+    (late,) = plan_warnings(370 * M, plan(patch_size=4, patch_fraction=0.9))
+    assert "at lambda = 0.8, the nearest measured" in late
+    (early,) = plan_warnings(370 * M, plan(patch_size=4, patch_fraction=0.4))
+    assert "at lambda = 0.5, the nearest measured" in early
+
+
+def test_a_plan_that_is_fine_is_not() -> None:
+    assert plan_warnings(370 * M, plan(patch_size=4, patch_fraction=0.25)) == []
+    assert plan_warnings(370 * M, plan(patch_fraction=0)) == []
+    assert plan_warnings(370 * M, plan(patch_size=4, patch_fraction=2 / 3, tokens=360 * B)) == []
+    stages = plan(stages=[[8, 0.1], [4, 0.1], [1, 0.8]])
+    assert plan_warnings(370 * M, stages) == []
+
+
+def test_a_plan_for_a_size_that_nobody_compared_says_so() -> None:
+    (warning,) = plan_warnings(133_440, plan(patch_size=2, patch_fraction=0.5))
+    assert "no comparison on the same text is known near 133,440 parameters" in warning
+    with pytest.raises(UsageError, match="parameters"):
+        plan_warnings(0, plan())
+
+
+def test_advice_and_warning_agree() -> None:
+    """What is advised for scarce text is not warned of, but for what nobody measured."""
+    for parameters, tokens in ((370 * M, 45 * B), (370 * M, 360 * B), (2700 * M, 360 * B)):
+        advice = advise(parameters, tokens, "data", context_length=2048, tokens_per_step=2**19)
+        assert plan_warnings(parameters, PlanSpec.from_dict(advice.plan).resolve()) == []
+    assert equal_compute().patch_size == 6
+
+
+def test_the_example_of_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "advice.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(code, {})
+    printed = capsys.readouterr().out
+    assert printed.startswith("plan.preset=paper plan.patch_size=4 ")
+    assert "tokens for each parameter are few" in printed
