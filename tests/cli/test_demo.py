@@ -27,7 +27,8 @@ def test_it_trains_two_arms_at_equal_compute(demo: tuple[Path, str, str]) -> Non
     token, patch = (
         RunFolder.open(out / name) for name in ("quick-token-level", "quick-patch-level")
     )
-    assert token.info()["flops"] == patch.info()["flops"]
+    # Positions are equal; pooling and the loss of K targets are a few operations more.
+    assert token.info()["flops"] == pytest.approx(patch.info()["flops"], rel=1e-3)
     assert token.info()["seed"] == patch.info()["seed"]
     assert token.info()["model"] == patch.info()["model"]
     assert token.info()["learning_rate"] == patch.info()["learning_rate"]
