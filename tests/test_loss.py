@@ -225,3 +225,20 @@ def test_ids_outside_the_vocabulary_are_an_error_not_token_zero(wrong: int) -> N
         patch_loss(hidden, weight, targets)
     with pytest.raises((RuntimeError, IndexError)):
         patch_loss_from_logits(F.linear(hidden, weight), targets)
+
+
+@pytest.mark.parametrize("softcap", [None, 300.0])
+def test_targets_whose_probability_is_no_number_of_its_own(softcap: float | None) -> None:
+    """A loss of hundreds: the probabilities of all targets are zero in fp32."""
+    hidden, weight, targets = make(7, 2)
+    hidden = (100 * hidden).detach().requires_grad_()
+    bias = torch.randn(V)
+    fast = patch_loss(hidden, weight, targets, bias=bias, softcap=softcap)
+    logits = F.linear(hidden.double(), weight.double(), bias.double())
+    if softcap is not None:
+        logits = softcap * (logits / softcap).tanh()
+    slow = patch_loss_reference(logits, targets)
+    assert slow.item() > 150
+    torch.testing.assert_close(fast.double(), slow, rtol=1e-5, atol=1e-5)
+    (got,), (want,) = (torch.autograd.grad(loss, [hidden]) for loss in (fast, slow))
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
