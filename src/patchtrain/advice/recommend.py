@@ -250,7 +250,11 @@ def plan_warnings(parameters: int, plan: Plan) -> list[str]:
     gain = model.gain(ratio, measured)
     if gain is None or gain.value >= 0:
         return []
-    where = "" if abs(measured - share) < 0.005 else f" at lambda = {measured:.2g}, the nearest measured"
+    where = (
+        ""
+        if abs(measured - share) < 0.005
+        else f" at lambda = {measured:.2g}, the nearest measured"
+    )
     return [
         f"{ratio:,.0f} tokens for each parameter are few: on the same text, token level only is "
         f"expected to end {-gain.value:.3f} nats lower{where} ({points.cite('patch')}; patches "
