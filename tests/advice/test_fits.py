@@ -128,6 +128,12 @@ def test_where_the_line_was_not_fitted_it_says_too_little(found: list[Prediction
     assert all(prediction.error > 0 for prediction in unseen)
 
 
+def test_the_other_sweep_gains_less_than_predicted(found: list[Prediction]) -> None:
+    other = [p for p in found if p.group == "equal compute: the whole 600M sweep, from 270M and 3B"]
+    assert len(other) == 21
+    assert all(prediction.error < 0 < prediction.measured for prediction in other)
+
+
 def test_what_is_held_out_is_not_seen(found: list[Prediction]) -> None:
     """A prediction does not move with the measurement it is compared with."""
     pairs, fractions = points.equal_data_pairs(), points.fraction_gains()

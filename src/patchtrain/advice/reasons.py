@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from patchtrain.advice import points
+from patchtrain.advice import held_out, points
 from patchtrain.advice.fits import TWO_THIRDS, EqualCompute, EqualData, Estimate
 from patchtrain.advice.ranges import count
 
@@ -41,6 +41,17 @@ def line(model: EqualData, ratio: float, usual: Estimate | None) -> str:
     if usual is None:
         return text
     return f"{text}; {ratio:,.0f} give {usual.value:+.3f} nats ({interval(usual)})"
+
+
+def line_elsewhere() -> str:
+    """How far the line was off where the setting was not that of its points."""
+    errors = [prediction.error for prediction in held_out.equal_data_elsewhere()]
+    better = sum(error > 0 for error in errors)
+    return (
+        f"that line on {len(errors)} comparisons of other settings (text read six times; another "
+        f"paper's model, K and lambda): off by up to {max(map(abs, errors)):.3f} nats; in {better} "
+        f"of them patches first did better than it says"
+    )
 
 
 def smaller_fraction(patch_size: int, fraction: float) -> str:
