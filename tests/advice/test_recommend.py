@@ -16,6 +16,7 @@ from patchtrain.advice.fits import equal_compute, equal_data
 from patchtrain.plan import Plan
 from patchtrain.recipe import Recipe
 
+RECIPES = Path(__file__).parents[2] / "recipes"
 M, B = 10**6, 10**9
 STEP = {"context_length": 2048, "tokens_per_step": 2097152}
 
@@ -192,12 +193,11 @@ def test_the_line_for_the_command_line_replaces_a_plan() -> None:
     assert "plan.patch_fraction=null" in advise(370 * M, 36 * B, "compute").overrides
 
 
-@pytest.mark.parametrize("recipe", ["small", "paper-370m", "superposition-370m", "stepwise"])
+@pytest.mark.parametrize("recipe", sorted(RECIPES.rglob("*.yaml")), ids=lambda file: file.stem)
 @pytest.mark.parametrize("scarce", ["data", "compute"])
-def test_the_line_fits_every_shipped_recipe(recipe: str, scarce: Any) -> None:
+def test_the_line_fits_every_shipped_recipe(recipe: Path, scarce: Any) -> None:
     advice = advise(370 * M, 360 * B, scarce)
-    file = Path(__file__).parents[2] / "recipes" / f"{recipe}.yaml"
-    loaded = Recipe.load(file, advice.overrides.split())
+    loaded = Recipe.load(recipe, advice.overrides.split())
     plan = PlanSpec.from_dict(loaded.plan).resolve()
     assert [stage.patch_size for stage in plan.stages] == [advice.patch_size, 1]
     assert plan.total_tokens == pytest.approx(advice.tokens_read, rel=0.01)
