@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from patchtrain.advice.ranges import count
 from patchtrain.files import write_text
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -199,11 +200,16 @@ def advice(result: dict[str, Any]) -> list[str]:
         share = (f"lambda = {row['patch_fraction']:g}" if row["step_fraction"] is None
                  else f"r = {row['step_fraction']:g}")  # fmt: skip
         what = f"K = {row['patch_size']}, {share}" if row["patch_size"] > 1 else "token level"
-        low_high = "-" if row["interval"] is None else "{:+.3f} to {:+.3f}".format(*row["interval"])
+        gain, ends = row["gain"], row["interval"]
+        if row["patch_size"] == 1:
+            gain_range = "-", "-"
+        elif gain is None:
+            gain_range = "not known", "-"
+        else:
+            gain_range = f"{gain:+.3f}", f"{ends[0]:+.3f} to {ends[1]:+.3f}"
         lines.append(line(
-            f"{row['parameters']:,}", f"{row['tokens'] / 1e9:,.3g}B", row["scarce"], what,
-            "not known" if row["gain"] is None else f"{row['gain']:+.3f}", low_high,
-            f"{row['cost_ratio']:.3g}", f"{row['tokens_read'] / 1e9:,.3g}B",
+            count(row["parameters"]), count(row["tokens"]), row["scarce"], what, *gain_range,
+            f"{row['cost_ratio']:.3g}", count(row["tokens_read"]),
             ", ".join(text.split(":")[0] for text in row["extrapolates"]) or "nothing",
         ))  # fmt: skip
     fits = result["fits"]
@@ -212,9 +218,10 @@ def advice(result: dict[str, Any]) -> list[str]:
     return [
         *lines,
         "",
-        f"All in nats a token. D / N is tokens for each parameter. Equal data, K = 4, lambda = 2/3: "
-        f"gain = {a:.4f} + {b:.4f} ln(D / N), zero at {fits['equal_data']['break_even']:.0f}. Equal "
-        f"compute, K = 6, r = 0.3: gain = {math.exp(log_c):.3f} (D / N)^{power:.3f}.",
+        f"Gains and errors in nats a token; D / N is tokens for each parameter. Equal data, K = 4, "
+        f"lambda = 2/3: gain = {a:.4f} + {b:.4f} ln(D / N), zero at "
+        f"{fits['equal_data']['break_even']:.0f}. Equal compute, K = 6, r = 0.3: gain = "
+        f"{math.exp(log_c):.3f} (D / N)^{power:.3f}.",
     ]
 
 

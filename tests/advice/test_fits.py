@@ -91,18 +91,47 @@ def found() -> list[Prediction]:
     return predictions()
 
 
-# Nats a token: the most that any held-out point was off, rounded up, and how many there are.
+# How many points a group has, a bound on the largest error in nats a token (what it is, rounded
+# up), and how many of the points came out in the range that was given for them.
 BOUNDS = {
-    "equal data: each point from the other six": (7, 0.008),
-}
+    "equal data: each point from the other six": (7, 0.006, 7),
+    "equal data: 780M to 2.7B from 370M alone": (3, 0.006, 3),
+    "equal data: lambda 0.5 and 0.8 against 2/3, from the other data": (4, 0.009, None),
+    "equal data: settings that the line has not seen": (4, 0.027, 0),
+    "equal compute: each run of the main table from the other three": (4, 0.017, 4),
+    "equal compute: each first or last step fraction of the 270M sweep from the others": (
+        16, 0.013, None,
+    ),
+    "equal compute: each inner step fraction of the 270M sweep from the others": (40, 0.007, None),
+    "equal compute: each first or last patch size of the 270M sweep from the others": (
+        14, 0.02, None,
+    ),
+    "equal compute: each inner patch size of the 270M sweep from the others": (42, 0.007, None),
+    "equal compute: the whole 600M sweep, from 270M and 3B": (21, 0.013, 17),
+}  # fmt: skip
 
 
 def test_held_out_points_are_predicted(found: list[Prediction]) -> None:
     rows = {row["group"]: row for row in summary(found)}
     assert rows.keys() == BOUNDS.keys()
-    for group, (count, bound) in BOUNDS.items():
-        assert rows[group]["points"] == count, group
-        assert rows[group]["largest_error"] < bound, group
+    for group, (count, bound, inside) in BOUNDS.items():
+        row = rows[group]
+        assert (row["points"], row["inside"]) == (count, inside), group
+        assert 0 < row["rms_error"] <= row["largest_error"] < bound, group
+        # Better than saying that patches change nothing.
+        assert row["rms_error"] < row["largest_gain"] / 2, group
+
+
+def test_where_the_line_was_not_fitted_it_says_too_little(found: list[Prediction]) -> None:
+    unseen = [p for p in found if p.group == "equal data: settings that the line has not seen"]
+    assert len(unseen) == 4
+    assert all(prediction.error > 0 for prediction in unseen)
+
+
+def test_the_other_sweep_gains_less_than_predicted(found: list[Prediction]) -> None:
+    other = [p for p in found if p.group == "equal compute: the whole 600M sweep, from 270M and 3B"]
+    assert len(other) == 21
+    assert all(prediction.error < 0 < prediction.measured for prediction in other)
 
 
 def test_what_is_held_out_is_not_seen(found: list[Prediction]) -> None:

@@ -36,7 +36,9 @@ def test_own_points_keep_every_run_and_seed() -> None:
 
 def test_collecting_follows_the_results(tmp_path: Path) -> None:
     demo = json.loads((ROOT / "results" / "demo.json").read_text(encoding="utf-8"))
-    (token,) = (r for r in demo["runs"] if (r["arm"], r["rate"], r["seed"]) == ("token-level", 0.008, 1))
+    (token,) = (
+        r for r in demo["runs"] if (r["arm"], r["rate"], r["seed"]) == ("token-level", 0.008, 1)
+    )
     token["loss"] += 0.5
     (tmp_path / "demo.json").write_text(json.dumps(demo))
     (tmp_path / "demo-output.txt").write_text("a model of 1,234 parameters")

@@ -117,7 +117,9 @@ def equal_data_elsewhere() -> Iterator[Prediction]:
             name = f"370M, {family['name']}, lambda = {share:.2g}"
             yield Prediction(group, name, estimate.value, gain, estimate.low, estimate.high)
     (row,) = (
-        row for row in points.published()["not_equal_compute"]["rows"] if row["held_equal"] == "data"
+        row
+        for row in points.published()["not_equal_compute"]["rows"]
+        if row["held_equal"] == "data"
     )
     K, r = row["patch_size"], row["step_fraction"]
     share = r * K / (r * K + 1 - r)
@@ -148,32 +150,27 @@ def sweep_rows_and_columns() -> Iterator[Prediction]:
     """A whole step fraction or patch size of the 270M sweep from the rest of it."""
     sweep = points.sweep("270M")
     rows = sweep.step_fractions <= LARGEST_STEP_FRACTION
-    for i in np.flatnonzero(rows):
-        rest = replace(
-            sweep,
-            step_fractions=np.delete(sweep.step_fractions, i),
-            gains=np.delete(sweep.gains, i, axis=0),
-        )
-        group = "equal compute: a whole step fraction of the 270M sweep, from the others"
-        yield from _sweep(group, Surface(rest), sweep, [i], range(len(sweep.patch_sizes)))
-    for j in range(len(sweep.patch_sizes)):
-        rest = replace(
-            sweep,
-            patch_sizes=np.delete(sweep.patch_sizes, j),
-            gains=np.delete(sweep.gains, j, axis=1),
-        )
-        group = "equal compute: a whole patch size of the 270M sweep, from the others"
-        yield from _sweep(group, Surface(rest), sweep, np.flatnonzero(rows), [j])
-
-
-def _sweep(
-    group: str, surface: Surface, sweep: points.Sweep, rows: Sequence[int], columns: Sequence[int]
-) -> Iterator[Prediction]:
-    for i in rows:
-        for j in columns:
-            K, r = sweep.patch_sizes[j], sweep.step_fractions[i]
-            predicted = surface.gain(K, r)
-            yield Prediction(group, f"K = {K:.0f}, r = {r:g}", predicted, float(sweep.gains[i, j]))
+    sweep = replace(sweep, step_fractions=sweep.step_fractions[rows], gains=sweep.gains[rows])
+    for axis, name in enumerate(("step_fractions", "patch_sizes")):
+        values = getattr(sweep, name)
+        for left_out in range(len(values)):
+            rest: dict[str, Any] = {
+                name: np.delete(values, left_out),
+                "gains": np.delete(sweep.gains, left_out, axis),
+            }
+            surface = Surface(replace(sweep, **rest))
+            place = "first or last" if left_out in (0, len(values) - 1) else "inner"
+            what = name.removesuffix("s").replace("_", " ")
+            for index in np.ndindex(sweep.gains.shape):
+                if index[axis] == left_out:
+                    r = float(sweep.step_fractions[index[0]])
+                    K = float(sweep.patch_sizes[index[1]])
+                    yield Prediction(
+                        f"equal compute: each {place} {what} of the 270M sweep from the others",
+                        f"K = {K:.0f}, r = {r:g}",
+                        surface.gain(K, r),
+                        float(sweep.gains[index]),
+                    )
 
 
 def other_sweep() -> Iterator[Prediction]:

@@ -52,10 +52,10 @@ class Coverage:
         said += [] if steps is None else [self.steps.beyond(steps)]
         return [text for text in said if text is not None]
 
-    def is_far(self, parameters: float, tokens: float) -> bool:
+    def is_far(self, parameters: float, tokens: float, steps: float | None = None) -> bool:
         """Whether nothing near enough was measured to give a number."""
         near = self.size.holds(parameters, _FAR) and self.ratio.holds(tokens / parameters, _FAR)
-        return not near
+        return not near or (steps is not None and not self.steps.holds(steps, _FAR))
 
 
 def of_table(name: str, pairs: Sequence[Pair]) -> Coverage:

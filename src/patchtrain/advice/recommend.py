@@ -102,19 +102,20 @@ def _for_scarce_data(parameters: int, tokens: int, given: dict[str, int]) -> Adv
     """Patches first on the same tokens, only where that is known to end lower."""
     model, ratio = fits.equal_data(), tokens / parameters
     covered = ranges.of_table("equal_data", points.equal_data_pairs())
-    far = covered.is_far(parameters, tokens)
+    steps = _steps(tokens, given)
+    far = covered.is_far(parameters, tokens, steps)
     usual = None if far else model.gain(ratio)
     least = float(model.fractions[0])  # the smallest lambda with numbers
     less = None if far else model.gain(ratio, least)
     patch_size: int = points.published()["equal_data"]["patch_size"]
-    extrapolates = covered.beyond(parameters, tokens, _steps(tokens, given))
-    said: list[str] = [reasons.line(model, ratio, usual)]
+    extrapolates = covered.beyond(parameters, tokens, steps)
+    said: list[str] = [reasons.line(model, ratio, usual), reasons.line_elsewhere()]
     warnings: list[str] = []
     fraction, gain = 0.0, None
     if usual is None:
         warnings.append(
-            "no run on equal data is known that is near this one in model size and tokens for "
-            "each parameter; token level only is the safe choice"
+            "no run on equal data is known that is near this one; token level only is the safe "
+            "choice"
         )
     elif less is not None and less.low > 0:
         fraction, gain = least, less
@@ -171,7 +172,7 @@ def _too_little_text(ratio: float, usual: Estimate) -> str:
 
 def _for_scarce_compute(parameters: int, tokens: int, given: dict[str, int]) -> Advice:
     """Patches first in the same compute, on more text."""
-    model, ratio = fits.equal_compute(), tokens / parameters
+    model, ratio, steps = fits.equal_compute(), tokens / parameters, _steps(tokens, given)
     covered = ranges.of_table("equal_compute", points.equal_compute_pairs())
     warnings: list[str] = []
     gain: Estimate | None
@@ -181,18 +182,17 @@ def _for_scarce_compute(parameters: int, tokens: int, given: dict[str, int]) -> 
         gain = Estimate(statistics.median(own.gains), min(own.gains), max(own.gains))
         said = reasons.own_runs()
         warnings.append(
-            f"at this size the gain differs from seed to seed by more than itself "
-            f"({reasons.interval(gain)}); train several before you trust it"
+            f"at this size the gain differed from seed to seed ({reasons.interval(gain)}); train "
+            f"several before you trust it"
         )
-        gain = None if covered.is_far(parameters, tokens) else gain
+        gain = None if covered.is_far(parameters, tokens, steps) else gain
     else:
         K, r = model.patch_size, model.step_fraction
-        far = covered.is_far(parameters, tokens)
+        far = covered.is_far(parameters, tokens, steps)
         gain = None if far else model.gain(ratio, K, r)
         said = reasons.equal_compute(model, ratio, gain)
     if gain is None:
-        warnings.append("no run is near this one in model size and tokens for each parameter; try "
-                        "it at a small scale first")  # fmt: skip
+        warnings.append("no run is known that is near this one; try it at a small scale first")
     times = 1 - r + r * K
     read = round(tokens * times)
     said.append(
@@ -215,7 +215,7 @@ def _for_scarce_compute(parameters: int, tokens: int, given: dict[str, int]) -> 
         plan={"preset": "superposition", "patch_size": K, "step_fraction": r, **given,
               "tokens": read},
         reasons=said,
-        extrapolates=covered.beyond(parameters, tokens, _steps(tokens, given)),
+        extrapolates=covered.beyond(parameters, tokens, steps),
         warnings=warnings,
     )  # fmt: skip
 
@@ -250,7 +250,11 @@ def plan_warnings(parameters: int, plan: Plan) -> list[str]:
     gain = model.gain(ratio, measured)
     if gain is None or gain.value >= 0:
         return []
-    where = "" if abs(measured - share) < 0.005 else f" at lambda = {measured:.2g}, the nearest measured"
+    where = (
+        ""
+        if abs(measured - share) < 0.005
+        else f" at lambda = {measured:.2g}, the nearest measured"
+    )
     return [
         f"{ratio:,.0f} tokens for each parameter are few: on the same text, token level only is "
         f"expected to end {-gain.value:.3f} nats lower{where} ({points.cite('patch')}; patches "
