@@ -76,7 +76,7 @@ def test_the_commands_on_the_bill_run_in_order(
     prepare([corpus], tmp_path / "stores" / "text", train_tokenizer="bpe", vocab_size=300)
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     monkeypatch.chdir(tmp_path)
-    assert len(commands(text)) == 4
+    assert len(commands(text)) == 5
     for command in commands(text):
         assert main(shlex.split(command)[1:]) == 0, command
     assert "device-hours" in capsys.readouterr().out
