@@ -209,7 +209,7 @@ def _run(model: Any, work: Work, period: int) -> Pass:
     config = model.config
     config.use_cache = False
     if work.device != "cpu" and getattr(config, "_attn_implementation", None) == "sdpa":
-        _assume_flash(config)
+        assume_flash(config)
     if work.checkpointing:
         enable_checkpointing(model)
     if work.sharded:  # a sharded embedding is called, and pooled then (patches.py)
@@ -365,7 +365,7 @@ def _autocast(on: bool) -> Iterator[None]:
 # ---- attention on a GPU
 
 
-def _assume_flash(config: Any) -> None:
+def assume_flash(config: Any) -> None:
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
