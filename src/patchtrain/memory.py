@@ -143,7 +143,7 @@ def estimate(model: nn.Module, training: Training) -> Memory:
     base = held + states
     gradients = sizes.parameters
     if training.sharded:
-        extra, gradients = _sharded(sizes, training)
+        extra, gradients = _sharded(sizes, training, found)
     else:
         # DDP's buckets hold every gradient once more.
         extra = dict.fromkeys(found.phases, gradients if training.processes > 1 else 0)
@@ -435,29 +435,34 @@ def shard_shape(shape: tuple[int, ...], parts: int) -> tuple[int, ...]:
     return (-(-shape[0] // parts), *shape[1:]) if shape else shape
 
 
-def _sharded(sizes: _Sizes, training: Training) -> tuple[dict[str, float], int]:
-    """What FSDP2 adds in each phase, in bytes, and the gradients at their most.
+def _sharded(sizes: _Sizes, training: Training, found: Pass) -> tuple[dict[str, float], int]:
+    """What FSDP2 adds in each phase of ``found``, in bytes, and the gradients at their most.
 
     A pass on tensors without data has the activations and the whole gradients of one layer. Beside
-    these there are: the weights of what computes, gathered in ``wide`` bytes; the next ones, on
-    their way; the fp32 input of the reduction before, until the next one begins; and the parts of
-    the gradients that are reduced. Norm and head stay gathered from forward to backward.
+    these there are: the weights of what computes, gathered in ``wide`` bytes; the buffer of a
+    gathering, for the next layer or from the last one; the fp32 input of the reduction before,
+    until the next one begins; and this device's part of the gradients that are reduced. Norm and
+    head stay gathered from forward to backward; an embedding that is the head, all along.
     """
     wide = 2 if training.bf16 else sizes.dtype.itemsize
     reduced = 4 if training.bf16 else sizes.dtype.itemsize
     layer, tail, embedding = sizes.layer, sizes.tail, sizes.embedding
     whole = sizes.layers + tail + embedding
     parts = training.parts
-    resting = 0 if training.reshard_after_forward else wide * (sizes.layers + embedding)
-    moving = 2 * wide * layer if training.reshard_after_forward else 0
-    late = wide * tail if sizes.tied else 0  # shared with the embedding, it goes last
+    resharding = training.reshard_after_forward
+    resting = 0 if resharding else wide * (sizes.layers + embedding)
+    moving = 2 * wide * layer if resharding else 0
+    late = wide * tail if sizes.tied else 0  # gathered first, and reduced last
     waiting = 0 if sizes.tied else reduced * tail
+    kept = sum(found.kept.values())
+    # When head and norm are through: their gradients, what is reduced of them, and the next layer.
+    at_reduction = kept + wide * tail + waiting + moving / 2 - found.at("loss backward")
     # Where gradients wait for the last pass, they do so whole, and leave layer by layer.
     summed = 4 * whole if training.passes > 1 else 0
     extra = {
-        "forward": wide * tail + max(moving, 2 * wide * embedding) + resting + summed,
-        "loss": 2 * wide * tail + resting + summed,
-        "loss backward": wide * tail + max(moving / 2, waiting) + resting + summed,
+        "forward": late + max(moving, 0 if sizes.tied else 2 * wide * tail) + resting + summed,
+        "loss": wide * tail + (moving / 2 if sizes.tied else wide * tail) + resting + summed,
+        "loss backward": max(wide * tail, at_reduction) + resting + summed,
         "last layer": late + waiting + moving + resting + summed,
         "middle": late + reduced * (layer + whole / 2 / parts) + moving + resting + summed / 2,
         "first layer": late + reduced * (layer + whole / parts) + moving / 2 + wide * embedding

@@ -151,10 +151,12 @@ def _trace(request: dict[str, Any]) -> Trace:
         shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
         model = _shard(model, mesh, request["bf16"])
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-        for weight in model.parameters():  # a step later the states are there from the beginning
+        # A step before the one that counts: the optimizer's states are there from its beginning, and
+        # DTensor has found its ways, for which it makes whole tensors of every weight.
+        for weight in model.parameters():
             weight.grad = torch.zeros_like(weight)
         with _Values():
-            optimizer.step()
+            _update(model, optimizer)
         optimizer.zero_grad()
         ids = torch.zeros(rows, length, dtype=torch.int64)
         tracker = MemTracker()
@@ -167,8 +169,7 @@ def _trace(request: dict[str, Any]) -> Trace:
             after_forward = _total(tracker.get_tracker_snapshot("current"))
             loss.backward()
             gradients = sum(w.grad.to_local().numel() for w in model.parameters())
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
+            _update(model, optimizer)
         (peak,) = tracker.get_tracker_snapshot("peak").values()
         at_peak: dict[str, int] = {}
         for kind, size in peak.items():
@@ -198,6 +199,11 @@ def _trace(request: dict[str, Any]) -> Trace:
             at_peak=at_peak,
             seconds=time.perf_counter() - begin,
         )
+
+
+def _update(model: Any, optimizer: torch.optim.Optimizer) -> None:
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
 
 
 def _mesh(ranks: int, shards: int) -> DeviceMesh:
