@@ -11,8 +11,7 @@ What is assumed:
 
 - All devices hold the same. DDP keeps a second copy of the gradients (its buckets).
 - FSDP2 as accelerate sets it up: every layer, the embedding, and norm with head are gathered on
-  their own, the next one while this one computes; gradients are reduced in fp32. Where a step has
-  several passes, the whole gradients wait on every device until the last one.
+  their own, the next one while this one computes; gradients are reduced in fp32.
 - On a GPU attention is a flash kernel; liger and cce count as the chunked loss, which is no smaller.
 - A compiled model takes no more than one that is not.
 """
@@ -457,21 +456,21 @@ def _sharded(sizes: _Sizes, training: Training, found: Pass) -> tuple[dict[str, 
     kept = sum(found.kept.values())
     # When head and norm are through: their gradients, what is reduced of them, and the next layer.
     at_reduction = kept + wide * tail + waiting + moving / 2 - found.at("loss backward")
-    # Where gradients wait for the last pass, they do so whole, and leave layer by layer.
-    summed = 4 * whole if training.passes > 1 else 0
+    # This device's part of the gradients of the passes before.
+    summed = reduced * whole / parts if training.passes > 1 else 0
+    half = summed or reduced * whole / 2 / parts
     extra = {
         "forward": late + max(moving, 0 if sizes.tied else 2 * wide * tail) + resting + summed,
         "loss": wide * tail + (moving / 2 if sizes.tied else wide * tail) + resting + summed,
         "loss backward": max(wide * tail, at_reduction) + resting + summed,
         "last layer": late + waiting + moving + resting + summed,
-        "middle": late + reduced * (layer + whole / 2 / parts) + moving + resting + summed / 2,
-        "first layer": late + reduced * (layer + whole / parts) + moving / 2 + wide * embedding
-        + summed * (layer + embedding) / whole,
+        "middle": late + reduced * layer + half + moving + resting,
+        "first layer": late + reduced * (layer + whole / parts) + moving / 2 + wide * embedding,
         "embedding": late + wide * embedding + reduced * (max(embedding, late and tail)
         + whole / parts),
     }  # fmt: skip
     parted = sum(torch.Size(shape).numel() for shape in sizes.shards) * sizes.dtype.itemsize
-    return extra, max(parted, summed)
+    return extra, parted
 
 
 # ---- the optimizer

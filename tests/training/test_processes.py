@@ -128,7 +128,8 @@ def same_model(folder: Path, expected: Path) -> None:
     got, want = (load_file(of / "model.safetensors") for of in (folder, expected))
     assert got.keys() == want.keys()
     for name, tensor in got.items():
-        torch.testing.assert_close(tensor, want[name], rtol=1e-3, atol=1e-5, msg=name)
+        # AdamW makes of the rounding of a gradient near zero some part of a step.
+        torch.testing.assert_close(tensor, want[name], rtol=1e-3, atol=1e-4, msg=name)
     AutoModelForCausalLM.from_pretrained(folder)
 
 

@@ -265,8 +265,10 @@ class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation):
             share = self._global_mean(sum(targets), len(passes))
         losses = []
         for number, (part, count) in enumerate(zip(passes, targets, strict=True), 1):
-            last = number == len(passes)
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+            # DDP sums gradients over processes once a step. Sharded ones are summed after every
+            # pass: kept back, they would lie whole on every device, 28 GB of a 7B model.
+            summed = number == len(passes) or self.is_fsdp_enabled
+            with contextlib.nullcontext() if summed else self.accelerator.no_sync(model):
                 with self.accelerator.autocast():
                     # The mean over passes, which DDP and FSDP average over processes, is the sum
                     # over all targets divided once by their number.
