@@ -224,7 +224,7 @@ def _run(model: Any, work: Work, period: int) -> Pass:
         parameter.register_post_accumulate_grad_hook(live.is_gradient)
     kept: dict[str, float] = {}
     hooks = _mark(model, live, kept, period, work.sharded)
-    found = Probe(fused=work.backend != "plain")
+    found = Probe(fused=work.backend != "plain", auxiliary=1.0)  # used where there is such a loss
     name = {"liger": "chunked", "cce": "chunked"}.get(work.backend, work.backend)
     slots = (1.0,) * work.patch_size
     with live, PatchLevel(model, work.patch_size, slots, found, Backend(name, "asked for")):

@@ -10,7 +10,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from patchtrain.cost import ModelSize
 from patchtrain.data.store import TokenStore
@@ -18,6 +19,9 @@ from patchtrain.errors import UsageError, one_line
 from patchtrain.plan import Plan, PlanSpec
 from patchtrain.recipe import Recipe, apply_override, build_config
 from patchtrain.sizing import meta_model, model_size
+
+if TYPE_CHECKING:
+    from patchtrain.memory import Memory
 
 # What both papers trained with, for a model that comes without a recipe.
 CONTEXT_LENGTH, TOKENS_PER_STEP, PATCH_SIZE = 2048, 2**21, 4
@@ -39,6 +43,26 @@ class Planned:
         """Whose peak counts: that of the matrix products."""
         half = self.recipe.training.get("bf16") or self.recipe.model.dtype == "bfloat16"
         return "bf16" if half else "fp32"
+
+    def memory(self) -> list[Memory]:
+        """What each stage takes of each device's memory (``memory.memory_of``); takes seconds."""
+        from patchtrain.memory import memory_of
+
+        given = self.recipe.training
+        asked = SimpleNamespace(
+            fsdp=given.get("fsdp"),
+            fsdp_config=given.get("fsdp_config"),
+            bf16=given.get("bf16", False),
+            gradient_checkpointing=self.checkpointing,
+            optim=given.get("optim", "adamw_torch_fused"),
+            loss_backend=given.get("loss_backend", "auto"),
+        )
+        return memory_of(self.on_meta(), self.plan, asked)
+
+    def on_meta(self) -> Any:
+        """The model without memory, in the recipe's dtype."""
+        section = self.recipe.model
+        return meta_model(self.config, section.trust_remote_code, section.dtype)
 
     @property
     def checkpointing(self) -> bool:

@@ -21,12 +21,14 @@ _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_exp
 _CHOSEN = ("num_experts_per_tok", "experts_per_token", "moe_topk", "moe_k", "top_k_experts")
 
 
-def meta_model(config: Any, trust_remote_code: bool = False) -> Any:
-    """The model of a config on the meta device: shapes, no memory."""
+def meta_model(config: Any, trust_remote_code: bool = False, dtype: str = "float32") -> Any:
+    """The model of a config on the meta device: shapes and a dtype, no memory."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        return AutoModelForCausalLM.from_config(
+            config, trust_remote_code=trust_remote_code, dtype=getattr(torch, dtype)
+        )
 
 
 def model_size(model: Any) -> ModelSize:

@@ -16,7 +16,8 @@ TINY = [str(RECIPES / "small.yaml"), "store=stores/none", "model.config.vocab_si
 
 
 def test_the_bill_of_a_paper(capsys: pytest.CaptureFixture[str]) -> None:
-    command = [BIG, "--device", "h100", "--devices", "8", "--price", "2", "--kwh-price", "0.2"]
+    command = [BIG, "--device", "h100", "--devices", "8", "--price", "2", "--kwh-price", "0.2",
+               "--no-memory"]  # fmt: skip
     assert main(["plan", *command]) == 0
     out = capsys.readouterr().out
     assert "1 patches of 4" in out
@@ -28,7 +29,7 @@ def test_the_bill_of_a_paper(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_json_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", BIG, "--device", "a100", "--devices", "8", "--json"]) == 0
+    assert main(["plan", BIG, "--device", "a100", "--devices", "8", "--no-memory", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["ratio_at_equal_data"] == pytest.approx(0.5, abs=1e-3)
     assert found["device"]["name"] == "a100"
@@ -62,7 +63,7 @@ def test_what_is_too_large_to_measure_here(capsys: pytest.CaptureFixture[str]) -
 
 def test_the_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "plan.html"
-    assert main(["plan", BIG, "--device", "h100", "--picture", str(page)]) == 0
+    assert main(["plan", BIG, "--device", "h100", "--no-memory", "--picture", str(page)]) == 0
     text = page.read_text()
     assert "Compute at equal data" in text
     assert "this plan" in text
@@ -89,6 +90,22 @@ def test_advice_says_why_and_what_to_paste(capsys: pytest.CaptureFixture[str]) -
         taken = json.loads(capsys.readouterr().out)
         assert taken["plan"]["preset"] == preset
         assert taken["tokens"] == pytest.approx(found["advice"]["tokens_read"], rel=0.01)
+
+
+def test_memory_of_each_stage_and_what_would_make_it_fit(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    small = [*TINY, "plan.tokens_per_step=4096", "--device", "l4"]
+    assert main(["plan", *small]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"fits +NVIDIA L4", out)
+    wide = ["model.config.hidden_size=16384", "model.config.intermediate_size=65536"]
+    assert main(["plan", *small, *wide, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [stage["peak"] > 24e9 for stage in found["memory"]] == [True, True]
+    assert found["would_fit"]
+    assert main(["plan", *small, "--no-memory", "--json"]) == 0
+    assert "memory" not in json.loads(capsys.readouterr().out)
 
 
 def test_too_little_text_is_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
