@@ -4,6 +4,7 @@ import json
 import tempfile
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -20,7 +21,9 @@ LETTERS = st.text(alphabet="aab \n\né細\ufeff{[", max_size=120)
 # Runs of separators that overlap, and lines that are cut into documents of very different lengths.
 PIECES = ["\n", "\n\n", "a\n", "aa", "aba", "bbbbb ", "cccccccccccc", "é\n", "細", "\ufeff", " "]
 TEXTS = LETTERS | st.lists(st.sampled_from(PIECES), max_size=40).map("".join)
-SEPARATORS = st.sampled_from([None, "\n\n", "\n\n\n", "aa", "aba", "b", "é\n", "細", "\ufeff\ufeff"])
+SEPARATORS = st.sampled_from(
+    [None, "\n\n", "\n\n\n", "aa", "aba", "b", "é\n", "細", "\ufeff\ufeff"]
+)
 
 
 def read(corpus, pieces=None):
@@ -103,6 +106,12 @@ def test_a_piece_does_not_end_where_its_last_two_documents_would_be_one(tmp_path
         check(corpus, tasks)
 
 
+def test_a_byte_order_mark_is_no_half_of_a_separator(tmp_path):
+    (tmp_path / "a.txt").write_text("\ufeff" * 5 + "some words")
+    for tasks in range(1, 20):
+        check(open_corpus([tmp_path / "a.txt"], document_separator="\ufeff\ufeff"), tasks)
+
+
 def test_small_files_share_a_shard_and_large_ones_are_cut(tmp_path):
     for number in range(20):
         (tmp_path / f"{number:02}.jsonl").write_text('{"text": "a"}\n')
@@ -150,9 +159,9 @@ def test_the_size_alone_decides_where_no_number_is_given(tmp_path):
 )
 def test_an_error_says_the_line_of_the_whole_file(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
+    corpus = open_corpus([tmp_path / name])
     with pytest.raises(PatchtrainError, match=message):
-        for pieces in shards.cut(corpus := open_corpus([tmp_path / name]), 10):
-            read(corpus, pieces)
+        list(map(partial(read, corpus), shards.cut(corpus, 10)))
 
 
 def test_bytes_that_are_no_text_are_placed_in_a_piece_too(tmp_path):

@@ -21,6 +21,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -138,15 +139,26 @@ def _watch(parts: Parts, caller: int) -> None:
         time.sleep(_WATCH_SECONDS)
         if os.getppid() != caller:
             os.killpg(0, signal.SIGKILL)
-        seen |= {child.pid: child for child in multiprocess.active_children()}
-        for pid, child in seen.items():
-            if child.exitcode in (None, 0):
-                continue
-            # The pool ends its workers itself, once all is done or one of them has raised.
-            if parts.failure() is None and len(parts.there()) < len(parts.shards):
-                parts.note_death(pid, child.exitcode)
-                os.killpg(0, signal.SIGKILL)
-            return
+        with suppress(RuntimeError):  # the pool has just replaced one
+            seen |= {child.pid: child for child in multiprocess.active_children()}
+        codes = {pid: child.exitcode for pid, child in seen.items()}
+        # A worker that lived for less than a glance was not seen, but says what it works on.
+        dead = [pid for pid in parts.running() if not _is_alive(pid) and pid in parts.running()]
+        dead += [pid for pid, code in codes.items() if code not in (None, 0)]
+        # The pool ends its workers itself, once all is done or one of them has raised.
+        if dead and parts.failure() is None and len(parts.there()) < len(parts.shards):
+            parts.note_death(dead[0], codes.get(dead[0]))
+            os.killpg(0, signal.SIGKILL)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 if __name__ == "__main__":

@@ -215,12 +215,13 @@ class Parts:
         file = self.path / "failed" / f"{name}.json"
         write_json(file, {"message": message, "exit_code": code})
 
-    def note_death(self, process: int, code: int) -> None:
-        """Write down that a worker ended with this exit code, below 0 by a signal."""
-        number = self.shard_of(process)
+    def note_death(self, process: int, code: int | None) -> None:
+        """Write down that a worker ended; with its exit code where known, below 0 by a signal."""
+        number = self.running().get(process)
         where = "a worker" if number is None else f"the worker on {self.describe(number)}"
-        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        why = " (memory may have run out: give fewer --workers)" if code == -9 else ""
+        how = f"ended with exit code {code}" if code and code > 0 else "was killed"
+        how += f" by signal {-code}" if code and code < 0 else ""
+        why = " (memory may have run out: give fewer --workers)" if code in (None, -9) else ""
         self.note_failure(number, f"{where} {how}{why}")
 
     def failure(self) -> PatchtrainError | None:
@@ -234,13 +235,13 @@ class Parts:
             return kind(record["message"])
         return None
 
-    def shard_of(self, process: int) -> int | None:
-        """The shard that a process, by its id, was working on."""
+    def running(self) -> dict[int, int]:
+        """The ids of the processes that are at work, with the shard that each works on."""
+        found = {}
         for file in (self.path / "running").glob("[0-9]*"):
-            with suppress(OSError):
-                if file.read_text(encoding="utf-8") == str(process):
-                    return int(file.name)
-        return None
+            with suppress(OSError, ValueError):  # done by now, or not yet written
+                found[int(file.read_text(encoding="utf-8"))] = int(file.name)
+        return found
 
 
 class PartWriter:

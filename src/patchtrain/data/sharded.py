@@ -180,15 +180,13 @@ def _run_child(parts: Parts, engine: Engine, missing: int, bar: Progress) -> Non
             start_new_session=True,
         )
     try:
-        while child.poll() is None and parts.failure() is None:
+        while not _show(parts, bar) and child.poll() is None and parts.failure() is None:
             with suppress(subprocess.TimeoutExpired):
                 child.wait(_LOOK_SECONDS)
-            _show(parts, bar)
     finally:
         _end(child)
-    code = child.returncode
-    if code and parts.failure() is None and len(parts.there()) < len(parts.shards):
-        parts.note_death(child.pid, code)
+    if child.returncode and parts.failure() is None and not _show(parts, bar):
+        parts.note_death(child.pid, child.returncode)
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
