@@ -543,6 +543,17 @@ def test_slurm(corpus, tmp_path, tokenizer, monkeypatch, capsys):
     assert not (log / "scancel.log").exists()
 
 
+def test_slurm_jobs_that_end_without_a_word(corpus, tmp_path, tokenizer, monkeypatch):
+    log = slurm_tools(tmp_path, monkeypatch)
+    (log / "bin" / "srun").write_text("#!/bin/bash\nexit 9\n")
+    with pytest.raises(PatchtrainError, match="Slurm job 77 ended before all shards"):
+        prepare([corpus], tmp_path / "s", tokenizer=tokenizer, executor="slurm", tasks=2,
+                executor_options={"mem": "8G"})  # fmt: skip
+    script = (log / "script").read_text()
+    assert "#SBATCH --mem=8G" in script
+    assert "mem-per-cpu" not in script
+
+
 def test_slurm_with_a_shard_that_fails(tmp_path, tokenizer, monkeypatch):
     log = slurm_tools(tmp_path, monkeypatch)
     (tmp_path / "a.jsonl").write_text(lines(50) + "{oops\n")
@@ -551,13 +562,6 @@ def test_slurm_with_a_shard_that_fails(tmp_path, tokenizer, monkeypatch):
                 tasks=2)  # fmt: skip
     assert (log / "scancel.log").read_text().split() == ["77"]
     assert not (tmp_path / "s").exists()
-
-
-def test_slurm_jobs_that_end_without_a_word(corpus, tmp_path, tokenizer, monkeypatch):
-    log = slurm_tools(tmp_path, monkeypatch)
-    (log / "bin" / "srun").write_text("#!/bin/bash\nexit 9\n")
-    with pytest.raises(PatchtrainError, match="Slurm job 77 ended before all shards"):
-        prepare([corpus], tmp_path / "s", tokenizer=tokenizer, executor="slurm", tasks=2)
 
 
 def test_slurm_refuses_the_job(corpus, tmp_path, tokenizer, monkeypatch):

@@ -88,6 +88,8 @@ class SlurmShards(SlurmPipelineExecutor):
 
     def get_sbatch_args(self, max_array: int = 1) -> dict[str, Any]:
         args = super().get_sbatch_args(max_array)
+        if "mem" in args:  # the two exclude one another
+            args.pop("mem-per-cpu")
         return {key: value for key, value in args.items() if value or key == "requeue"}
 
     def launch_merge_stats(self) -> None:
