@@ -313,7 +313,7 @@ def test_parts_are_no_source(corpus, tmp_path, tokenizer, monkeypatch, here):
     [
         ("- --format text --executor local", "standard input cannot be cut into shards"),
         ("hf:a/b --executor local", "dataset 'a/b' is streamed and cannot be cut"),
-        ("a.txt --executor dask", "no executor 'dask'; known: local, slurm"),
+        ("a.txt --executor dask", "no executor 'dask'; known: local, ray, slurm"),
         ("a.txt --executor slrum", "no executor 'slrum'; did you mean 'slurm'?"),
         ("a.txt --executor local --workers 0", "--workers is 0, it must be at least 1"),
         ("a.txt --executor local --tasks -3", "--tasks is -3, it must be at least 1"),
@@ -335,11 +335,15 @@ def test_wrong_usage(tmp_path, monkeypatch, capsys, words, message):
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_without_datatrove(tmp_path, monkeypatch):
+@pytest.mark.parametrize("missing", ["datatrove", "ray"])
+def test_without_the_engine(tmp_path, monkeypatch, missing):
     (tmp_path / "a.txt").write_text("text")
-    monkeypatch.setattr(sharded.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"pip install 'patchtrain\[scale\]'"):
-        prepare([tmp_path / "a.txt"], tmp_path / "s", executor="local")
+    monkeypatch.setattr(
+        sharded.importlib.util, "find_spec", lambda name: None if name == missing else True
+    )
+    extra = "scale" if missing == "datatrove" else "ray"
+    with pytest.raises(UsageError, match=rf"pip install 'patchtrain\[{extra}\]'"):
+        prepare([tmp_path / "a.txt"], tmp_path / "s", executor="ray")
 
 
 def test_a_folder_that_is_no_folder_of_parts_stays(corpus, tmp_path, tokenizer):
@@ -473,6 +477,14 @@ def test_a_command_that_is_killed_takes_its_workers_along(tmp_path, tokenizer):
     wait_for(lambda: not is_alive(pid))
     assert not out.exists()
     assert Parts.open(parts_of(out)).check() == [0]
+
+
+def test_ray(corpus, tmp_path, tokenizer):
+    pytest.importorskip("ray")
+    prepare([corpus], tmp_path / "plain", tokenizer=tokenizer)
+    store = prepare([corpus], tmp_path / "s", tokenizer=tokenizer, executor="ray", tasks=3)
+    assert contents(store.path) == contents(tmp_path / "plain")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["plain", "s"]
 
 
 # Slurm: a few scripts that stand for its commands, and run a job array task by task.

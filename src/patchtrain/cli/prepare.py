@@ -15,8 +15,8 @@ than 262,144 characters are cut too. The store records how many were.
 
 Without --tokenizer one is trained on the corpus: bpe with 8192 entries.
 
-A large corpus can be tokenised by many workers: --executor local on this machine, slurm on a
-cluster. The files are cut into shards, each is tokenised into a folder in STORE.parts, and these
+A large corpus can be tokenised by many workers: --executor local on this machine, slurm or ray on
+a cluster. The files are cut into shards, each is tokenised into a folder in STORE.parts, and these
 are merged in order; the store is the same, byte for byte, whoever made it. A command that failed
 or was killed goes on, when called again, with the parts that are there. Slurm takes sbatch's own
 options, and `setup`, a command to run first on each node; the command waits for its jobs, and all
@@ -84,12 +84,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="share of the documents held out, chosen by a hash of their text (default: 0.02)",
     )
     group = parser.add_argument_group("many workers (pip install 'patchtrain[scale]')")
-    group.add_argument("--executor", metavar="E", help="tokenise in shards: local or slurm")
+    group.add_argument("--executor", metavar="E", help="tokenise in shards: local, slurm or ray")
     group.add_argument(
         "--workers",
         type=int,
         metavar="N",
-        help="at most so many at once (default: one a core; on Slurm as many as it gives)",
+        help="at most so many at once (default: one a core; on a cluster as many as it gives)",
     )
     group.add_argument(
         "--tasks",

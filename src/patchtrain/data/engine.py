@@ -4,10 +4,10 @@ datatrove starts the workers, gives each its tasks, and knows which are complete
 is ours (``Parts.make``), so that a store is the same bytes whoever makes it. Imported only where
 ``prepare --executor`` is used: datatrove comes with ``pip install 'patchtrain[scale]'``.
 
-    python -m patchtrain.data.engine PARTS local WORKERS
+    python -m patchtrain.data.engine PARTS local|ray WORKERS
 
-is the process that ``prepare`` starts to run shards on this machine. It ends with all of its
-workers when one of them dies, or when ``prepare`` does.
+is the process that ``prepare`` starts to run shards on this machine or on Ray. It ends with all of
+its workers when ``prepare`` does, and on this machine when a worker dies (Ray starts it again).
 """
 
 from __future__ import annotations
@@ -113,9 +113,9 @@ def main() -> None:
     path, executor, workers = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     parts = Parts.open(path)
     if hasattr(os, "killpg"):
-        threading.Thread(target=_watch, args=(parts, os.getppid()), daemon=True).start()
-    if executor == "local":
-        run_local(parts, workers)
+        arguments = parts, os.getppid(), executor == "local"
+        threading.Thread(target=_watch, args=arguments, daemon=True).start()
+    (run_ray if executor == "ray" else run_local)(parts, workers)
 
 
 def run_local(parts: Parts, workers: int) -> None:
@@ -131,8 +131,23 @@ def run_local(parts: Parts, workers: int) -> None:
     ).run()
 
 
-def _watch(parts: Parts, caller: int) -> None:
-    """End this process and its workers when ``prepare`` is gone or a worker has died.
+def run_ray(parts: Parts, workers: int) -> None:
+    """On the cluster that ``RAY_ADDRESS`` names or this machine has, else on one started here."""
+    import ray
+    from datatrove.executor.ray import RayPipelineExecutor
+
+    # A task has one CPU; its tokenizer would start a thread for each core of the machine.
+    ray.init(log_to_driver=False, runtime_env={"env_vars": {"RAYON_NUM_THREADS": "1"}})
+    RayPipelineExecutor(
+        [TokeniseShard(str(parts.path))],
+        tasks=len(parts.shards),
+        workers=workers,
+        logging_dir=str(engine_folder(parts)),
+    ).run()
+
+
+def _watch(parts: Parts, caller: int, pool: bool) -> None:
+    """End this process and its workers when ``prepare`` is gone or a worker of the pool has died.
 
     A pool of processes waits for ever for what a killed one was doing.
     """
@@ -141,6 +156,8 @@ def _watch(parts: Parts, caller: int) -> None:
         time.sleep(_WATCH_SECONDS)
         if os.getppid() != caller:
             os.killpg(0, signal.SIGKILL)
+        if not pool:
+            continue
         with suppress(RuntimeError):  # the pool has just replaced one
             seen |= {child.pid: child for child in multiprocess.active_children()}
         codes = {pid: child.exitcode for pid, child in seen.items()}

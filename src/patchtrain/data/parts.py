@@ -138,10 +138,13 @@ class Parts:
             record = json.loads((folder / "part.json").read_text(encoding="utf-8"))
             if record["made_of"] != self.made_of(number):
                 return None
-            for name, entry in record["files"].items():
+            for name in (
+                f"{split}.{kind}.bin" for split in SPLITS for kind in ("tokens", "offsets")
+            ):
                 with (folder / name).open("rb") as file:
-                    if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
-                        return None
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+                if digest != record["files"][name]["sha256"]:
+                    return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
         return record

@@ -68,9 +68,9 @@ def prepare(
         text_column: the column of JSON lines, Parquet and datasets.
         split: the split of a Hugging Face dataset.
         document_separator: what stands between the documents of a text file.
-        executor: tokenise in shards, on this machine (``local``) or on ``slurm``; the store is the
-            same, byte for byte. Needs ``patchtrain[scale]``.
-        workers: how many shards at once; one a core, on Slurm as many as it gives.
+        executor: tokenise in shards, on this machine (``local``), ``slurm`` or ``ray``; the store
+            is the same, byte for byte. Needs ``patchtrain[scale]``, or ``[ray]``.
+        workers: how many shards at once; one a core, on a cluster as many as it gives.
         tasks: at most so many shards; by the size of the corpus.
         executor_options: for Slurm, by sbatch's names (``partition``); and ``setup``, a command.
         overwrite: replace a store that is already at ``out``.

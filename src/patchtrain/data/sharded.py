@@ -29,7 +29,7 @@ from patchtrain.data.store import StoreWriter
 from patchtrain.data.tokenising import Encoding, Tally
 from patchtrain.errors import PatchtrainError, UsageError, nearest
 
-EXECUTORS = ("local", "slurm")
+EXECUTORS = ("local", "slurm", "ray")
 _LOOK_SECONDS = 0.5
 _ASK_SECONDS = 10.0
 _LAG_SECONDS = 30.0
@@ -42,7 +42,7 @@ class Engine:
 
     executor: str
     workers: int | None = None
-    """At most so many at once; None: one a core, on Slurm as many as it gives."""
+    """At most so many at once; None: one a core, on a cluster as many as it gives."""
     tasks: int | None = None
     """At most so many shards; None: by the size of the corpus."""
     options: Mapping[str, str] = field(default_factory=dict)
@@ -58,6 +58,8 @@ class Engine:
                 raise UsageError(f"--{name} is {value}, it must be at least 1")
         if importlib.util.find_spec("datatrove") is None:
             raise UsageError("--executor needs datatrove: pip install 'patchtrain[scale]'")
+        if self.executor == "ray" and importlib.util.find_spec("ray") is None:
+            raise UsageError("--executor ray needs Ray: pip install 'patchtrain[ray]'")
         for source in corpus.sources:
             if source.format == "dataset":
                 raise UsageError(
@@ -164,7 +166,8 @@ def _show(parts: Parts, bar: Progress) -> bool:
 def _run_child(parts: Parts, engine: Engine, missing: int, bar: Progress) -> None:
     """Run datatrove in a process of its own, which can be ended together with its workers."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    workers = min(engine.workers or cores or 1, missing)
+    most = missing if engine.executor == "ray" else cores or 1
+    workers = min(engine.workers or most, missing)
     environment = dict(os.environ)
     # Each worker's tokenizer would start a thread for every core.
     environment.setdefault("RAYON_NUM_THREADS", str(max(1, (cores or 1) // workers)))
