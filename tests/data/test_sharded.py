@@ -287,6 +287,30 @@ def test_nothing_is_left_where_nothing_was_done(tmp_path, tokenizer, here):
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
 
 
+def test_a_corpus_that_cannot_be_cut_takes_no_parts_along(tmp_path, tokenizer, here, monkeypatch):
+    text, out = tmp_path / "text", tmp_path / "store"
+    text.mkdir()
+    (text / "a.jsonl").write_text(lines(100))
+    fail(text, out, tokenizer, monkeypatch, at=3)
+    bad = text / "b.txt"
+    bad.write_bytes(b"some words\n" * 9000 + b"\xff")
+    with pytest.raises(PatchtrainError, match=r"b\.txt is not UTF-8 text.* \(line 9,001\)"):
+        prepare([text], out, tokenizer=tokenizer, executor="local", tasks=6)
+    bad.unlink()
+    prepare([text], out, tokenizer=tokenizer, executor="local", tasks=6)
+    assert sorted(here) == [0, 1, 2]
+
+
+def test_overwrite(corpus, tmp_path, tokenizer, here):
+    for source in (corpus / "0.jsonl", corpus):
+        prepare([source], tmp_path / "plain", tokenizer=tokenizer, overwrite=True)
+        options = {"tokenizer": tokenizer, "executor": "local", "tasks": 3}
+        with_parts = prepare([source], tmp_path / "s", overwrite=True, **options)
+        assert contents(with_parts.path) == contents(tmp_path / "plain")
+    with pytest.raises(UsageError, match="already exists; --overwrite replaces it"):
+        prepare([corpus], tmp_path / "s", **options)
+
+
 def test_a_full_disk(corpus, tmp_path, tokenizer, here, monkeypatch):
     def add(*_args, **_options):
         raise OSError(errno.ENOSPC, "No space left on device")

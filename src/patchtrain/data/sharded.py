@@ -119,13 +119,13 @@ def tokenise(
             _make_missing(parts, engine, bar)
             return merge(parts, writer, bar)
         except BaseException as error:
-            done = len(parts.there()) if parts else 0
-            if not done:
+            if not any(path.glob("[0-9]*")):
                 shutil.rmtree(path, ignore_errors=True)
-            elif isinstance(error, PatchtrainError):
-                raise type(error)(
-                    f"{error}; {done:,} of {len(cut):,} shards are done and stay in {path}: the "
-                    "same command goes on with them"
+            elif parts and isinstance(error, PatchtrainError):
+                kind = UsageError if error.exit_code == 2 else PatchtrainError
+                raise kind(
+                    f"{error}; {len(parts.there()):,} of {len(cut):,} shards are done and stay in "
+                    f"{path}: the same command goes on with them"
                 ) from error
             raise
 
