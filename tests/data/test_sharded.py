@@ -1,18 +1,10 @@
 """``prepare --executor``: the bytes of one pass, and parts that outlive failure.
 
-Most tests make the parts in this process, in any order; those at the end start real workers.
+The parts are made in this process, in any order; ``test_workers.py`` starts real workers.
 """
 
 import errno
 import json
-import os
-import random
-import signal
-import subprocess
-import sys
-import threading
-import time
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -21,39 +13,13 @@ from hypothesis import strategies as st
 from patchtrain.cli.main import main
 from patchtrain.data import sharded
 from patchtrain.data import tokenizer as tokenizers
-from patchtrain.data.parts import Parts, held
+from patchtrain.data.parts import held
 from patchtrain.data.prepare import prepare
 from patchtrain.data.sources import PARTS_RECORD, read_documents
 from patchtrain.data.split_files import SplitWriter
 from patchtrain.data.store import TokenStore
 from patchtrain.errors import PatchtrainError, UsageError
-
-WORDS = ["cell", "wall", "über", "細胞", "the", "<|endoftext|>", "a\nb", "12"]
-
-
-def lines(count, seed=0):
-    chosen = random.Random(seed)
-    texts = (" ".join(chosen.choices(WORDS, k=chosen.randint(1, 30))) for _ in range(count))
-    return "".join(json.dumps({"text": f"{i} {text}"}) + "\n" for i, text in enumerate(texts))
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    tokenizers.train("bpe", [" ".join(WORDS)] * 9, 300).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    """Files of several kinds, some cut and some not."""
-    folder = tmp_path_factory.mktemp("corpus")
-    for number in range(3):
-        (folder / f"{number}.jsonl").write_text(lines(150, number))
-    (folder / "b.txt").write_text("".join(f"line {i} of a text\n" for i in range(3000)))
-    (folder / "c.json").write_text(json.dumps([{"text": "in an array"}, {"text": None}]))
-    (folder / "empty.txt").write_text("")
-    return folder
+from tests.data.sharding import contents, lines, parts_of, slurm_tools
 
 
 @pytest.fixture
@@ -70,16 +36,6 @@ def here(monkeypatch):
 
     monkeypatch.setattr(sharded, "_run_child", run_child)
     return made
-
-
-def contents(folder):
-    """Every file of a store, by name."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
-
-
-def parts_of(store):
-    return sharded.parts_path(store)
 
 
 @pytest.mark.parametrize(
@@ -385,229 +341,3 @@ def test_two_commands_at_once(corpus, tmp_path, tokenizer):
     ):
         prepare([corpus], tmp_path / "s", tokenizer=tokenizer, executor="local")
     assert parts_of(tmp_path / "s").exists()
-
-
-# Real workers.
-
-
-@pytest.mark.parametrize("workers", [1, 16])
-def test_workers(corpus, tmp_path, tokenizer, workers):
-    prepare([corpus], tmp_path / "plain", tokenizer=tokenizer)
-    store = prepare(
-        [corpus], tmp_path / "s", tokenizer=tokenizer, executor="local", workers=workers, tasks=18
-    )
-    assert contents(store.path) == contents(tmp_path / "plain")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["plain", "s"]
-
-
-def call(*words):
-    return subprocess.Popen(
-        [sys.executable, "-m", "patchtrain", "prepare", *map(str, words)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def wait_for(found, seconds=60):
-    until = time.monotonic() + seconds
-    while not (value := found()):
-        assert time.monotonic() < until
-        time.sleep(0.02)
-    return value
-
-
-def worker_of(parts, shard):
-    file = parts / "running" / f"{shard:05d}"
-    return int(file.read_text() or 0) if file.is_file() else 0
-
-
-def stalling(folder):
-    """A corpus of two shards, of which the second never ends: a pipe that nobody writes to."""
-    (folder / "a.jsonl").write_text(lines(100))
-    os.mkfifo(folder / "b.jsonl")
-    return folder / "a.jsonl", folder / "b.jsonl"
-
-
-def is_alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at /proc")
-
-
-def meanwhile(action):
-    """Call ``action`` in a thread, when ``prepare`` has begun in this one."""
-    thread = threading.Thread(target=action)
-    thread.start()
-    return thread
-
-
-def stalled(out):
-    """The worker on the second of two shards, once the first is done."""
-    pid = wait_for(lambda: worker_of(parts_of(out), 1))
-    wait_for(lambda: (parts_of(out) / "00000").is_dir())
-    return pid
-
-
-@needs_proc
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_worker_that_is_killed(tmp_path, tokenizer, capsys, workers):
-    sources, out = stalling(tmp_path), tmp_path / "store"
-    argv = ["prepare", *map(str, sources), "--out", str(out), "--tokenizer", str(tokenizer)]
-    argv += ["--executor", "local", "--workers", str(workers), "--tasks", "2"]
-    killer = meanwhile(lambda: os.kill(stalled(out), signal.SIGKILL))
-    assert main(argv) == 1
-    killer.join()
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert "the worker on shard 1 (" in error
-    assert "was killed" in error
-    assert "memory may have run out" in error
-    assert "1 of 2 shards are done and stay in" in error
-    assert not out.exists()
-
-
-@needs_proc
-def test_a_command_that_is_terminated(tmp_path, tokenizer, capsys):
-    sources, out = stalling(tmp_path), tmp_path / "store"
-    argv = ["prepare", *map(str, sources), "--out", str(out), "--tokenizer", str(tokenizer)]
-    argv += ["--executor", "local", "--workers", "2", "--tasks", "2"]
-    found = []
-
-    def terminate():
-        found.append(stalled(out))
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    killer = meanwhile(terminate)
-    assert main(argv) == 128 + signal.SIGTERM
-    killer.join()
-    wait_for(lambda: not is_alive(found[0]))
-    assert not out.exists()
-    assert Parts.open(parts_of(out)).check() == [0]  # what was done stays
-
-
-@needs_proc
-def test_a_command_that_is_killed_takes_its_workers_along(tmp_path, tokenizer):
-    sources, out = stalling(tmp_path), tmp_path / "store"
-    process = call(*sources, "--out", out, "--tokenizer", tokenizer, "--executor", "local",
-                   "--workers", 2, "--tasks", 2)  # fmt: skip
-    pid = stalled(out)
-    process.kill()
-    process.communicate(timeout=60)
-    wait_for(lambda: not is_alive(pid))
-    assert not out.exists()
-    assert Parts.open(parts_of(out)).check() == [0]
-
-
-def test_ray(corpus, tmp_path, tokenizer):
-    pytest.importorskip("ray")
-    prepare([corpus], tmp_path / "plain", tokenizer=tokenizer)
-    store = prepare([corpus], tmp_path / "s", tokenizer=tokenizer, executor="ray", tasks=3)
-    assert contents(store.path) == contents(tmp_path / "plain")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["plain", "s"]
-
-
-# Slurm: a few scripts that stand for its commands, and run a job array task by task.
-
-SBATCH = """#!/bin/bash
-echo "$@" >> {log}/sbatch.log
-for last; do :; done
-cp "$last" {log}/script
-if grep -q refused=1 "$last"; then echo "sbatch: error: Invalid account" >&2; exit 1; fi
-echo "Submitted batch job 77"
-tasks=$(grep -oP '#SBATCH --array=0-\\K[0-9]+' "$last")
-run() {{
-    for task in $(seq 0 "$tasks"); do
-        SLURM_ARRAY_TASK_ID=$task SLURM_NODELIST=localhost bash {log}/script > {log}/$task.out 2>&1
-    done
-    touch {log}/ended
-}}
-run > /dev/null 2>&1 &
-"""
-TOOLS = {
-    "sbatch": SBATCH,
-    "srun": """#!/bin/bash
-while [[ $1 == -* ]]; do [[ $1 == -n ]] && shift; shift; done
-exec "$@"
-""",
-    "scontrol": "#!/bin/bash\necho localhost\n",
-    "squeue": """#!/bin/bash
-[[ -e {log}/ended ]] || echo 77
-""",
-    "scancel": "#!/bin/bash\necho $@ >> {log}/scancel.log\n",
-}
-
-
-def slurm_tools(folder, monkeypatch):
-    log = folder / "slurm"
-    (log / "bin").mkdir(parents=True)
-    for name, script in TOOLS.items():
-        (log / "bin" / name).write_text(script.format(log=log))
-        (log / "bin" / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{log / 'bin'}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr(sharded, "_LOOK_SECONDS", 0.05)
-    monkeypatch.setattr(sharded, "_ASK_SECONDS", 0.2)
-    monkeypatch.setattr(sharded, "_LAG_SECONDS", 0.2)
-    return log
-
-
-def test_slurm(corpus, tmp_path, tokenizer, monkeypatch, capsys):
-    log = slurm_tools(tmp_path, monkeypatch)
-    prepare([corpus], tmp_path / "plain", tokenizer=tokenizer)
-    argv = ["prepare", str(corpus), "--out", str(tmp_path / "s"), "--tokenizer", str(tokenizer)]
-    argv += ["--executor", "slurm", "--workers", "5", "--tasks", "3"]
-    for option in ("partition=cpu", "time=00:10:00", "mem-per-cpu=3G", "setup=export MARK=1"):
-        argv += ["--executor-option", option]
-    assert main(argv) == 0
-    assert "submitted Slurm job 77" in capsys.readouterr().err
-    assert contents(tmp_path / "s") == contents(tmp_path / "plain")
-    script = (log / "script").read_text()
-    asked = {line for line in script.splitlines() if line.startswith("#SBATCH")}
-    assert {
-        "#SBATCH --array=0-2%5", "#SBATCH --partition=cpu", "#SBATCH --time=00:10:00",
-        "#SBATCH --mem-per-cpu=3G", "#SBATCH --cpus-per-task=1",
-        "#SBATCH --job-name=patchtrain-prepare",
-    } <= asked  # fmt: skip
-    assert not any("qos" in line or "None" in line for line in asked)
-    assert "export MARK=1" in script
-    assert f'export PATH={Path(sys.executable).parent}:"$PATH"' in script
-    assert len((log / "sbatch.log").read_text().splitlines()) == 1
-    assert not (log / "scancel.log").exists()
-
-
-def test_slurm_jobs_that_end_without_a_word(corpus, tmp_path, tokenizer, monkeypatch):
-    log = slurm_tools(tmp_path, monkeypatch)
-    (log / "bin" / "srun").write_text("#!/bin/bash\nexit 9\n")
-    with pytest.raises(PatchtrainError, match="Slurm job 77 ended before all shards"):
-        prepare([corpus], tmp_path / "s", tokenizer=tokenizer, executor="slurm", tasks=2,
-                executor_options={"mem": "8G"})  # fmt: skip
-    script = (log / "script").read_text()
-    assert "#SBATCH --mem=8G" in script
-    assert "mem-per-cpu" not in script
-
-
-def test_slurm_with_a_shard_that_fails(tmp_path, tokenizer, monkeypatch):
-    log = slurm_tools(tmp_path, monkeypatch)
-    (tmp_path / "a.jsonl").write_text(lines(50) + "{oops\n")
-    with pytest.raises(PatchtrainError, match=r"a\.jsonl: line 51 is not JSON.*1 of 2 shards"):
-        prepare([tmp_path / "a.jsonl"], tmp_path / "s", tokenizer=tokenizer, executor="slurm",
-                tasks=2)  # fmt: skip
-    assert (log / "scancel.log").read_text().split() == ["77"]
-    assert not (tmp_path / "s").exists()
-
-
-def test_slurm_refuses_the_job(corpus, tmp_path, tokenizer, monkeypatch):
-    slurm_tools(tmp_path, monkeypatch)
-    with pytest.raises(PatchtrainError, match=r"sbatch refused the job \(exit code 1\)"):
-        prepare([corpus], tmp_path / "s", tokenizer=tokenizer, executor="slurm", tasks=2,
-                executor_options={"refused": "1"})  # fmt: skip
-
-
-def test_slurm_scripts_hold_plain_paths(corpus, tmp_path, tokenizer, monkeypatch):
-    slurm_tools(tmp_path, monkeypatch)
-    with pytest.raises(UsageError, match="a Slurm job script cannot hold ' ' in the path"):
-        prepare([corpus], tmp_path / "a store", tokenizer=tokenizer, executor="slurm")
