@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from patchtrain.data import prepare as module
+from patchtrain.data import tokenising
 from patchtrain.data import tokenizer as tokenizers
 from patchtrain.data.prepare import prepare
 from patchtrain.data.sources import read_documents
@@ -132,7 +133,7 @@ def test_the_same_again_has_the_same_fingerprint(store, texts, tmp_path):
 
 @pytest.mark.parametrize("batch", [1, 100, 10**9])
 def test_batches_change_nothing(store, texts, tmp_path, monkeypatch, batch):
-    monkeypatch.setattr(module, "_BATCH_CHARACTERS", batch)
+    monkeypatch.setattr(tokenising, "_BATCH_CHARACTERS", batch)
     file = write_jsonl(tmp_path / "a.jsonl", texts)
     again = prepare([file], tmp_path / "s", tokenizer=store.path, validation_fraction=0.1)
     assert again.meta["splits"] == store.meta["splits"]

@@ -15,10 +15,20 @@ than 262,144 characters are cut too. The store records how many were.
 
 Without --tokenizer one is trained on the corpus: bpe with 8192 entries.
 
+A large corpus can be tokenised by many workers: --executor local on this machine, slurm or ray on
+a cluster. The files are cut into shards, each is tokenised into a folder in STORE.parts, and these
+are merged in order; the store is the same, byte for byte, whoever made it. A command that failed
+or was killed goes on, when called again, with the parts that are there. Slurm takes sbatch's own
+options, and `setup`, a command to run first on each node; the command waits for its jobs, and all
+machines must see the sources and STORE.parts under the same paths.
+
 examples:
   patchtrain prepare book.txt --out store
   patchtrain prepare corpus/ --out store --train-tokenizer bpe --vocab-size 8192
   patchtrain prepare 'shards/*.jsonl.zst' --out store --tokenizer HuggingFaceTB/SmolLM2-135M
+  patchtrain prepare corpus/ --out store --tokenizer gpt2 --executor local --workers 16
+  patchtrain prepare corpus/ --out store --tokenizer gpt2 --executor slurm --workers 200 \\
+      --executor-option partition=cpu --executor-option time=02:00:00
   zcat pages.jsonl.gz | patchtrain prepare - --format jsonl --text-column body --out store
 """
 
@@ -73,13 +83,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="F",
         help="share of the documents held out, chosen by a hash of their text (default: 0.02)",
     )
+    group = parser.add_argument_group("many workers (pip install 'patchtrain[scale]')")
+    group.add_argument("--executor", metavar="E", help="tokenise in shards: local, slurm or ray")
+    group.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="at most so many at once (default: one a core; on a cluster as many as it gives)",
+    )
+    group.add_argument(
+        "--tasks",
+        type=int,
+        metavar="M",
+        help="at most so many shards (default: 1000, and none below 16 MB)",
+    )
+    group.add_argument(
+        "--executor-option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="an option of sbatch without its dashes, or setup=COMMAND; may be given again",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Prepare, then say what came out and what to do next."""
     from patchtrain.data.documents import added_share
     from patchtrain.data.prepare import prepare
+    from patchtrain.errors import UsageError
 
+    for option in args.executor_option:
+        if not option.partition("=")[1]:
+            raise UsageError(f"--executor-option {option}: write KEY=VALUE, as in partition=cpu")
     separator = args.document_separator
     if separator is not None:
         for written, meant in (("\\n", "\n"), ("\\t", "\t"), ("\\r", "\r"), ("\\f", "\f")):
@@ -95,6 +130,10 @@ def run(args: argparse.Namespace) -> int:
         text_column=args.text_column,
         split=args.split,
         document_separator=separator,
+        executor=args.executor,
+        workers=args.workers,
+        tasks=args.tasks,
+        executor_options=dict(option.split("=", 1) for option in args.executor_option),
         overwrite=args.overwrite,
         progress=True,
     )

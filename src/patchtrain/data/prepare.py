@@ -1,41 +1,29 @@
-"""Corpus to token store: read, tokenise on all cores, write, in memory that stays flat.
+"""Corpus to token store: in one pass here, or in shards by many workers, with the same bytes.
 
-Three things run at once: a thread reads and hashes the next documents, the tokenizer encodes a
-batch on all cores, and this thread turns the batch before it into arrays and writes them. Batches
-and queues are bounded by characters, so a corpus of any size needs the same memory.
-
-Which documents are held out for validation depends on their text alone (a hash of it), not on
-where they stand: adding files to a corpus moves no document from one split to the other, and a
-document that occurs twice is never on both sides.
+``store.json`` says what the store is and what it follows from, and not when or how fast it was
+made: the same command gives the same store.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import hashlib
 import itertools
 import os
 import shutil
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from patchtrain import __version__
-from patchtrain.data import readers
+from patchtrain.data import readers, sharded
 from patchtrain.data import tokenizer as tokenizers
-from patchtrain.data.background import Background
 from patchtrain.data.progress import Progress
 from patchtrain.data.readers import Counts
 from patchtrain.data.sources import DOCUMENT_LIMIT, TEXT_LIMIT, Corpus, open_corpus
 from patchtrain.data.store import StoreWriter, TokenStore, is_store
+from patchtrain.data.tokenising import Encoding, Lowest, Tokenising
 from patchtrain.errors import PatchtrainError, UsageError
 from patchtrain.files import whole_folder
 
@@ -43,10 +31,6 @@ VALIDATION_FRACTION = 0.02
 SAMPLE_CHARACTERS = 64_000_000
 """Text that a tokenizer is trained on; more of it changes the vocabulary little."""
 _SAMPLE_FILES = 16
-# Enough documents for every core, few enough to hold several batches in memory at once.
-_BATCH_CHARACTERS = min(max(2_000_000, 200_000 * (os.cpu_count() or 1)), 8_000_000)
-
-_TRIM_BATCHES = 4
 
 
 def prepare(
@@ -61,10 +45,17 @@ def prepare(
     text_column: str = "text",
     split: str = "train",
     document_separator: str | None = None,
+    executor: str | None = None,
+    workers: int | None = None,
+    tasks: int | None = None,
+    executor_options: Mapping[str, str] | None = None,
     overwrite: bool = False,
     progress: bool = False,
 ) -> TokenStore:
     """Tokenise ``sources`` into a token store at ``out`` and open it.
+
+    The ``meta["made"]`` of what is returned also has ``seconds``, and ``encoding_seconds`` without
+    those before and after the pass over the text.
 
     Args:
         sources: files, folders, globs, ``-``, ``hf:owner/name`` or ``stdlib``.
@@ -77,6 +68,11 @@ def prepare(
         text_column: the column of JSON lines, Parquet and datasets.
         split: the split of a Hugging Face dataset.
         document_separator: what stands between the documents of a text file.
+        executor: tokenise in shards, on this machine (``local``), ``slurm`` or ``ray``; the store
+            is the same, byte for byte. Needs ``patchtrain[scale]``, or ``[ray]``.
+        workers: how many shards at once; one a core, on a cluster as many as it gives.
+        tasks: at most so many shards; by the size of the corpus.
+        executor_options: for Slurm, by sbatch's names (``partition``); and ``setup``, a command.
         overwrite: replace a store that is already at ``out``.
         progress: show progress on stderr.
 
@@ -98,6 +94,9 @@ def prepare(
         split=split,
         document_separator=document_separator,
     )
+    engine = _engine(executor, workers, tasks, executor_options)
+    if engine is not None:
+        engine.check(corpus, out)
     loaded = tokenizers.load(tokenizer) if tokenizer is not None else None
     try:
         with whole_folder(out, replace=overwrite) as folder, Progress(progress) as bar:
@@ -119,34 +118,35 @@ def prepare(
                 loaded = tokenizers.train(kind, itertools.chain([first], texts), vocab_size)
                 origin = {"trained": kind, "characters": sample.characters}
             with StoreWriter(folder, loaded) as writer:
-                work = _Work(corpus, writer, validation_fraction, bar)
-                work.run()
-                if not work.documents:
-                    raise _no_text(sources, work.counts)
+                began = time.monotonic()
+                if engine is None:
+                    encoding = Encoding.of(loaded, writer.dtype)
+                    tally = Tokenising(corpus, writer, encoding, validation_fraction, bar).run()
+                else:
+                    tally = sharded.tokenise(corpus, writer, out, validation_fraction, engine, bar)
+                encoding_seconds = time.monotonic() - began
+                if not writer.documents("train") + writer.documents("validation"):
+                    raise _no_text(sources, tally.counts)
                 if validation_fraction:
-                    work.hold_out_one()
+                    _hold_out_one(writer, tally.lowest)
                 spool.unlink(missing_ok=True)
-                counts = work.counts
                 writer.finish(
                     {
                         "tokenizer": origin,
                         "sources": corpus.records,
                         "made": {
                             "by": f"patchtrain {__version__}",
-                            "at": datetime.now(UTC).isoformat(timespec="seconds"),
-                            "seconds": round(time.monotonic() - started, 3),
-                            "encoding_seconds": round(work.seconds, 3),
                             "validation_fraction": validation_fraction,
                             "text_column": text_column,
                             "split": split,
                             "format": format,
                             "document_separator": document_separator,
                             "longest_document": [TEXT_LIMIT, DOCUMENT_LIMIT],
-                            "documents_cut": counts.cut,
-                            "blank_documents": counts.blank,
+                            "documents_cut": tally.counts.cut,
+                            "blank_documents": tally.counts.blank,
                             "files_left_out": dict(corpus.skipped),
-                            "files_not_utf8": counts.undecodable,
-                            "unknown_tokens": work.unknown,
+                            "files_not_utf8": tally.counts.undecodable,
+                            "unknown_tokens": tally.unknown,
                         },
                     }
                 )
@@ -160,7 +160,28 @@ def prepare(
         if isinstance(error, OSError):
             raise PatchtrainError(f"cannot write {out}: {error.strerror or error}") from error
         raise
-    return TokenStore.open(out)
+    if engine is not None:
+        shutil.rmtree(sharded.parts_path(out), ignore_errors=True)
+    store = TokenStore.open(out)
+    store.meta["made"] |= {
+        "seconds": round(time.monotonic() - started, 3),
+        "encoding_seconds": round(encoding_seconds, 3),
+    }
+    return store
+
+
+def _engine(
+    executor: str | None,
+    workers: int | None,
+    tasks: int | None,
+    options: Mapping[str, str] | None,
+) -> sharded.Engine | None:
+    if executor is not None:
+        return sharded.Engine(executor, workers, tasks, options or {})
+    for name, value in (("workers", workers), ("tasks", tasks), ("executor-option", options)):
+        if value:
+            raise UsageError(f"--{name} is for --executor, which is not given")
+    return None
 
 
 def _tokenizer_request(
@@ -239,148 +260,25 @@ class _Sample:
                 return
 
 
-@dataclass
-class _Batch:
-    """Documents that are encoded at once."""
+def _hold_out_one(writer: StoreWriter, lowest: Lowest) -> None:
+    """Where the threshold held out none, move the train document with the lowest hash.
 
-    texts: list[str] = field(default_factory=list)
-    hashes: list[bytes] = field(default_factory=list)
-    utf8_bytes: list[int] = field(default_factory=list)
-    characters: int = 0
-
-    def add(self, text: str) -> None:
-        data = text.encode()
-        self.texts.append(text)
-        self.hashes.append(hashlib.blake2b(data, digest_size=8).digest())
-        self.utf8_bytes.append(len(data))
-        self.characters += len(text)
-
-
-class _Work:
-    """One pass: batches are read, encoded and written."""
-
-    def __init__(self, corpus: Corpus, writer: StoreWriter, fraction: float, bar: Progress) -> None:
-        self.corpus, self.writer, self.bar = corpus, writer, bar
-        self.counts = Counts()
-        self.unknown = 0
-        self.seconds = 0.0
-        self._written = 0
-        self._encode = tokenizers.encoder(writer.tokenizer).encode_batch_fast
-        self._eos = int(writer.tokenizer.eos_token_id)
-        unknown = writer.tokenizer.unk_token_id
-        self._unknown_id = None if unknown == self._eos else unknown
-        # A 64-bit hash below the threshold: held out.
-        self._threshold = int(fraction * 2**64).to_bytes(9, "big")
-        self._lowest = b"\xff" * 9
-        self._lowest_documents: list[int] = []
-        self._lowest_size = (0, 0)
-
-    @property
-    def documents(self) -> int:
-        return self.writer.documents("train") + self.writer.documents("validation")
-
-    def run(self) -> None:
-        started = time.monotonic()
-        self.bar.start("tokenising", self.corpus.size)
-        with Background(self._batches, size=2) as batches, ThreadPoolExecutor(1) as pool:
-            before: tuple[_Batch, Future[Any]] | None = None
-            for batch in batches:
-                future = pool.submit(self._encode, batch.texts, add_special_tokens=False)
-                if before:
-                    self._write(*before)
-                before = batch, future
-            if before:
-                self._write(*before)
-        self.seconds = time.monotonic() - started
-
-    def _batches(self) -> Iterator[_Batch]:
-        batch = _Batch()
-        for text in self.corpus.documents(self.counts, cut=True):
-            batch.add(text)
-            if batch.characters >= _BATCH_CHARACTERS:
-                yield batch
-                batch = _Batch()
-        if batch.texts:
-            yield batch
-
-    def _write(self, batch: _Batch, encoded: Future[Any]) -> None:
-        encodings = encoded.result()
-        held_out = [b"\0" + digest < self._threshold for digest in batch.hashes]
-        words = [len(text.split()) for text in batch.texts]
-        self._note_lowest(batch, words, held_out)
-        for name, wanted in (("train", False), ("validation", True)):
-            chosen = [i for i, flag in enumerate(held_out) if flag is wanted]
-            flat: list[int] = []
-            lengths = []
-            for i in chosen:
-                ids = encodings[i].ids
-                flat += ids
-                flat.append(self._eos)
-                lengths.append(len(ids) + 1)
-            tokens = np.array(flat, dtype=self.writer.dtype)
-            if self._unknown_id is not None:
-                self.unknown += int(np.count_nonzero(tokens == self._unknown_id))
-            self.writer.add(
-                name,
-                tokens,
-                np.array(lengths, dtype=np.int64),
-                sum(batch.utf8_bytes[i] for i in chosen),
-                sum(words[i] for i in chosen),
-            )
-        self._written += 1
-        if self._written % _TRIM_BATCHES == 0:
-            _return_free_memory()
-        self.bar.update(self.counts.read_bytes, self._note())
-
-    def _note(self) -> str:
-        tokens = self.writer.tokens("train") + self.writer.tokens("validation")
-        return f"{self.documents:,} documents, {tokens:,} tokens"
-
-    def _note_lowest(self, batch: _Batch, words: list[int], held_out: list[bool]) -> None:
-        """Remember the train document with the lowest hash, until one is held out."""
-        if self.writer.documents("validation"):
-            return
-        number = self.writer.documents("train")
-        for i, (digest, flag) in enumerate(zip(batch.hashes, held_out, strict=True)):
-            if flag:
-                continue
-            if digest < self._lowest:
-                self._lowest, self._lowest_documents, self._lowest_size = digest, [], (0, 0)
-            if digest == self._lowest:
-                self._lowest_documents.append(number)
-                size, count = self._lowest_size
-                self._lowest_size = size + batch.utf8_bytes[i], count + words[i]
-            number += 1
-
-    def hold_out_one(self) -> None:
-        """Where the threshold held out none, move the train document with the lowest hash.
-
-        With few documents that happens, and a run needs both sides.
-        """
-        if not self.writer.documents("train"):
-            raise UsageError(
-                "every document fell into the validation split; give a lower --validation-fraction"
-            )
-        if self.writer.documents("validation"):
-            return
-        if self.writer.documents("train") <= len(self._lowest_documents):
-            raise UsageError(
-                f"the corpus has {_plural(self.documents)}, too few to hold one out for "
-                "validation; give more text, --document-separator TEXT to split it, or "
-                "--validation-fraction 0"
-            )
-        self.writer.move_to_validation(self._lowest_documents, *self._lowest_size)
-
-
-def _return_free_memory() -> None:
-    """Give freed memory back to the system, where the C library can (glibc).
-
-    Encodings are millions of small pieces made by many threads. Freed, they leave the heap full of
-    holes, and without this a process keeps growing by some MB for each 100 MB of text.
+    With few documents that happens, and a run needs both sides.
     """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
+    documents = writer.documents("train")
+    if not documents:
+        raise UsageError(
+            "every document fell into the validation split; give a lower --validation-fraction"
+        )
+    if writer.documents("validation"):
+        return
+    if documents <= len(lowest.documents):
+        raise UsageError(
+            f"the corpus has {_plural(documents)}, too few to hold one out for "
+            "validation; give more text, --document-separator TEXT to split it, or "
+            "--validation-fraction 0"
+        )
+    writer.move_to_validation(lowest.documents, lowest.utf8_bytes, lowest.words)
 
 
 def _plural(documents: int) -> str:

@@ -27,6 +27,7 @@ COMPRESSIONS = {".gz": "gzip", ".xz": "xz", ".zst": "zstd", ".zstd": "zstd"}
 _READ_BYTES = 1 << 20
 # Compressed bytes are taken in smaller steps, since each can unfold into a thousand times as many.
 _READ_COMPRESSED = 1 << 16
+_ENDLESS = 1 << 62
 
 
 @dataclass
@@ -44,15 +45,27 @@ class Counts:
 
 
 def read_bytes(
-    path: Path | None, compression: str | None, name: str, counts: Counts
+    path: Path | None,
+    compression: str | None,
+    name: str,
+    counts: Counts,
+    start: int = 0,
+    end: int | None = None,
 ) -> Iterator[bytes]:
-    """The uncompressed content in pieces of about 1 MB; ``path`` None is standard input."""
+    """The uncompressed content in pieces of about 1 MB; ``path`` None is standard input.
+
+    Of a file that is not compressed, only the bytes from ``start`` up to ``end``, where given.
+    """
     before = counts.read_bytes
     try:
         with open_source(path) as file:
             counted = _CountedFile(file, counts)
             if compression is None:
-                while data := counted.read(_READ_BYTES):
+                if start:
+                    file.seek(start)
+                left = _ENDLESS if end is None else end - start
+                while data := counted.read(min(_READ_BYTES, left)):
+                    left -= len(data)
                     yield data
             elif compression == "gzip":
                 raw: Any = counted
@@ -135,15 +148,21 @@ def _read_xz(file: _CountedFile) -> Iterator[bytes]:
         raise EOFError
 
 
-def decode(chunks: Iterable[bytes], name: str) -> Iterator[str]:
-    """UTF-8 to text, line ends untouched; a byte order mark at the start is dropped."""
-    rest, offset, lines, first = b"", 0, 0, True
+def decode(
+    chunks: Iterable[bytes], name: str, start: int = 0, before: Callable[[], int] = int
+) -> Iterator[str]:
+    """UTF-8 to text, line ends untouched; a byte order mark at the start is dropped.
+
+    ``chunks`` may begin at the byte ``start`` of the file; ``before()`` then says how many line
+    ends are before it, and is asked only where an error must say its place.
+    """
+    rest, offset, lines, first = b"", start, 0, start == 0
     for chunk, final in _with_last(chunks):
         data = rest + chunk
         try:
             text, used = codecs.utf_8_decode(data, "strict", final)
         except UnicodeDecodeError as error:
-            line = lines + data[: error.start].count(b"\n") + 1
+            line = before() + lines + data[: error.start].count(b"\n") + 1
             raise NotUtf8Error(name, offset + error.start, line, data[error.start]) from error
         rest = data[used:]
         offset += used
@@ -162,6 +181,11 @@ class NotUtf8Error(PatchtrainError):
             f"{name} is not UTF-8 text: byte 0x{byte:02x} at offset {offset:,} (line {line:,}); "
             "convert it, for example with iconv, or leave it out"
         )
+
+
+def count_lines(path: Path, end: int) -> int:
+    """Line ends in the first ``end`` bytes of a file."""
+    return sum(data.count(b"\n") for data in read_bytes(path, None, str(path), Counts(), 0, end))
 
 
 def _with_last(chunks: Iterable[bytes]) -> Iterator[tuple[bytes, bool]]:
@@ -227,22 +251,39 @@ def _cut_point(text: str, start: int, limit: int) -> int:
     return end
 
 
-def read_json(chunks: Iterable[bytes], name: str, column: str) -> Iterator[str | None]:
+def read_json(
+    chunks: Iterable[bytes], name: str, column: str, before: Callable[[], int] | None = None
+) -> Iterator[str | None]:
     """The ``column`` of one JSON object a line, or of a JSON array of objects.
 
-    An array is read as a whole. A null is None.
+    An array is read as a whole. A null is None. ``chunks`` may begin at a later line of the file;
+    ``before()`` then says how many lines are before it, and is asked only where an error must say
+    its place.
     """
     lines = _lines(chunks)
     for number, line in enumerate(lines, 1):
-        if number == 1:
+        first = number == 1 and before is None
+        if first:
             line = line.removeprefix(codecs.BOM_UTF8)
         if not line.strip():
             continue
-        if number == 1 and line.lstrip().startswith(b"["):
+        if first and line.lstrip().startswith(b"["):
             yield from _json_array(b"\n".join([line, *lines]), name, column)
             return
-        where = f"{name}: line {number:,}"
+        where = _Line(name, number, before)
         yield _json_text(_parse_json(line, where, "one object a line is expected"), where, column)
+
+
+class _Line:
+    """The place of a line, put into words only when an error needs them."""
+
+    __slots__ = ("_before", "_name", "_number")
+
+    def __init__(self, name: str, number: int, before: Callable[[], int] | None) -> None:
+        self._name, self._number, self._before = name, number, before
+
+    def __str__(self) -> str:
+        return f"{self._name}: line {self._number + (self._before() if self._before else 0):,}"
 
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -264,7 +305,7 @@ def _json_array(data: bytes, name: str, column: str) -> Iterator[str | None]:
         yield _json_text(row, f"{name}: item {number:,}", column)
 
 
-def _parse_json(data: bytes, where: str, expected: str) -> Any:
+def _parse_json(data: bytes, where: object, expected: str) -> Any:
     try:
         return json.loads(data.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -281,7 +322,7 @@ def _parse_json(data: bytes, where: str, expected: str) -> Any:
         raise PatchtrainError(f"{where} cannot be read as JSON: {one_line(error)}") from error
 
 
-def _json_text(row: Any, where: str, column: str) -> str | None:
+def _json_text(row: Any, where: object, column: str) -> str | None:
     if not isinstance(row, dict):
         raise PatchtrainError(f"{where} is not a JSON object but {_kind(row)}")
     if column not in row:
@@ -290,7 +331,7 @@ def _json_text(row: Any, where: str, column: str) -> str | None:
     return check_text(row[column], where, column)
 
 
-def check_text(value: Any, where: str, column: str) -> str | None:
+def check_text(value: Any, where: object, column: str) -> str | None:
     """``value`` if it is text that UTF-8 can hold, or None; else a ``PatchtrainError``."""
     if value is not None and not isinstance(value, str):
         raise UsageError(

@@ -15,8 +15,9 @@ import platform
 import re
 import sysconfig
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from patchtrain.data.readers import COMPRESSIONS, Counts
 from patchtrain.data.store import is_store
 from patchtrain.errors import PatchtrainError, UsageError
 
+PARTS_RECORD = "patchtrain-parts.json"
+"""The file that marks a folder of parts, which shards are tokenised into; no source, as a store."""
 FORMATS = ("text", "jsonl", "parquet")
 TEXT_LIMIT = 16_384
 """Characters of a document cut from plain text that has no separator: 64 documents from 1 MB, so
@@ -58,6 +61,10 @@ class Source:
     size: int = 0
     """Bytes on the disk, 0 where that is not known."""
     skip_undecodable: bool = False
+    start: int = 0
+    """The first byte to read of a file that is not compressed."""
+    end: int | None = None
+    """Where to stop; None is the end of the file. See ``patchtrain.data.shards``."""
 
 
 @dataclass(frozen=True)
@@ -109,13 +116,19 @@ class Corpus:
     def source_documents(self, source: Source, counts: Counts, cut: bool) -> Iterator[str]:
         """The documents of one of the sources, as in ``documents``."""
 
-        def on_cut() -> None:
+        def count_cut() -> None:
             counts.cut += 1
 
+        on_cut: Callable[[], None] = count_cut
         try:
             if source.format == "text":
                 limit = DOCUMENT_LIMIT if self.document_separator else TEXT_LIMIT
-                chunks = readers.decode(self._bytes(source, counts), source.name)
+                if source.end is not None and not self.document_separator:
+                    # A piece of a document that is cut: its first piece counts for all of them.
+                    counts.cut += source.start == 0
+                    on_cut = _nothing
+                raw, before = self._bytes(source, counts), self._lines_before(source) or int
+                chunks = readers.decode(raw, source.name, source.start, before)
                 parts = readers.split_text(
                     chunks, self.document_separator, limit if cut else None, on_cut
                 )
@@ -145,11 +158,20 @@ class Corpus:
                 source.path, source.compression, source.name, column, counts
             )
         else:
-            yield from readers.read_json(self._bytes(source, counts), source.name, column)
+            raw, before = self._bytes(source, counts), self._lines_before(source)
+            yield from readers.read_json(raw, source.name, column, before)
 
     @staticmethod
     def _bytes(source: Source, counts: Counts) -> Iterator[bytes]:
-        return readers.read_bytes(source.path, source.compression, source.name, counts)
+        return readers.read_bytes(
+            source.path, source.compression, source.name, counts, source.start, source.end
+        )
+
+    @staticmethod
+    def _lines_before(source: Source) -> Callable[[], int] | None:
+        if not source.start or source.path is None:
+            return None
+        return partial(readers.count_lines, source.path, source.start)
 
     @staticmethod
     def _not_blank(texts: Iterator[str], counts: Counts) -> Iterator[str]:
@@ -158,6 +180,10 @@ class Corpus:
                 counts.blank += 1
             else:
                 yield text
+
+
+def _nothing() -> None:
+    pass
 
 
 def open_corpus(
@@ -270,7 +296,7 @@ def _file(path: Path, format: str | None, name: str | None = None) -> Source:
 
 
 def _folder(folder: Path, format: str | None, skipped: Counter[str]) -> list[Source]:
-    """Every file of a known format below ``folder``, sorted; hidden ones and stores left out."""
+    """Every known file below ``folder``, sorted; hidden ones, stores and parts are left out."""
     files, left_out = [], Counter[str]()
     for path in sorted(_walk(folder)):
         if format is None and _format(path)[0] is None:
@@ -289,7 +315,7 @@ def _folder(folder: Path, format: str | None, skipped: Counter[str]) -> list[Sou
 
 def _walk(folder: Path) -> Iterator[Path]:
     for root, folders, files in os.walk(folder, onerror=_cannot_list):
-        if is_store(Path(root)):
+        if is_store(Path(root)) or Path(root, PARTS_RECORD).is_file():
             folders.clear()
             continue
         folders[:] = [name for name in folders if not name.startswith(".")]

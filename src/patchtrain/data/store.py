@@ -17,15 +17,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from patchtrain.data.hub import quiet
+from patchtrain.data.split_files import COPY_BYTES, SplitWriter, map_file
 from patchtrain.data.store_record import (
     AGAIN,
     FORMAT,
@@ -40,7 +40,6 @@ from patchtrain.files import write_json
 
 VERIFIED_BYTES = 1 << 30
 """Stores up to this size are verified before each use: about a second."""
-_COPY_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ class TokenStore:
             self._verify_split(split)
 
     def _verify_split(self, split: Split) -> None:
-        rows = _COPY_BYTES // 8
+        rows = COPY_BYTES // 8
         for start in range(0, len(split.tokens), rows):
             largest = int(split.tokens[start : start + rows].max())
             if largest >= self.vocab_size:
@@ -226,7 +225,7 @@ class StoreWriter:
         # len() counts the entries; ids with holes between them can lie above it.
         self.vocab_size = max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1)
         self.dtype = token_dtype(self.vocab_size)
-        self._splits = {name: _SplitWriter(folder, name, self.dtype) for name in SPLITS}
+        self._splits = {name: SplitWriter(folder, name, self.dtype) for name in SPLITS}
 
     def __enter__(self) -> StoreWriter:
         return self
@@ -255,12 +254,21 @@ class StoreWriter:
     def tokens(self, split: str) -> int:
         return self._splits[split].total
 
+    def append(
+        self, split: str, tokens: np.ndarray, offsets: np.ndarray, utf8_bytes: int, words: int
+    ) -> None:
+        """Append documents from another place, piece by piece; see ``Split`` for the arrays."""
+        writer = self._splits[split]
+        writer.copy(tokens, offsets)
+        writer.utf8_bytes += utf8_bytes
+        writer.words += words
+
     def move_to_validation(self, documents: list[int], utf8_bytes: int, words: int) -> None:
         """Take the train documents with these (ascending) numbers out and append them there."""
         old = self._splits["train"]
         old.close()
         tokens, offsets = old.arrays()
-        new = _SplitWriter(self.folder, "train.rest", self.dtype)
+        new = SplitWriter(self.folder, "train.rest", self.dtype)
         start = 0
         for number in [*documents, old.documents]:
             new.copy(tokens, offsets[start : number + 1])
@@ -304,98 +312,6 @@ class StoreWriter:
         write_json(self.folder / "store.json", record)
 
 
-class _SplitWriter:
-    """Two growing files with their checksums, and the counts of one split."""
-
-    def __init__(self, folder: Path, name: str, dtype: np.dtype) -> None:
-        self.folder, self.name, self.dtype = folder, name, dtype
-        self.documents = self.total = self.utf8_bytes = self.words = 0
-        self._files: dict[str, BinaryIO] = {}
-        self._hashes = {kind: hashlib.sha256() for kind in ("tokens", "offsets")}
-        for kind in self._hashes:
-            self._files[kind] = (folder / f"{name}.{kind}.bin").open("wb")
-        self._write("offsets", np.zeros(1, "<i8"))
-
-    def add(self, tokens: np.ndarray, lengths: np.ndarray, utf8_bytes: int, words: int) -> None:
-        if lengths.sum() != len(tokens):
-            raise ValueError(f"lengths add up to {lengths.sum()}, but there are {len(tokens)} ids")
-        if not len(lengths):
-            return
-        limit = np.iinfo(self.dtype).max
-        if len(tokens) and int(tokens.max()) > limit:
-            raise ValueError(f"token id {tokens.max()} does not fit {self.dtype.name}")
-        self._write("tokens", tokens.astype(self.dtype, copy=False))
-        self._write("offsets", self.total + np.cumsum(lengths, dtype="<i8"))
-        self.total += len(tokens)
-        self.documents += len(lengths)
-        self.utf8_bytes += utf8_bytes
-        self.words += words
-
-    def copy(self, tokens: np.ndarray, offsets: np.ndarray) -> None:
-        """Append the documents between the first and the last of ``offsets``, piece by piece."""
-        step = _COPY_BYTES // self.dtype.itemsize
-        if len(offsets) < 2:
-            return
-        first, last = int(offsets[0]), int(offsets[-1])
-        for start in range(first, last, step):
-            self._write("tokens", np.asarray(tokens[start : min(start + step, last)]))
-        rows = _COPY_BYTES // 8
-        for start in range(1, len(offsets), rows):
-            self._write("offsets", offsets[start : start + rows] - first + self.total)
-        self.total += last - first
-        self.documents += len(offsets) - 1
-
-    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens and offsets as written; the files must be closed."""
-        return (
-            _map(self.folder / f"{self.name}.tokens.bin", self.dtype),
-            _map(self.folder / f"{self.name}.offsets.bin", np.dtype("<i8")),
-        )
-
-    def rename(self, name: str) -> None:
-        """Take the place of the files of another split, which must be closed."""
-        for kind in self._hashes:
-            (self.folder / f"{self.name}.{kind}.bin").replace(self.folder / f"{name}.{kind}.bin")
-        self.name = name
-
-    def close(self) -> None:
-        for file in self._files.values():
-            file.close()
-
-    def finish(self) -> dict[str, dict[str, Any]]:
-        """Close the files; their sizes and checksums by name."""
-        files = {}
-        for kind, file in self._files.items():
-            size = file.tell()
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()
-            digest = self._hashes[kind].hexdigest()
-            files[f"{self.name}.{kind}.bin"] = {"bytes": size, "sha256": digest}
-        return files
-
-    def counts(self) -> dict[str, int]:
-        return {
-            "tokens": self.total,
-            "documents": self.documents,
-            "utf8_bytes": self.utf8_bytes,
-            "words": self.words,
-        }
-
-    def _write(self, kind: str, array: np.ndarray) -> None:
-        data = np.ascontiguousarray(array).data.cast("B")
-        self._hashes[kind].update(data)
-        self._files[kind].write(data)
-
-
-def _map(file: Path, dtype: np.dtype) -> np.ndarray:
-    if file.stat().st_size == 0:  # an empty file cannot be mapped
-        empty = np.empty(0, dtype)
-        empty.flags.writeable = False
-        return empty
-    return np.memmap(file, dtype, mode="r")
-
-
 def _open_split(path: Path, name: str, dtype: np.dtype, meta: dict[str, Any]) -> Split:
     counts = meta["splits"][name]
     token_file, offset_file = path / f"{name}.tokens.bin", path / f"{name}.offsets.bin"
@@ -405,7 +321,7 @@ def _open_split(path: Path, name: str, dtype: np.dtype, meta: dict[str, Any]) ->
             f"{path}: the {name} files do not hold the {counts['documents']:,} documents and "
             f"{counts['tokens']:,} tokens that store.json counts"
         )
-    tokens, offsets = _map(token_file, dtype), _map(offset_file, np.dtype("<i8"))
+    tokens, offsets = map_file(token_file, dtype), map_file(offset_file, np.dtype("<i8"))
     if offsets[0] != 0 or offsets[-1] != len(tokens):
         raise UsageError(f"{offset_file} is damaged: it does not span the tokens")
     return Split(name, tokens, offsets, counts["utf8_bytes"], counts["words"])
