@@ -261,6 +261,37 @@ def test_a_run_goes_on_with_another_number_of_processes(
     same_run(found, runs.whole(1, *(TIED for one in saved_with if one == TIED)), step)
 
 
+def damage(checkpoint: Path, number: int) -> str:
+    """Change a byte in the file that process ``number`` of two compares; its name."""
+    name = sorted(json.loads((checkpoint / "checkpoint.json").read_text())["files"])[number]
+    data = bytearray((checkpoint / name).read_bytes())
+    data[-1] ^= 1
+    (checkpoint / name).write_bytes(data)
+    return name
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_one_process_finds_damaged_is_left_out_by_all(runs: Runs, rank: int) -> None:
+    folder = runs.copy(runs.whole(2)[0], 4)
+    name = damage(folder / "checkpoint-4", rank)
+    found = runs.go(folder.name, 2, "--resume")
+    told = [line for text in found[1].said for line in text.splitlines() if "left out" in line]
+    assert len(told) == 1, found[1].said
+    assert f"checkpoint-4 is left out: {folder / 'checkpoint-4' / name} is damaged" in told[0]
+    same_run(found, runs.whole(2), 3)
+
+
+def test_where_nothing_is_whole_all_end_with_one_line(runs: Runs) -> None:
+    folder = runs.copy(runs.whole(2)[0], 2)
+    damage(folder / "checkpoint-2", 1)
+    damage(folder / "checkpoint-1", 0)
+    _, ended = runs.go(folder.name, 2, "--resume")
+    assert ended.codes == [1, 1]
+    assert len(ended.errors) == 1, ended.said
+    assert f"no checkpoint in {folder} is whole" in ended.errors[0]
+    assert {path.name for path in folder.glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-2"}
+
+
 def test_another_number_of_processes_must_be_said(runs: Runs) -> None:
     folder = runs.copy(runs.whole(1)[0], 2)
     _, ended = runs.go(folder.name, 2, "--resume")

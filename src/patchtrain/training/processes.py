@@ -95,6 +95,12 @@ def together() -> Iterator[None]:
     raise error
 
 
+def same_on_all(error: PatchtrainError) -> PatchtrainError:
+    """``error``, which every process is about to raise: said by the first one alone."""
+    error.told = rank() > 0  # type: ignore[attr-defined]
+    return error
+
+
 def _in_words(error: BaseException) -> tuple[str, int]:
     """What went wrong, and the exit code."""
     name = "" if isinstance(error, PatchtrainError) else f"{type(error).__name__}: "
