@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import re
 import shutil
 from pathlib import Path
@@ -29,8 +30,11 @@ STEPS, SWITCH = 6, 3
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_recipe(tmp_path_factory.mktemp("processes"))
+
+
+def make_recipe(folder: Path) -> Path:
     """Patches of 2 for three steps, tokens for three; optimizer reset, a checkpoint each step."""
-    folder = tmp_path_factory.mktemp("processes")
     write_corpus(folder / "corpus.txt", sentences=2000)
     prepare([folder / "corpus.txt"], folder / "store", train_tokenizer="bpe", vocab_size=301)
     values = {
@@ -413,6 +417,21 @@ def test_a_process_that_fails_says_why_for_all(
     if step > 0:
         assert not list(folder.path.glob(".checkpoint*"))
         assert json.loads((folder.path / "failure.json").read_text())["process"] == rank
+
+
+def test_a_node_that_does_not_see_the_run_folder_is_named(runs: Runs) -> None:
+    folder, ended = runs.go("disks", 2, event=("own disk", 1, -1), nodes=2)
+    assert ended.codes == [1, 1]
+    assert len(ended.errors) == 1, ended.said
+    host = platform.node()
+    assert f"{folder.path} is not on a file system that all nodes share" in ended.errors[0]
+    assert (
+        f"what {host} (process 0) writes there is not seen by {host} (process 1)" in ended.errors[0]
+    )
+    assert {path.name for path in folder.path.iterdir()} <= {".lock"}
+    folder, ended = runs.go("disks", 2, "plan.steps=2", nodes=2)  # nothing is in the way
+    assert ended.codes == [0, 0], ended.said
+    assert not list(folder.path.glob(".seen*"))
 
 
 @pytest.mark.parametrize("rank", [1, -1])
