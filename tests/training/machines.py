@@ -32,6 +32,7 @@ class Machines:
     """Names of two machines, and how to start a command on one."""
 
     names: list[str]
+    addresses: list[str]
     prefixes: list[list[str]]  # of a command on each
     folder: Path
     apart: bool  # whether they are more than processes
@@ -122,9 +123,9 @@ def two_machines(folder: Path) -> Iterator[Machines]:
         ]  # fmt: skip
         made = all(_quiet([*prefix, "true"]) for prefix in prefixes)
     machines = (
-        Machines(names, prefixes, folder, True)
+        Machines(names, list(_ADDRESSES), prefixes, folder, True)
         if made
-        else Machines(["localhost", "localhost"], [[], []], folder, False)
+        else Machines(["localhost"] * 2, ["127.0.0.1"] * 2, [[], []], folder, False)
     )
     try:
         yield machines
