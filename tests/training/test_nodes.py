@@ -1,15 +1,31 @@
 """Several nodes are one run too, also when one of them is lost and comes back."""
 
-import sys
+import re
 from pathlib import Path
 
 import pytest
 
 from patchtrain.runs import RunFolder
-from tests.training.machines import Started, free_port, two_machines, until
-from tests.training.test_processes import Runs, make_recipe, rows, same_model
+from tests.training.machines import ROOT, Started, free_port, two_machines, until
+from tests.training.test_processes import (
+    Runs,
+    files,
+    launched,
+    make_recipe,
+    rows,
+    same_model,
+    same_run,
+)
 
 LONG = ("plan.steps=60", "training.save_steps=5", "training.eval_steps=30")
+
+
+def documented(start: str) -> str:
+    """The commands of the page on several nodes that have a line which begins so."""
+    page = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```bash\n(.*?)\n```", page, re.DOTALL)
+    (found,) = (block for block in blocks if f"\n{start}" in f"\n{block}")
+    return str(found)
 
 
 @pytest.fixture(scope="module")
@@ -21,17 +37,14 @@ def test_a_lost_node_comes_back_and_the_run_goes_on(runs: Runs, tmp_path: Path) 
     out = tmp_path / "run"
     with two_machines(tmp_path) as machines:
         endpoint = f"{machines.names[0]}:{free_port()}"
-        command = [
-            sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1",
-            "--max-restarts=3", "--rdzv-backend=c10d", "--rdzv-id=lost",
-            f"--rdzv-endpoint={endpoint}",
-            "--rdzv-conf=keep_alive_interval=1,keep_alive_max_attempt=3",
-            "-m", "patchtrain", "train", str(runs.recipe), "--quiet", "--resume=auto",
-            f"out={out}", *LONG,
-        ]  # fmt: skip
+        quick = "--rdzv-conf keep_alive_interval=1,keep_alive_max_attempt=3 -m patchtrain"
+        command = documented("torchrun ").replace("FIRST-NODE:29400", endpoint)
+        command = command.replace("-m patchtrain", quick).replace("per-node 8", "per-node 1")
+        command = command.replace("recipes/small.yaml", str(runs.recipe))
+        command += f" --quiet out={out} {' '.join(LONG)}"
 
         def start(machine: int, log: str) -> Started:
-            return machines.start(machine, command, log, TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
+            return machines.start(machine, ["bash", "-c", command], log)
 
         stays, lost = start(0, "a.txt"), start(1, "b.txt")
         until((out / "checkpoint-5").is_dir, stays, lost)
@@ -41,6 +54,28 @@ def test_a_lost_node_comes_back_and_the_run_goes_on(runs: Runs, tmp_path: Path) 
         assert [back.wait(), stays.wait()] == [0, 0], stays.said + back.said
     same_as_unbroken(runs, RunFolder(out), 5)
     assert stays.said.count("patchtrain: error:") == 1, stays.said
+
+
+def test_accelerate_launch_on_two_machines_with_a_copy_on_each(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = documented("accelerate launch ").replace("num_processes 16", "num_processes 4")
+    line = line.replace("-m patch", "--use_fsdp --fsdp_version 2 -m patch")
+    lines = [line.replace("machine_rank 0", f"machine_rank {rank}") for rank in range(2)]
+    both = [
+        launched(*each.replace("\\\n", " ").split()[2:], monkeypatch=monkeypatch) for each in lines
+    ]
+    for rank, (args, environment) in enumerate(both):
+        assert (int(args.nnodes), int(args.node_rank), int(args.nproc_per_node)) == (2, rank, 2)
+        assert (args.rdzv_backend, args.rdzv_endpoint) == ("static", "FIRST-NODE:29500")
+        assert environment == both[0][1]
+    copies = "training.fsdp_replicas=nodes"
+    found = runs.go("accelerate", 4, copies, environment=both[0][1], nodes=2)
+    same_run(found, runs.whole(1))
+    written = files(found[0].path / "checkpoint-2", "weights").values()
+    (whole,) = files(runs.whole(1)[0].path / "checkpoint-2", "weights").values()
+    for name, (size, *_) in whole.items():  # halved, and not in four
+        assert sorted(of[name][0] for of in written if name in of) == [size // 2, size - size // 2]
 
 
 def same_as_unbroken(runs: Runs, folder: RunFolder, step: int | None, *overrides: str) -> None:

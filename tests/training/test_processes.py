@@ -236,28 +236,28 @@ def test_the_launchers_parallelism_is_not_left_unread(
         PatchConfig(str(tmp_path))
 
 
-def launched(*words: str, monkeypatch: pytest.MonkeyPatch) -> tuple[int, dict[str, str], list[str]]:
-    """Processes, environment and words that ``accelerate launch`` would start patchtrain with."""
+def launched(*words: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, dict[str, str]]:
+    """What ``accelerate launch`` asks torchrun for, and the environment it sets."""
     from accelerate.commands.launch import launch_command, launch_command_parser
 
     found: list[Any] = []
 
     def start(args: Any) -> None:
-        found.append((int(args.nproc_per_node), dict(os.environ), args.training_script_args))
+        found.append((args, dict(os.environ)))
 
     monkeypatch.setattr("torch.distributed.run.run", start)
     launch_command(launch_command_parser().parse_args(list(words)))
-    ((count, environment, rest),) = found
+    ((args, environment),) = found
     ours = {name: value for name, value in environment.items() if os.environ.get(name) != value}
-    return count, ours, rest
+    return args, ours
 
 
 def test_accelerate_launch_shards_too(
     runs: Runs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     line = "--num_processes 2 --use_fsdp --fsdp_version 2 -m patchtrain train recipe.yaml"
-    count, environment, words = launched(*line.split(), monkeypatch=monkeypatch)
-    assert (count, words) == (2, ["train", "recipe.yaml"])
+    args, environment = launched(*line.split(), monkeypatch=monkeypatch)
+    assert (int(args.nproc_per_node), args.training_script_args) == (2, ["train", "recipe.yaml"])
     assert environment["ACCELERATE_USE_FSDP"] == "true"
     pretrained = ("model.config=null", f"model.pretrained={runs.whole(1)[0].model}")
     found = runs.go("accelerate", 2, *pretrained, environment=environment)
