@@ -110,7 +110,7 @@ def _child(
     os.dup2(output, 2)
     faulthandler.register(signal.SIGUSR1, all_threads=False)
     from patchtrain.cli.main import main
-    from patchtrain.training import processes
+    from patchtrain.training import checkpoint, processes
     from patchtrain.training.trainer import PatchTrainer
 
     step = PatchTrainer.training_step
@@ -130,6 +130,8 @@ def _child(
             processes.SEEN_WITHIN = 0.3
             if event[1] == rank:  # the same path there is another folder
                 argv = [f"{word}-there" if word.startswith("out=") else word for word in argv]
+        elif event is not None and event[0] == "stale listing":
+            checkpoint._files = _without_files_of_others(rank, checkpoint._files)
         elif event is not None and event[1] == rank and event[2] < 0:
             _happens(event[0])
         code = main(argv)
@@ -161,6 +163,19 @@ def _happens(what: str) -> None:
             Writer.write_data = _raising(OSError(errno.ENOSPC, "No space left on device"))  # type: ignore
         elif what == "killed writing":
             Writer.write_data = lambda *args: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore
+
+
+def _without_files_of_others(rank: int, files: Callable[[Path], list[Path]]) -> Any:
+    """A listing as a network file system may give it: what other nodes just wrote is not there."""
+    own = f"shard-{rank + 1:05}-"
+
+    def listed(folder: Path) -> list[Path]:
+        found = files(folder)
+        if not folder.name.endswith(".partial"):
+            return found
+        return [file for file in found if "shard-" not in file.name or own in file.name]
+
+    return listed
 
 
 def _raising(error: Exception) -> Callable[..., Any]:

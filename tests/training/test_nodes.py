@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from patchtrain.runs import RunFolder
+from patchtrain.training.checkpoint import Checkpoint
 from tests.training.machines import ROOT, Started, free_port, two_machines, until
 from tests.training.test_processes import (
     Runs,
@@ -60,7 +61,7 @@ def test_accelerate_launch_on_two_machines_with_a_copy_on_each(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line = documented("accelerate launch ").replace("num_processes 16", "num_processes 4")
-    line = line.replace("-m patch", "--use_fsdp --fsdp_version 2 -m patch")
+    line = line.replace("--multi_gpu", "--use_fsdp --fsdp_version 2")
     lines = [line.replace("machine_rank 0", f"machine_rank {rank}") for rank in range(2)]
     both = [
         launched(*each.replace("\\\n", " ").split()[2:], monkeypatch=monkeypatch) for each in lines
@@ -76,6 +77,16 @@ def test_accelerate_launch_on_two_machines_with_a_copy_on_each(
     (whole,) = files(runs.whole(1)[0].path / "checkpoint-2", "weights").values()
     for name, (size, *_) in whole.items():  # halved, and not in four
         assert sorted(of[name][0] for of in written if name in of) == [size // 2, size - size // 2]
+
+
+def test_a_checkpoint_is_whole_where_a_node_does_not_list_what_others_just_wrote(
+    runs: Runs,
+) -> None:
+    folder, ended = runs.go("stale", 2, "plan.steps=2", nodes=2, event=("stale listing", -1, -1))
+    assert ended.codes == [0, 0], ended.said
+    Checkpoint.at(folder.path / "checkpoint-2").verify()
+    for part in ("weights", "optimizer"):
+        assert len(files(folder.path / "checkpoint-2", part)) == 2
 
 
 def same_as_unbroken(runs: Runs, folder: RunFolder, step: int | None, *overrides: str) -> None:

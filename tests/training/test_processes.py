@@ -14,7 +14,6 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
-from transformers.training_args import ParallelMode
 
 from patchtrain import PatchConfig, UsageError
 from patchtrain.data.prepare import prepare
@@ -24,7 +23,6 @@ from tests.training.several import Ended, run
 
 TIED = "model.config.tie_word_embeddings=true"
 FSDP = "training.fsdp=true"
-HYBRID = "training.fsdp_replicas=2"
 STEPS, SWITCH = 6, 3
 
 
@@ -178,64 +176,6 @@ def test_sharded_mixed_precision_sums_in_fp32(runs: Runs) -> None:
     assert {tensor.dtype for tensor in model.values()} == {torch.float32}
 
 
-def test_hybrid_sharding_is_one_run(runs: Runs) -> None:
-    """Two copies of the model on two processes each."""
-    found = runs.whole(4, FSDP, HYBRID)
-    same_run(found, runs.whole(1))
-    for part in ("weights", "optimizer"):
-        written = files(found[0].path / "checkpoint-2", part)
-        (one,) = files(runs.whole(1)[0].path / "checkpoint-2", part).values()
-        for name, shape in one.items():
-            shapes = sorted(of[name] for of in written.values() if name in of)
-            if shape:  # each half of the rows once, not once a copy
-                assert shapes == [[shape[0] // 2, *shape[1:]], [-(-shape[0] // 2), *shape[1:]]]
-            else:
-                assert shapes == [shape], name
-
-
-@pytest.mark.parametrize(
-    ("processes", "asked", "words"),
-    [
-        ("4", "3", "fsdp_replicas is 3, which does not divide the 4 processes"),
-        ("4", "4", "fsdp_replicas is 4, as many as there are processes, so nothing is left"),
-        ("4", "0", "fsdp_replicas must be a number of at least 1 or nodes, not 0"),
-        ("4", "node", "fsdp_replicas must be a number of at least 1 or nodes, not node"),
-    ],
-)
-def test_replicas_that_cannot_be_are_refused(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, processes: str, asked: str, words: str
-) -> None:
-    args = PatchConfig(str(tmp_path), fsdp_replicas=yaml.safe_load(asked))  # one process: not used
-    assert args.replicas() == 1
-    monkeypatch.setattr(PatchConfig, "world_size", int(processes))
-    monkeypatch.setattr(PatchConfig, "parallel_mode", ParallelMode.DISTRIBUTED)
-    with pytest.raises(UsageError, match=r"nothing is sharded|must be a number"):
-        args.replicas()
-    args.fsdp = True
-    with pytest.raises(UsageError, match=re.escape(words)):
-        args.replicas()
-
-
-@pytest.mark.parametrize(("here", "copies"), [("2", 4), ("4", 2), ("8", 1)])
-def test_one_copy_a_node(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, here: str, copies: int
-) -> None:
-    args = PatchConfig(str(tmp_path), fsdp_replicas="nodes")
-    args.fsdp = True
-    monkeypatch.setattr(PatchConfig, "world_size", 8)
-    monkeypatch.setattr(PatchConfig, "parallel_mode", ParallelMode.DISTRIBUTED)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", here)
-    assert args.replicas() == copies
-
-
-def test_the_launchers_parallelism_is_not_left_unread(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("ACCELERATE_USE_PARALLELISM_CONFIG", "true")
-    with pytest.raises(UsageError, match=re.escape("set training.fsdp_replicas")):
-        PatchConfig(str(tmp_path))
-
-
 def launched(*words: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, dict[str, str]]:
     """What ``accelerate launch`` asks torchrun for, and the environment it sets."""
     from accelerate.commands.launch import launch_command, launch_command_parser
@@ -314,8 +254,6 @@ def test_every_process_writes_its_own_part_of_a_checkpoint(
         (1, (), 2, 2, (FSDP,)),
         (1, (TIED,), SWITCH, 2, (FSDP, TIED)),
         (1, (), 4, 2, ()),
-        (4, (FSDP, HYBRID), 2, 2, (FSDP,)),
-        (2, (FSDP,), SWITCH, 4, (FSDP, HYBRID)),
     ],
 )
 def test_a_run_goes_on_with_another_number_of_processes(

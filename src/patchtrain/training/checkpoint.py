@@ -34,7 +34,15 @@ from patchtrain.training.checkpoint_record import (
     checksum,
     read_record,
 )
-from patchtrain.training.processes import gather, of_first, rank, same_on_all, share, together
+from patchtrain.training.processes import (
+    gather,
+    of_first,
+    rank,
+    same_on_all,
+    share,
+    share_out,
+    together,
+)
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 _PARTIAL = re.compile(r"\.checkpoint-\d+(\.old)?\.partial")
@@ -200,11 +208,11 @@ class Checkpoints:
                 with together():
                     write_part(partial)
             with together():
-                files = sorted(str(file.relative_to(partial)) for file in _files(partial))
-            files = of_first(files)
+                here = [str(file.relative_to(partial)) for file in _files(partial)]
+            mine = share_out(here)
             entries: list[tuple[str, dict[str, Any]]] = []
             with together():
-                for name in share(files):
+                for name in mine:
                     sync(partial / name)
                     size = (partial / name).stat().st_size
                     entries.append((name, {"bytes": size, "sha256": _digest(partial / name)}))

@@ -38,6 +38,21 @@ def share(items: list[Any]) -> list[Any]:
     return items[rank() :: dist.get_world_size()] if several() else items
 
 
+def share_out(here: list[str]) -> list[str]:
+    """This process's part of all that any of them has, each to one that has it.
+
+    For files that the processes have just written: on a network file system a node may not list
+    those of another yet. Called on all processes.
+    """
+    having = gather(sorted(here))
+    mine = []
+    for number, name in enumerate(sorted({name for names in having for name in names})):
+        able = [process for process, names in enumerate(having) if name in names]
+        if able[number % len(able)] == rank():
+            mine.append(name)
+    return mine
+
+
 def gather(value: Any) -> list[Any]:
     """``value`` of every process, by rank. Called on all of them."""
     if not several():
