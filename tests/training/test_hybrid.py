@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
 from transformers.training_args import ParallelMode
 
 from patchtrain import PatchConfig, UsageError
@@ -34,26 +33,30 @@ def test_hybrid_sharding_is_one_run(runs: Runs) -> None:
 
 
 @pytest.mark.parametrize(
-    ("processes", "asked", "words"),
+    ("asked", "words"),
     [
-        ("4", "3", "fsdp_replicas is 3, which does not divide the 4 processes"),
-        ("4", "4", "fsdp_replicas is 4, as many as there are processes, so nothing is left"),
-        ("4", "0", "fsdp_replicas must be a number of at least 1 or nodes, not 0"),
-        ("4", "node", "fsdp_replicas must be a number of at least 1 or nodes, not node"),
+        (3, "fsdp_replicas is 3, which does not divide the 4 processes"),
+        (4, "fsdp_replicas is 4, as many as there are processes, so nothing is left"),
     ],
 )
 def test_replicas_that_cannot_be_are_refused(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, processes: str, asked: str, words: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, asked: int, words: str
 ) -> None:
-    args = PatchConfig(str(tmp_path), fsdp_replicas=yaml.safe_load(asked))  # one process: not used
+    args = PatchConfig(str(tmp_path), fsdp_replicas=asked)  # one process: not used
     assert args.replicas() == 1
-    monkeypatch.setattr(PatchConfig, "world_size", int(processes))
+    monkeypatch.setattr(PatchConfig, "world_size", 4)
     monkeypatch.setattr(PatchConfig, "parallel_mode", ParallelMode.DISTRIBUTED)
-    with pytest.raises(UsageError, match=r"nothing is sharded|must be a number"):
+    with pytest.raises(UsageError, match="nothing is sharded"):
         args.replicas()
     args.fsdp = True
     with pytest.raises(UsageError, match=re.escape(words)):
         args.replicas()
+
+
+@pytest.mark.parametrize("asked", [0, -1, True, 1.5, "node", [2], None])
+def test_replicas_that_are_no_number_are_refused(tmp_path: Path, asked: object) -> None:
+    with pytest.raises(UsageError, match="fsdp_replicas must be a number of at least 1 or nodes"):
+        PatchConfig(str(tmp_path), fsdp_replicas=asked)
 
 
 @pytest.mark.parametrize(("here", "copies"), [("2", 4), ("4", 2), ("8", 1)])

@@ -181,14 +181,13 @@ class PatchConfig(TrainingArguments):
             UsageError: the processes cannot be shared out so.
         """
         asked, processes = self.fsdp_replicas, self.world_size
-        if asked == 1 or self.parallel_mode != ParallelMode.DISTRIBUTED:
-            copies = 1
-        elif asked == "nodes":
-            copies = max(processes // int(os.environ.get("LOCAL_WORLD_SIZE") or processes), 1)
-        else:
-            copies = asked  # type: ignore[assignment]
-        if isinstance(copies, bool) or not isinstance(copies, int) or copies < 1:
+        number = isinstance(asked, int) and not isinstance(asked, bool) and asked > 0
+        if not number and asked != "nodes":
             raise UsageError(f"fsdp_replicas must be a number of at least 1 or nodes, not {asked}")
+        if self.parallel_mode != ParallelMode.DISTRIBUTED:
+            return 1
+        here = int(os.environ.get("LOCAL_WORLD_SIZE") or processes)
+        copies = int(asked) if number else max(processes // here, 1)
         if copies == 1:
             return 1
         if not self.wants_fsdp():
