@@ -1,8 +1,8 @@
 """Two machines for a test, as far as one machine can be two.
 
-Where it is permitted (root on Linux), each has a network of its own with one cable between them, a
-host name and an address; what it shares with the other is the disk. Elsewhere they are only
-processes of this machine.
+Each has a network of its own with one cable between them, a host name and an address; what it
+shares with the other is the disk. Where that is not permitted (not root, or not Linux), the test is
+skipped.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 240.0  # seconds
 _numbers = itertools.count()
-# Runs as root of its own mounts: the other machine's name can be looked up, this one's is set.
+# On a machine with mounts of its own: its name, and a file that knows both names.
 _ENTER = 'hostname "$0" && mount --bind "$1" /etc/hosts && shift && exec "$@"'
 
 
@@ -35,21 +37,24 @@ class Machines:
     addresses: list[str]
     prefixes: list[list[str]]  # of a command on each
     folder: Path
-    apart: bool  # whether they are more than processes
     running: list[subprocess.Popen] = field(default_factory=list)
 
     def start(self, machine: int, command: list[str], log: str, **environment: str) -> Started:
         """Start ``command`` on a machine; what it says goes to the file ``log``."""
-        file = (self.folder / log).open("a")
-        process = subprocess.Popen(
-            [*self.prefixes[machine], *command],
-            env={**surroundings(), **environment},
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        return self.run([*self.prefixes[machine], *command], self.folder / log, environment)
+
+    def run(self, command: list[str], log: Path, environment: dict[str, str]) -> Started:
+        """Start a command on what both are made of."""
+        with log.open("a") as file:
+            process = subprocess.Popen(
+                command,
+                env={**surroundings(), **environment},
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
         self.running.append(process)
-        return Started(process, self.folder / log)
+        return Started(process, log)
 
 
 @dataclass
@@ -69,7 +74,8 @@ class Started:
     def lose(self) -> None:
         """Kill everything that runs there: the launcher and what it has started."""
         for process in [self.process.pid, *children(self.process.pid)]:
-            os.kill(process, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
         self.process.wait()
 
 
@@ -111,23 +117,20 @@ def two_machines(folder: Path) -> Iterator[Machines]:
     number = f"{os.getpid() % 100_000}-{next(_numbers)}"
     spaces = [f"patchtrain-{number}-{end}" for end in "ab"]
     made = _connect(spaces, [f"pt{number}{end}" for end in "ab"])
-    if made:
-        names = ["node-a", "node-b"]
-        hosts = folder / "hosts"
-        lines = ["127.0.0.1 localhost", f"{_ADDRESSES[0]} node-a", f"{_ADDRESSES[1]} node-b"]
-        hosts.write_text("\n".join(lines) + "\n")
-        prefixes = [
-            ["ip", "netns", "exec", space, "unshare", "--uts", "--mount",
-             "sh", "-c", _ENTER, name, str(hosts)]
-            for space, name in zip(spaces, names, strict=True)
-        ]  # fmt: skip
-        made = all(_quiet([*prefix, "true"]) for prefix in prefixes)
-    machines = (
-        Machines(names, list(_ADDRESSES), prefixes, folder, True)
-        if made
-        else Machines(["localhost"] * 2, ["127.0.0.1"] * 2, [[], []], folder, False)
-    )
+    names = ["node-a", "node-b"]
+    hosts = folder / "hosts"
+    lines = ["127.0.0.1 localhost", f"{_ADDRESSES[0]} node-a", f"{_ADDRESSES[1]} node-b"]
+    hosts.write_text("\n".join(lines) + "\n")
+    prefixes = [
+        ["ip", "netns", "exec", space, "unshare", "--uts", "--mount",
+         "sh", "-c", _ENTER, name, str(hosts)]
+        for space, name in zip(spaces, names, strict=True)
+    ]  # fmt: skip
+    made = made and all(_quiet([*prefix, "true"]) for prefix in prefixes)
+    machines = Machines(names, list(_ADDRESSES), prefixes, folder)
     try:
+        if not made:
+            pytest.skip("network namespaces need root on Linux, with ip, unshare and mount")
         yield machines
     finally:
         for process in machines.running:
@@ -158,4 +161,7 @@ def _connect(spaces: list[str], ends: list[str]) -> bool:
 
 
 def _quiet(command: list[str]) -> bool:
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    try:
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        return False

@@ -88,15 +88,7 @@ class Slurm:
             **({"SLURM_RESTART_COUNT": str(restarts)} if restarts else {}),
         }
         log = self.folder / f"job-{restarts}.txt"
-        process = subprocess.Popen(
-            ["bash", str(SBATCH), *words],
-            env={**surroundings(), **environment},
-            stdout=log.open("w"),
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        self.machines.running.append(process)
-        return Started(process, log)
+        return self.machines.run(["bash", str(SBATCH), *words], log, environment)
 
     @property
     def requeued(self) -> bool:
