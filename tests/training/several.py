@@ -50,6 +50,7 @@ def run(
     folder: Path,
     event: tuple[str, int, int] | None = None,
     environment: dict[str, str] | None = None,
+    nodes: int = 1,
 ) -> Ended:
     """Run ``patchtrain`` in ``count`` processes and wait for all of them.
 
@@ -60,6 +61,7 @@ def run(
         event: what happens (see ``_happens``), to which process (-1: all), in which step (-1:
             before the first).
         environment: what a launcher would set besides.
+        nodes: that the processes think they are on, as many on each.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as free:
@@ -67,11 +69,11 @@ def run(
         port = free.getsockname()[1]
     common = {"OMP_NUM_THREADS": "1", **(environment or {})}
     if count > 1:
-        common |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
+        common |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count // nodes),
                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
     children = []
     for rank in range(count):
-        own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if count > 1 else {}
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank % (count // nodes))} if count > 1 else {}
         arguments = (rank, argv, str(folder), event, {**common, **own})
         children.append(context().Process(target=_child, args=arguments))
     for child in children:
@@ -108,6 +110,7 @@ def _child(
     os.dup2(output, 2)
     faulthandler.register(signal.SIGUSR1, all_threads=False)
     from patchtrain.cli.main import main
+    from patchtrain.training import checkpoint, processes
     from patchtrain.training.trainer import PatchTrainer
 
     step = PatchTrainer.training_step
@@ -123,7 +126,13 @@ def _child(
             return step(self, model, inputs, *args, **kwargs)
 
         PatchTrainer.training_step = noted  # type: ignore[method-assign]
-        if event is not None and event[1] == rank and event[2] < 0:
+        if event is not None and event[0] == "own disk":
+            processes.SEEN_WITHIN = 0.3
+            if event[1] == rank:  # the same path there is another folder
+                argv = [f"{word}-there" if word.startswith("out=") else word for word in argv]
+        elif event is not None and event[0] == "stale listing":
+            checkpoint._files = _without_files_of_others(rank, checkpoint._files)
+        elif event is not None and event[1] == rank and event[2] < 0:
             _happens(event[0])
         code = main(argv)
     print("CPU", time.process_time(), file=sys.stderr)
@@ -154,6 +163,19 @@ def _happens(what: str) -> None:
             Writer.write_data = _raising(OSError(errno.ENOSPC, "No space left on device"))  # type: ignore
         elif what == "killed writing":
             Writer.write_data = lambda *args: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore
+
+
+def _without_files_of_others(rank: int, files: Callable[[Path], list[Path]]) -> Any:
+    """A listing as a network file system may give it: what other nodes just wrote is not there."""
+    own = f"shard-{rank + 1:05}-"
+
+    def listed(folder: Path) -> list[Path]:
+        found = files(folder)
+        if not folder.name.endswith(".partial"):
+            return found
+        return [file for file in found if "shard-" not in file.name or own in file.name]
+
+    return listed
 
 
 def _raising(error: Exception) -> Callable[..., Any]:

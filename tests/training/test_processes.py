@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import re
 import shutil
 from pathlib import Path
@@ -27,8 +28,11 @@ STEPS, SWITCH = 6, 3
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_recipe(tmp_path_factory.mktemp("processes"))
+
+
+def make_recipe(folder: Path) -> Path:
     """Patches of 2 for three steps, tokens for three; optimizer reset, a checkpoint each step."""
-    folder = tmp_path_factory.mktemp("processes")
     write_corpus(folder / "corpus.txt", sentences=2000)
     prepare([folder / "corpus.txt"], folder / "store", train_tokenizer="bpe", vocab_size=301)
     values = {
@@ -173,28 +177,28 @@ def test_sharded_mixed_precision_sums_in_fp32(runs: Runs) -> None:
     assert {tensor.dtype for tensor in model.values()} == {torch.float32}
 
 
-def launched(*words: str, monkeypatch: pytest.MonkeyPatch) -> tuple[int, dict[str, str], list[str]]:
-    """Processes, environment and words that ``accelerate launch`` would start patchtrain with."""
+def launched(*words: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, dict[str, str]]:
+    """What ``accelerate launch`` asks torchrun for, and the environment it sets."""
     from accelerate.commands.launch import launch_command, launch_command_parser
 
     found: list[Any] = []
 
     def start(args: Any) -> None:
-        found.append((int(args.nproc_per_node), dict(os.environ), args.training_script_args))
+        found.append((args, dict(os.environ)))
 
     monkeypatch.setattr("torch.distributed.run.run", start)
     launch_command(launch_command_parser().parse_args(list(words)))
-    ((count, environment, rest),) = found
+    ((args, environment),) = found
     ours = {name: value for name, value in environment.items() if os.environ.get(name) != value}
-    return count, ours, rest
+    return args, ours
 
 
 def test_accelerate_launch_shards_too(
     runs: Runs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     line = "--num_processes 2 --use_fsdp --fsdp_version 2 -m patchtrain train recipe.yaml"
-    count, environment, words = launched(*line.split(), monkeypatch=monkeypatch)
-    assert (count, words) == (2, ["train", "recipe.yaml"])
+    args, environment = launched(*line.split(), monkeypatch=monkeypatch)
+    assert (int(args.nproc_per_node), args.training_script_args) == (2, ["train", "recipe.yaml"])
     assert environment["ACCELERATE_USE_FSDP"] == "true"
     pretrained = ("model.config=null", f"model.pretrained={runs.whole(1)[0].model}")
     found = runs.go("accelerate", 2, *pretrained, environment=environment)
@@ -262,6 +266,37 @@ def test_a_run_goes_on_with_another_number_of_processes(
     same_run(found, runs.whole(1, *(TIED for one in saved_with if one == TIED)), step)
 
 
+def damage(checkpoint: Path, number: int) -> str:
+    """Change a byte in the file that process ``number`` of two compares; its name."""
+    name = sorted(json.loads((checkpoint / "checkpoint.json").read_text())["files"])[number]
+    data = bytearray((checkpoint / name).read_bytes())
+    data[-1] ^= 1
+    (checkpoint / name).write_bytes(data)
+    return name
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_one_process_finds_damaged_is_left_out_by_all(runs: Runs, rank: int) -> None:
+    folder = runs.copy(runs.whole(2)[0], 4)
+    name = damage(folder / "checkpoint-4", rank)
+    found = runs.go(folder.name, 2, "--resume")
+    told = [line for text in found[1].said for line in text.splitlines() if "left out" in line]
+    assert len(told) == 1, found[1].said
+    assert f"checkpoint-4 is left out: {folder / 'checkpoint-4' / name} is damaged" in told[0]
+    same_run(found, runs.whole(2), 3)
+
+
+def test_where_nothing_is_whole_all_end_with_one_line(runs: Runs) -> None:
+    folder = runs.copy(runs.whole(2)[0], 2)
+    damage(folder / "checkpoint-2", 1)
+    damage(folder / "checkpoint-1", 0)
+    _, ended = runs.go(folder.name, 2, "--resume")
+    assert ended.codes == [1, 1]
+    assert len(ended.errors) == 1, ended.said
+    assert f"no checkpoint in {folder} is whole" in ended.errors[0]
+    assert {path.name for path in folder.glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-2"}
+
+
 def test_another_number_of_processes_must_be_said(runs: Runs) -> None:
     folder = runs.copy(runs.whole(1)[0], 2)
     _, ended = runs.go(folder.name, 2, "--resume")
@@ -321,6 +356,21 @@ def test_a_process_that_fails_says_why_for_all(
     if step > 0:
         assert not list(folder.path.glob(".checkpoint*"))
         assert json.loads((folder.path / "failure.json").read_text())["process"] == rank
+
+
+def test_a_node_that_does_not_see_the_run_folder_is_named(runs: Runs) -> None:
+    folder, ended = runs.go("disks", 2, event=("own disk", 1, -1), nodes=2)
+    assert ended.codes == [1, 1]
+    assert len(ended.errors) == 1, ended.said
+    host = platform.node()
+    assert f"{folder.path} is not on a file system that all nodes share" in ended.errors[0]
+    assert (
+        f"what {host} (process 0) writes there is not seen by {host} (process 1)" in ended.errors[0]
+    )
+    assert {path.name for path in folder.path.iterdir()} <= {".lock"}
+    folder, ended = runs.go("disks", 2, "plan.steps=2", nodes=2)  # nothing is in the way
+    assert ended.codes == [0, 0], ended.said
+    assert not list(folder.path.glob(".seen*"))
 
 
 @pytest.mark.parametrize("rank", [1, -1])

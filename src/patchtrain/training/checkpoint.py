@@ -34,7 +34,15 @@ from patchtrain.training.checkpoint_record import (
     checksum,
     read_record,
 )
-from patchtrain.training.processes import gather, of_first, rank, share, together
+from patchtrain.training.processes import (
+    gather,
+    of_first,
+    rank,
+    same_on_all,
+    share,
+    share_out,
+    together,
+)
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 _PARTIAL = re.compile(r"\.checkpoint-\d+(\.old)?\.partial")
@@ -65,23 +73,34 @@ class Checkpoint:
         """Read every file and compare its size and SHA-256; the processes share the work.
 
         Raises:
-            DamagedError: naming the first file that is missing, cut short, damaged or too many.
+            DamagedError: on all processes, in the same words, naming a file that is missing, cut
+                short, damaged or too many.
             PatchtrainError, OSError: a file cannot be read, or is of another version.
         """
+        damage = None
         with together():
-            files = self.info()["files"]
-            here = {str(file.relative_to(self.path)) for file in _files(self.path)}
-            if more := sorted(here - files.keys() - {"checkpoint.json"}):
-                raise DamagedError(f"{self.path / more[0]} is not of this checkpoint")
-            for name, entry in share(sorted(files.items())):
-                file = self.path / name
-                if not file.is_file():
-                    raise DamagedError(f"{file} is missing")
-                if (size := file.stat().st_size) != entry["bytes"]:
-                    raise DamagedError(f"{file} has {size:,} of {entry['bytes']:,} bytes")
-                if _digest(file) != entry["sha256"]:
-                    raise DamagedError(f"{file} is damaged: its SHA-256 is not right")
-            check_state(self.path, self.step)
+            try:
+                self._verify_share()
+            except DamagedError as error:  # the others may find their files whole
+                damage = str(error)
+        if found := next(filter(None, gather(damage)), None):
+            raise same_on_all(DamagedError(found))
+
+    def _verify_share(self) -> None:
+        """What ``verify`` does on each process."""
+        files = self.info()["files"]
+        here = {str(file.relative_to(self.path)) for file in _files(self.path)}
+        if more := sorted(here - files.keys() - {"checkpoint.json"}):
+            raise DamagedError(f"{self.path / more[0]} is not of this checkpoint")
+        for name, entry in share(sorted(files.items())):
+            file = self.path / name
+            if not file.is_file():
+                raise DamagedError(f"{file} is missing")
+            if (size := file.stat().st_size) != entry["bytes"]:
+                raise DamagedError(f"{file} has {size:,} of {entry['bytes']:,} bytes")
+            if _digest(file) != entry["sha256"]:
+                raise DamagedError(f"{file} is damaged: its SHA-256 is not right")
+        check_state(self.path, self.step)
 
     def stays(self) -> bool:
         """Whether it was written as one to be kept for good."""
@@ -142,9 +161,11 @@ class Checkpoints:
                 continue
             return checkpoint
         if steps:
-            raise PatchtrainError(
-                f"no checkpoint in {self.run} is whole ({why}); put a whole one back, or start "
-                f"anew with --overwrite or another out=FOLDER"
+            raise same_on_all(
+                PatchtrainError(
+                    f"no checkpoint in {self.run} is whole ({why}); put a whole one back, or start "
+                    f"anew with --overwrite or another out=FOLDER"
+                )
             )
         return None
 
@@ -187,11 +208,11 @@ class Checkpoints:
                 with together():
                     write_part(partial)
             with together():
-                files = sorted(str(file.relative_to(partial)) for file in _files(partial))
-            files = of_first(files)
+                here = [str(file.relative_to(partial)) for file in _files(partial)]
+            mine = share_out(here)
             entries: list[tuple[str, dict[str, Any]]] = []
             with together():
-                for name in share(files):
+                for name in mine:
                     sync(partial / name)
                     size = (partial / name).stat().st_size
                     entries.append((name, {"bytes": size, "sha256": _digest(partial / name)}))

@@ -43,6 +43,7 @@ UNSUPPORTED = {
     "save_only_model": "a checkpoint is for resuming; the run's model is exported at its end",
     "push_to_hub": "push the exported model folder when the run is finished",
     "enable_jit_checkpoint": "SIGTERM saves a checkpoint anyway",
+    "parallelism_config": "set fsdp and fsdp_replicas",
 }
 # What ``fsdp_config`` takes, with or without ``fsdp_`` in front.
 FSDP_KEYS = (
@@ -102,6 +103,13 @@ class PatchConfig(TrainingArguments):
     fsdp: bool | str | None = field(
         default=None, metadata={"help": "Shard the model over the processes with FSDP2."}
     )
+    fsdp_replicas: int | str = field(
+        default=1,
+        metadata={
+            "help": "Hybrid sharding: how many whole copies of the sharded model there are, each "
+            "on as many processes; 'nodes' for one on each node."
+        },
+    )
     learning_rate: float = 3e-4
     adam_beta2: float = 0.95
     weight_decay: float = 0.1
@@ -135,12 +143,18 @@ class PatchConfig(TrainingArguments):
             check_fsdp(self.fsdp_config)
         elif os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
             check_fsdp({"version": int(os.environ.get("FSDP_VERSION", 2))})
+        if os.environ.get("ACCELERATE_USE_PARALLELISM_CONFIG", "false").lower() == "true":
+            raise UsageError(
+                "accelerate's parallelism config is not read; leave it out, and set "
+                "training.fsdp_replicas for hybrid sharding"
+            )
         # `accelerate launch` sets it unasked: weights on the first process only, where all need
         # them to try the model.
         os.environ.pop("FSDP_CPU_RAM_EFFICIENT_LOADING", None)
         super().__post_init__()
         if self.fsdp and self.parallel_mode != ParallelMode.DISTRIBUTED:
             self.fsdp = self.fsdp_plugin_args = None  # one process has nothing to shard
+        self.replicas()  # refuses what cannot be
         if self.eval_tokens is not None and self.eval_tokens < 2:
             raise UsageError(f"eval_tokens must be at least 2, not {self.eval_tokens}")
         for name in ("save_strategy", "eval_strategy", "logging_strategy"):
@@ -154,6 +168,40 @@ class PatchConfig(TrainingArguments):
         # One device pass is one sequence batch of this process: torch's DataParallel would share
         # it out once more. Several GPUs are used through torchrun or accelerate.
         self._n_gpu = min(self.n_gpu, 1)
+
+    def wants_fsdp(self) -> bool:
+        """Whether the recipe or ``accelerate launch`` asks for FSDP."""
+        launched = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+        return bool(self.fsdp) or launched
+
+    def replicas(self) -> int:
+        """How many whole copies of a sharded model there are; 1 on one process.
+
+        Raises:
+            UsageError: the processes cannot be shared out so.
+        """
+        asked, processes = self.fsdp_replicas, self.world_size
+        number = isinstance(asked, int) and not isinstance(asked, bool) and asked > 0
+        if not number and asked != "nodes":
+            raise UsageError(f"fsdp_replicas must be a number of at least 1 or nodes, not {asked}")
+        if self.parallel_mode != ParallelMode.DISTRIBUTED:
+            return 1
+        here = int(os.environ.get("LOCAL_WORLD_SIZE") or processes)
+        copies = int(asked) if number else max(processes // here, 1)
+        if copies == 1:
+            return 1
+        if not self.wants_fsdp():
+            raise UsageError(f"fsdp_replicas is {asked}, but nothing is sharded: set fsdp: true")
+        if processes % copies:
+            raise UsageError(
+                f"fsdp_replicas is {copies}, which does not divide the {processes} processes"
+            )
+        if processes == copies:
+            raise UsageError(
+                f"fsdp_replicas is {copies}, as many as there are processes, so nothing is left to "
+                f"shard; leave out fsdp and fsdp_replicas, or take fewer replicas"
+            )
+        return copies
 
     def plan_spec(self, longest_context: int | None) -> PlanSpec:
         """The plan asked for, completed from the ordinary training arguments."""

@@ -9,6 +9,8 @@ import contextlib
 import json
 import os
 import platform
+import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,21 @@ def rank() -> int:
 def share(items: list[Any]) -> list[Any]:
     """This process's part of ``items``, which are the same on all of them."""
     return items[rank() :: dist.get_world_size()] if several() else items
+
+
+def share_out(here: list[str]) -> list[str]:
+    """This process's part of all that any of them has, each to one that has it.
+
+    For files that the processes have just written: on a network file system a node may not list
+    those of another yet. Called on all processes.
+    """
+    having = gather(sorted(here))
+    mine = []
+    for number, name in enumerate(sorted({name for names in having for name in names})):
+        able = [process for process, names in enumerate(having) if name in names]
+        if able[number % len(able)] == rank():
+            mine.append(name)
+    return mine
 
 
 def gather(value: Any) -> list[Any]:
@@ -95,10 +112,64 @@ def together() -> Iterator[None]:
     raise error
 
 
+def same_on_all(error: PatchtrainError) -> PatchtrainError:
+    """``error``, which every process is about to raise: said by the first one alone."""
+    error.told = rank() > 0  # type: ignore[attr-defined]
+    return error
+
+
 def _in_words(error: BaseException) -> tuple[str, int]:
     """What went wrong, and the exit code."""
     name = "" if isinstance(error, PatchtrainError) else f"{type(error).__name__}: "
     return f"{name}{error}", getattr(error, "exit_code", 1)
+
+
+# Seconds for another node to see a file: network file systems take their time.
+SEEN_WITHIN = 10.0
+
+
+def check_shared(run: Path) -> None:
+    """Make sure that all processes see the run folder of the first one. Called on all of them.
+
+    Each reads a word that the first one leaves there. The nodes of a run write their parts of a
+    checkpoint into one folder; where each has a disk of its own, nobody would have a whole one.
+
+    Raises:
+        PatchtrainError: naming the hosts that do not see it.
+    """
+    if not several():
+        return
+    name, word = of_first((f".seen-{secrets.token_hex(8)}", secrets.token_hex(16)))
+    token = run / name
+    with together():
+        if rank() == 0:
+            run.mkdir(parents=True, exist_ok=True)
+            token.write_text(word, encoding="utf-8")
+    try:
+        seen = gather((platform.node(), _reads(token, word)))
+    finally:
+        if rank() == 0:
+            token.unlink(missing_ok=True)
+    blind = [f"{host} (process {process})" for process, (host, sees) in enumerate(seen) if not sees]
+    if blind:
+        raise same_on_all(
+            PatchtrainError(
+                f"the run folder {run} is not on a file system that all nodes share: what "
+                f"{seen[0][0]} (process 0) writes there is not seen by {', '.join(blind[:8])}"
+                f"{' and others' if len(blind) > 8 else ''}; choose a shared one with out=FOLDER"
+            )
+        )
+
+
+def _reads(file: Path, word: str) -> bool:
+    until = time.monotonic() + SEEN_WITHIN
+    while True:
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            if file.read_text(encoding="utf-8") == word:
+                return True
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.1)
 
 
 _ending_together = False
@@ -114,12 +185,14 @@ def ending_with_the_others(run: Path) -> Iterator[None]:
     does nothing.
 
     Raises:
-        PatchtrainError: in place of the error of a collective whose other side is gone.
+        PatchtrainError: in place of the error of a collective whose other side is gone; or the
+            processes do not share ``run`` (``check_shared``).
     """
     global _ending_together
     if not several() or _ending_together:
         yield
         return
+    check_shared(run)
     with together():
         if rank() == 0:
             (run / "failure.json").unlink(missing_ok=True)

@@ -1,16 +1,15 @@
 """Sharded models: FSDP2 through accelerate, where its defaults would not do.
 
 What a user sets is transformers' own: ``training.fsdp`` and ``training.fsdp_config`` in a recipe,
-or a configuration of ``accelerate launch``.
+or a configuration of ``accelerate launch``; and for hybrid sharding ``training.fsdp_replicas``.
 """
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
-from accelerate import PartialState
+from accelerate import ParallelismConfig, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -23,11 +22,12 @@ class Sharding(Trainer):
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
         state: Any = self.accelerator.state
-        if state.distributed_type == DistributedType.MULTI_CPU and self._wants_fsdp():
+        args: Any = self.args
+        if state.distributed_type == DistributedType.MULTI_CPU and args.wants_fsdp():
             # accelerate would train with DDP, and not say so.
             state.distributed_type = DistributedType.FSDP
             PartialState._shared_state["distributed_type"] = DistributedType.FSDP
-            state.fsdp_plugin = FullyShardedDataParallelPlugin(**(self.args.fsdp_plugin_args or {}))
+            state.fsdp_plugin = FullyShardedDataParallelPlugin(**(args.fsdp_plugin_args or {}))
             self.is_fsdp_enabled = True
         if not self.is_fsdp_enabled:
             return
@@ -36,10 +36,15 @@ class Sharding(Trainer):
             state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
                 param_dtype=torch.bfloat16, reduce_dtype=torch.float32
             )
-
-    def _wants_fsdp(self) -> bool:
-        launched = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-        return bool(self.args.fsdp) or launched
+        if (copies := args.replicas()) > 1:
+            # Set here and not when the accelerator is made, where it would refuse CPUs. Launchers
+            # number the processes of a node one after the other, so that a copy stays together.
+            state.parallelism_config = ParallelismConfig(
+                dp_replicate_size=copies,
+                dp_shard_size=args.world_size // copies,
+                tp_size=1, cp_size=1, sp_size=1,
+            )  # fmt: skip
+            state.device_mesh = state.parallelism_config.get_device_mesh(args.device.type)
 
     def gathered_state(self, plain: nn.Module) -> dict[str, torch.Tensor] | None:
         """The whole state dict of a sharded model, complete on the first process; else None.

@@ -171,6 +171,16 @@ class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation):
             UsageError: the checkpoint is of another run.
             StoppedBySignalError: SIGTERM or SIGINT came; the run is saved and can be resumed.
         """
+        with ending_with_the_others(self.checkpoints.run):
+            return self._train(resume_from_checkpoint, allow_change, *args, **kwargs)
+
+    def _train(
+        self,
+        resume_from_checkpoint: str | Path | bool | None,
+        allow_change: Iterable[str],
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
         self.window = LossWindow(self.args.device)
         self.stop_request, self.stopped_by = StopRequest(), 0
         found = self.find_checkpoint(resume_from_checkpoint, allow_change)
@@ -182,7 +192,7 @@ class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation):
         self.checkpoints.set_aside(found.step if found else 0, self.tell)
         self.checkpoints.tidy(found.step if found else 0)
         try:
-            with ending_with_the_others(self.checkpoints.run), self.stop_request.listening():
+            with self.stop_request.listening():
                 output = super().train(found and str(found.path), *args, **kwargs)
                 self._raise_if_stopped()
         except BaseException as error:
