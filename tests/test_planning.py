@@ -90,3 +90,16 @@ def test_what_is_wrong_is_one_line(
 def test_at_least_one_device(config: Path) -> None:
     with pytest.raises(UsageError, match="at least 1 device"):
         planned(str(config), ["plan.tokens=1B"], 0)
+
+
+def test_hybrid_sharding_keeps_more_on_each_device(config: Path) -> None:
+    sharded = ["plan.tokens=10B", "training.fsdp=true"]
+
+    def parameters(*more: str) -> int:
+        return planned(str(config), [*sharded, *more], 32).memory()[0].parameters
+
+    whole = parameters("training.fsdp=false")
+    assert parameters() < parameters("training.fsdp_replicas=4") < whole
+    assert parameters("training.fsdp_replicas=nodes") == parameters("training.fsdp_replicas=4")
+    with pytest.raises(UsageError, match="does not divide the 32 devices"):
+        parameters("training.fsdp_replicas=5")

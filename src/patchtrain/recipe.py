@@ -378,7 +378,8 @@ def _explain(item: Mapping[str, Any], model: type[BaseModel]) -> str:
     if item["type"] == "extra_forbidden":
         owner: type[BaseModel] = ModelSection if path[0] == "model" and len(path) > 1 else model
         section = f"{path[0]}: " if len(path) > 1 else ""
-        return f"{section}no key '{path[-1]}'{nearest(path[-1], list(owner.model_fields))}"
+        known = [*owner.model_fields, *(["rehearse"] if owner is Recipe else [])]
+        return f"{section}no key '{path[-1]}'{nearest(path[-1], known)}"
     if item["type"] == "missing":
         return f"'{'.'.join(path)}' is missing"
     return f"{'.'.join(path)} is {_shown(item['input'])}: {_reason(item)}"

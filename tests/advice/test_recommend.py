@@ -17,6 +17,7 @@ from patchtrain.plan import Plan
 from patchtrain.recipe import Recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
+SHIPPED = sorted([*RECIPES.glob("*.yaml"), *RECIPES.glob("papers/*.yaml")])
 M, B = 10**6, 10**9
 STEP = {"context_length": 2048, "tokens_per_step": 2097152}
 
@@ -193,7 +194,7 @@ def test_the_line_for_the_command_line_replaces_a_plan() -> None:
     assert "plan.patch_fraction=null" in advise(370 * M, 36 * B, "compute").overrides
 
 
-@pytest.mark.parametrize("recipe", sorted(RECIPES.rglob("*.yaml")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("recipe", SHIPPED, ids=lambda file: file.stem)
 @pytest.mark.parametrize("scarce", ["data", "compute"])
 def test_the_line_fits_every_shipped_recipe(recipe: Path, scarce: Any) -> None:
     advice = advise(370 * M, 360 * B, scarce)
