@@ -54,7 +54,7 @@ class Trace:
     layers: int
     parameters: int  # of the whole model
     sharded_parameters: int  # this rank's part
-    expected_part: int  # what it should be: every weight's first dimension over the shards, rounded up
+    expected_part: int  # what it should be: first dimensions over the shards, rounded up
     wrong_shards: list[str]  # weights whose part is another
     gradients: int  # elements, of this rank's part, after the backward
     optimizer_bytes: int
@@ -259,8 +259,11 @@ def main() -> int:
     try:
         trace = _trace(request)
     except UsageError as error:
-        print(error, file=sys.stderr)
+        print(one_line(error, 300), file=sys.stderr)
         return 2
+    except Exception as error:  # a model's forward may fail in any way
+        print(one_line(f"{type(error).__name__}: {error}", 300), file=sys.stderr)
+        return 1
     print(json.dumps(asdict(trace)))
     return 0
 
