@@ -94,8 +94,9 @@ def test_it_is_what_torchs_tracker_counts_of_real_training(
     told = estimate(model, training)  # of 2 and 3 layers
     kept, peak = tracked(model, training)
     copies = kept - told.activations  # autocast's, which the tracker does not tell apart
-    assert copies == 0 if not training.bf16 else 0 < copies <= told.transient
-    assert told.peak == pytest.approx(peak, rel=0.03)
+    small = 0.01 * kept  # positions, counts
+    assert abs(copies) < small if not training.bf16 else 0 < copies <= told.transient
+    assert told.peak == pytest.approx(peak, rel=0.02)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -238,9 +239,8 @@ def test_what_would_fit_does() -> None:
     (line,) = what_would_fit(model, stages, size)
     assert line.startswith("training.per_device_train_batch_size of 4: ")
 
-    size = round(max(s.peak for s in told_both(model, gradient_checkpointing=True))) * 2
-    lines = what_would_fit(model, told_both(model, sequences=64, context_length=128), size)
-    assert any("gradient_checkpointing=true" in line for line in lines)
+    (one,) = what_would_fit(model, told_both(model, sequences=1)[:1], 1)[:1]
+    assert one.startswith("training.gradient_checkpointing=true: ")  # no smaller pass is left
 
 
 def test_what_would_fit_goes_over_more_processes_and_says_where_it_ends() -> None:

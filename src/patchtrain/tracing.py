@@ -30,7 +30,12 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from patchtrain.errors import PatchtrainError, UsageError, one_line
-from patchtrain.live_memory import assume_flash, enable_checkpointing, without_data
+from patchtrain.live_memory import (
+    assume_flash,
+    enable_checkpointing,
+    one_sequence_a_row,
+    without_data,
+)
 from patchtrain.loss_backends import Backend
 from patchtrain.memory import shard_shape
 from patchtrain.modeling import PatchLevel, Probe
@@ -142,7 +147,7 @@ def _trace(request: dict[str, Any]) -> Trace:
     config = AutoConfig.for_model(values.pop("model_type"), **values)
     config._attn_implementation = request["attention"]
     config.use_cache = False
-    with FakeTensorMode():
+    with FakeTensorMode(allow_non_fake_inputs=True), one_sequence_a_row(True):
         model = without_data(lambda: AutoModelForCausalLM.from_config(config), torch.float32)
         if request["device"] != "cpu":
             assume_flash(model.config)
