@@ -176,7 +176,7 @@ def run_pass(
         UsageError: a model that does not run on tensors without data.
     """
     try:
-        with FakeTensorMode():
+        with FakeTensorMode(allow_non_fake_inputs=True), one_sequence_a_row(not work.documents):
             return _run(without_data(build, weights), work, period)
     except UsageError:
         raise
@@ -203,6 +203,26 @@ def without_data(build: Callable[[], nn.Module], weights: torch.dtype) -> Any:
                 empty = torch.empty_like(buffer, device="cpu")
                 module._buffers[name] = made.setdefault(id(buffer), empty)
     return model.train()
+
+
+@contextlib.contextmanager
+def one_sequence_a_row(on: bool) -> Iterator[None]:
+    """Within the block transformers takes rows for single sequences, as it finds real ones to be.
+
+    It would look at the positions for packed documents, and where these are no numbers, take them
+    for packed and make a T x T mask.
+    """
+    from transformers import masking_utils
+
+    if not on:
+        yield
+        return
+    found = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = found
 
 
 def _run(model: Any, work: Work, period: int) -> Pass:

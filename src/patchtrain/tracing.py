@@ -30,7 +30,12 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from patchtrain.errors import PatchtrainError, UsageError, one_line
-from patchtrain.live_memory import assume_flash, enable_checkpointing, without_data
+from patchtrain.live_memory import (
+    assume_flash,
+    enable_checkpointing,
+    one_sequence_a_row,
+    without_data,
+)
 from patchtrain.loss_backends import Backend
 from patchtrain.memory import shard_shape
 from patchtrain.modeling import PatchLevel, Probe
@@ -54,7 +59,7 @@ class Trace:
     layers: int
     parameters: int  # of the whole model
     sharded_parameters: int  # this rank's part
-    expected_part: int  # what it should be: every weight's first dimension over the shards, rounded up
+    expected_part: int  # what it should be: first dimensions over the shards, rounded up
     wrong_shards: list[str]  # weights whose part is another
     gradients: int  # elements, of this rank's part, after the backward
     optimizer_bytes: int
@@ -142,7 +147,7 @@ def _trace(request: dict[str, Any]) -> Trace:
     config = AutoConfig.for_model(values.pop("model_type"), **values)
     config._attn_implementation = request["attention"]
     config.use_cache = False
-    with FakeTensorMode():
+    with FakeTensorMode(allow_non_fake_inputs=True), one_sequence_a_row(True):
         model = without_data(lambda: AutoModelForCausalLM.from_config(config), torch.float32)
         if request["device"] != "cpu":
             assume_flash(model.config)
@@ -259,8 +264,11 @@ def main() -> int:
     try:
         trace = _trace(request)
     except UsageError as error:
-        print(error, file=sys.stderr)
+        print(one_line(error, 300), file=sys.stderr)
         return 2
+    except Exception as error:  # a model's forward may fail in any way
+        print(one_line(f"{type(error).__name__}: {error}", 300), file=sys.stderr)
+        return 1
     print(json.dumps(asdict(trace)))
     return 0
 
