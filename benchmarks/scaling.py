@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="timed steps of a case")
     parser.add_argument("--threads", type=int, default=1, help="of a process")
     parser.add_argument("--only", nargs="+", choices=list(CURVES), help="some of the curves")
+    parser.add_argument("--most", type=int, metavar="N", help="leave out larger values")
     parser.add_argument("--out", type=Path, default=Path("results/scaling.json"))
     parser.add_argument("--case", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -67,6 +68,7 @@ def main() -> None:
         measure(name, value, {**base, name: value})
         for name in args.only or CURVES
         for value in CURVES[name]
+        if args.most is None or value <= args.most
     ]
     result = about("scaling", "all but the number named, on one machine")
     result["settings"] = base | {"seed": 0}
