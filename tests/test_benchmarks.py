@@ -33,7 +33,7 @@ def result(name: str, out: Path, *options: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Small results of all four, as the tables want them."""
+    """Small results of all, as the tables want them."""
     return tmp_path_factory.mktemp("results")
 
 
@@ -76,10 +76,26 @@ def test_loader(folder: Path) -> None:
     assert all(row["cold_batches_per_s"] > 0 for row in found["rows"])
 
 
+def test_memory(folder: Path) -> None:
+    found = result("memory", folder / "memory.json", "--models", "tiny", "--cases", "1",
+                   "--threads", "1")  # fmt: skip
+    (row,) = found["rows"]
+    assert row["ratio"] == pytest.approx(row["estimate"]["peak"] / row["measured_bytes"])
+
+
+def test_traces(folder: Path) -> None:
+    found = result("traces", folder / "traces.json", "--models", "tiny", "--ranks", "8",
+                   "--sequences", "1")  # fmt: skip
+    assert [row["patch_size"] for row in found["rows"]] == [4, 1]
+    for row in found["rows"]:
+        assert row["parts_as_expected"]
+        assert row["ratio"] == pytest.approx(1, abs=0.1)
+
+
 def test_tables(folder: Path, tmp_path: Path) -> None:
     done = run("tables", "--results", str(folder))
     assert done.returncode == 0, done.stderr
-    for name in ("loss", "stages", "overhead", "loader"):
+    for name in ("loss", "stages", "overhead", "loader", "memory", "traces"):
         text = (folder / f"{name}.md").read_text()
         assert text.startswith("| ")
         assert f"From `results/{name}.json`: `python " in text
@@ -91,7 +107,7 @@ def test_tables(folder: Path, tmp_path: Path) -> None:
 
 def test_a_verdict_follows_the_numbers(folder: Path, tmp_path: Path) -> None:
     for share, word in ((0.96, "0.96, reached"), (0.94, "0.94, **not reached**")):
-        for name in ("loss", "stages", "overhead", "loader"):
+        for name in ("loss", "stages", "overhead", "loader", "memory", "traces"):
             found = json.loads((folder / f"{name}.json").read_text())
             if name == "stages":
                 found["rows"][1]["share_of_limit"] = share
@@ -100,7 +116,19 @@ def test_a_verdict_follows_the_numbers(folder: Path, tmp_path: Path) -> None:
         assert word in (tmp_path / "stages.md").read_text()
 
 
-@pytest.mark.parametrize("name", ["loss", "stages", "overhead", "loader", "tables", "demo"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "loss",
+        "stages",
+        "overhead",
+        "loader",
+        "memory",
+        "traces",
+        "tables",
+        "demo",
+    ],
+)
 def test_help_says_what_is_measured(name: str) -> None:
     done = run(name, "--help")
     assert done.returncode == 0
