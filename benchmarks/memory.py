@@ -37,8 +37,8 @@ MODELS = {
     "60M": (640, 1728, 10, 10, 8192),
 }
 CONTEXT_LENGTH, ROWS = 256, 4
-# What is freed goes back to the system at once, so that the resident size is what lives: blocks from
-# this size on by themselves, and the end of the heap as soon as it is as long.
+# What is freed goes back to the system at once, so that the resident size is what lives: blocks
+# from this size on by themselves, and the end of the heap as soon as it is as long.
 RETURNED_FROM = 65536
 ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(RETURNED_FROM)}
 _TRIM_THRESHOLD = -1  # mallopt's number for it; from the start it would make imports slow
@@ -75,12 +75,15 @@ def main() -> None:
 
 
 def cases(more: bool) -> list[dict[str, Any]]:
-    """What is trained: both stages, with and without checkpointing, and more of it for one model."""
+    """What is trained: both stages, with and without checkpointing, and ``more`` for one model."""
     plain = [{"patch_size": K, "gradient_checkpointing": again}
              for K in (4, 1) for again in (False, True)]  # fmt: skip
     if more:
         plain += [{"patch_size": K, "bf16": True} for K in (4, 1)]
-        plain += [{"patch_size": 4, "step_sequences": 2 * ROWS}, {"patch_size": 4, "backend": "plain"}]
+        plain += [
+            {"patch_size": 4, "step_sequences": 2 * ROWS},
+            {"patch_size": 4, "backend": "plain"},
+        ]
     return plain
 
 
@@ -107,7 +110,8 @@ def compare(name: str, case: dict[str, Any], args: argparse.Namespace) -> dict[s
         "estimate": told.to_dict(), "measured_bytes": measured, "ratio": told.peak / measured,
     }  # fmt: skip
     print(f"{name:5} {json.dumps(case):58} told {told.peak / 1e6:7.1f} MB, measured "
-          f"{measured / 1e6:7.1f} MB, ratio {row['ratio']:.3f} ({told.when})", flush=True)  # fmt: skip
+          f"{measured / 1e6:7.1f} MB, ratio {row['ratio']:.3f} ({told.when})",
+          flush=True)  # fmt: skip
     return row
 
 

@@ -225,10 +225,60 @@ def advice(result: dict[str, Any]) -> list[str]:
     ]
 
 
+def memory(result: dict[str, Any]) -> list[str]:
+    """What training took, and what was told of it."""
+    lines = head("model", "K", "with", "parameters", "gradients", "AdamW", "activations", "loss",
+                 "told", "when", "measured", "told / measured")  # fmt: skip
+    for row in result["rows"]:
+        told = row["estimate"]
+        extras = ["checkpointing"] if row["gradient_checkpointing"] else []
+        extras += ["bf16"] if row["bf16"] else []
+        extras += [f"{row['passes']} passes"] if row["passes"] > 1 else []
+        extras += [f"{row['backend']} loss"] if row["backend"] != "chunked" else []
+        parts = ("parameters", "gradients", "optimizer", "activations", "loss", "peak")
+        lines.append(line(
+            row["model"], row["patch_size"], ", ".join(extras) or "-",
+            *(f"{told[part] / 1e6:.1f}" for part in parts), told["when"],
+            f"{row['measured_bytes'] / 1e6:.1f}", f"{row['ratio']:.3f}",
+        ))  # fmt: skip
+    lines += ["", "In MB; parts are each at their most, not all at one time."]
+    worst = max(abs(row["ratio"] - 1) for row in result["rows"])
+    lines.append(verdict("within 0.15 of what was measured; the farthest", worst, worst <= 0.15))
+    return lines
+
+
+def traces(result: dict[str, Any]) -> list[str]:
+    """Steps of large models on fake ranks."""
+    lines = head("model", "layers", "ranks", "K", "parameters a rank", "traced, GB", "told, GB",
+                 "told / traced", "told of a GPU, GB", "fits")  # fmt: skip
+    for row in result["rows"]:
+        fits = "yes" if row["fits"] else "no: " + "; ".join(row["would_fit"])
+        lines.append(line(
+            row["model"], row["layers"], f"{row['ranks']:,}", row["patch_size"],
+            f"{row['part']:,}", f"{row['traced_bytes'] / 1e9:.2f}",
+            f"{row['estimate']['peak'] / 1e9:.2f}", f"{row['ratio']:.3f}",
+            f"{row['gpu_estimate_bytes'] / 1e9:.2f}", fits,
+        ))  # fmt: skip
+    settings = result["settings"]
+    right = sum(row["parts_as_expected"] for row in result["rows"])
+    worst = max(abs(row["ratio"] - 1) for row in result["rows"])
+    lines += [
+        "",
+        f"Device passes of {settings['sequences']} sequences of {settings['context_length']:,} "
+        f"positions, bf16, gradient checkpointing, {settings['optimizer']}; devices of "
+        f"{settings['device_gb']:g} GB, {settings['reserve']:.0%} of it left free.",
+        f"- Every weight and gradient cut as it should be: in {right} of {len(result['rows'])} "
+        f"steps.",
+        verdict("within 0.15 of the trace; the farthest", worst, worst <= 0.15),
+    ]
+    return lines
+
+
 # A result's name is that of the script that writes it.
 TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "loss": loss, "stages": stages, "overhead": overhead, "loader": loader, "cost": cost,
-    "scaling": scaling, "advice": advice,
+    "scaling": scaling, "advice": advice, "memory": memory,
+    "traces": traces,
 }  # fmt: skip
 
 

@@ -1,10 +1,10 @@
 """A step of large models on many processes, run without data, against what `estimate` tells.
 
 The models of arXiv:2407.12665 (370M to 2.7B) and those in the shapes of Llama 2 (7B, 13B, 70B) are
-put at patch level and at token level, sharded by FSDP2 in bf16 over a fake process group, and trained
-for a step on fake tensors: forward, backward, clipping, AdamW. torch's memory tracker counts what the
-first rank holds. All layers are there; nothing is extrapolated. Beside it stands the estimate of the
-same step, whether it fits a device, and what would make it fit if not.
+put at patch level and at token level, sharded by FSDP2 in bf16 over a fake process group, and
+trained for a step on fake tensors: forward, backward, clipping, AdamW. torch's memory tracker
+counts what the first rank holds. All layers are there; nothing is extrapolated. Beside it stands
+the estimate of the same step, whether it fits a device, and what would make it fit if not.
 
     python benchmarks/traces.py                           all models, about ten minutes
     python benchmarks/traces.py --models 370M --ranks 8 --out /tmp/traces.json
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS)[1:],
                         metavar="NAME", help=f"of {', '.join(MODELS)}")  # fmt: skip
     parser.add_argument("--ranks", type=int, nargs="+",
-                        help="of every model; default: 64, and 8 and 1,024 for 370M and 70B")  # fmt: skip
+                        help="default: 64, and 8 and 1,024 for 370M and 70B")  # fmt: skip
     parser.add_argument("--sequences", type=int, default=8, help="of a device pass")
     parser.add_argument("--device-gb", type=float, default=80, help="memory of a device")
     args = parser.parse_args()

@@ -118,6 +118,22 @@ def approximately(found: Any, kept: Any) -> bool:
     return bool(found == kept)
 
 
+def test_memory(folder: Path) -> None:
+    found = result("memory", folder / "memory.json", "--models", "tiny", "--cases", "1",
+                   "--threads", "1")  # fmt: skip
+    (row,) = found["rows"]
+    assert row["ratio"] == pytest.approx(row["estimate"]["peak"] / row["measured_bytes"])
+
+
+def test_traces(folder: Path) -> None:
+    found = result("traces", folder / "traces.json", "--models", "tiny", "--ranks", "8",
+                   "--sequences", "1")  # fmt: skip
+    assert [row["patch_size"] for row in found["rows"]] == [4, 1]
+    for row in found["rows"]:
+        assert row["parts_as_expected"]
+        assert row["ratio"] == pytest.approx(1, abs=0.1)
+
+
 def test_tables(folder: Path, tmp_path: Path) -> None:
     done = run("tables", "--results", str(folder))
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""A step on fake ranks: it runs, the shards are the shards, and the estimate is what it comes to."""
+"""A step on fake ranks: it runs, its shards are right, and the estimate is what it comes to."""
 
 from typing import Any
 
@@ -13,7 +13,8 @@ from patchtrain.tracing import Trace, trace_step
 
 def config(**more: Any) -> LlamaConfig:
     sizes = {"vocab_size": 1000, "hidden_size": 64, "intermediate_size": 176,
-             "num_hidden_layers": 5, "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
+             "num_hidden_layers": 5, "num_attention_heads": 4,
+             "num_key_value_heads": 2}  # fmt: skip
     return LlamaConfig(**{**sizes, **more})
 
 

@@ -104,7 +104,7 @@ class LiveMemory(TorchDispatchMode):
         storage = tensor.untyped_storage()
         if storage in self._records:
             return
-        record = ["copies" if copied else "activations", storage.nbytes()]
+        record: list[Any] = ["copies" if copied else "activations", storage.nbytes()]
         self._records[storage] = record
         self.now[record[0]] += record[1]
         weakref.finalize(storage, self._gone, record).atexit = False
@@ -413,7 +413,7 @@ class _Flash(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
-        query, key, value, output, log_sums = ctx.saved_tensors
+        query, key, value, *_ = ctx.saved_tensors
         # Queries' gradients are summed in fp32; those of keys and values come for every head.
         sums = torch.empty(query.shape, dtype=torch.float32, device=query.device)
         heads = [key.new_empty(*query.shape[:-1], t.shape[-1]) for t in (key, value)]

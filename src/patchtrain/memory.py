@@ -1,18 +1,18 @@
 """How much memory training takes on each device, told before anything is trained.
 
 ``estimate`` says it for a stage of a plan: parameters, gradients, optimizer, activations, loss, and
-what sharding and a layer's backward need for a moment. Nothing is guessed by family: the model's own
-forward and backward run on tensors without data (``live_memory.py``), with two layers and with three,
-and a straight line goes through both, so a model of 80 layers takes seconds. The optimizer takes one
-step on tensors without data as well. Only what FSDP2 gathers and reduces is counted by formula
-(``_sharded``); ``tracing.py`` runs the real thing against it.
+what sharding and a layer's backward need for a moment. Nothing is guessed by family: the model's
+own forward and backward run on tensors without data (``live_memory.py``), with two layers and with
+three, and a straight line goes through both, so a model of 80 layers takes seconds. The optimizer
+takes a step on tensors without data as well (``optimizer_memory.py``). Only what FSDP2 gathers and
+reduces is counted by formula (``sharded_memory.py``).
 
 What is assumed:
 
 - All devices hold the same. DDP keeps a second copy of the gradients (its buckets).
 - FSDP2 as accelerate sets it up: every layer, the embedding, and norm with head are gathered on
   their own, the next one while this one computes; gradients are reduced in fp32.
-- On a GPU attention is a flash kernel; liger and cce count as the chunked loss, which is no smaller.
+- On a GPU attention is a flash kernel; liger and cce count as the chunked loss.
 - A compiled model takes no more than one that is not.
 """
 
@@ -20,34 +20,24 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import nn
 
-from patchtrain.errors import UsageError, one_line
-from patchtrain.live_memory import (
-    LiveMemory,
-    Pass,
-    Work,
-    layers_of,
-    period_of,
-    run_pass,
-    with_layers,
-)
+from patchtrain.live_memory import Pass, Work, period_of, run_pass, with_layers
 from patchtrain.loss import CHUNK_ELEMENTS, CHUNK_ELEMENTS_GPU, CHUNK_ROWS
-from patchtrain.modeling import input_embeddings, output_embeddings
+from patchtrain.modeling import output_embeddings
+from patchtrain.optimizer_memory import optimizer_bytes
+from patchtrain.sharded_memory import Sizes, sharded
 
 if TYPE_CHECKING:
     from patchtrain.plan import Plan
 
-# Of a device's memory, for what is not tensors: a CUDA context with its libraries and NCCL's
-# buffers take 1 to 3 GB, and torch's allocator keeps blocks that fit no request. Of 80 GB a tenth is
-# 8 GB. It is a rule of thumb, not measured here.
+# Of a device's memory, for what is not tensors: the CUDA context, its libraries and NCCL's buffers
+# take some GB, and torch's allocator keeps blocks that fit no request. A rule of thumb.
 RESERVE = 0.10
 MOST_PROCESSES = 1024
 
@@ -56,9 +46,9 @@ MOST_PROCESSES = 1024
 class Training:
     """What decides the memory of a stage, besides the model.
 
-    ``step_sequences`` are those of an optimizer step over all processes: what a device pass does not
-    take is done in further passes. With ``fsdp``, ``shards`` processes share one copy of the model
-    (hybrid sharding; None: all of them).
+    ``step_sequences`` are those of an optimizer step over all processes: what a device pass does
+    not take is done in further passes. With ``fsdp``, ``shards`` processes share one copy of the
+    model (hybrid sharding; None: all of them).
     """
 
     patch_size: int
@@ -132,8 +122,8 @@ def estimate(model: nn.Module, training: Training) -> Memory:
     Raises:
         UsageError: a model or optimizer that does not run on tensors without data.
     """
-    sizes = _Sizes.of(model, training)
-    states, working = _optimizer_bytes(
+    sizes = Sizes.of(model, training)
+    states, working = optimizer_bytes(
         sizes.shards, sizes.dtype, training.optimizer, training.device
     )
     found = _pass(model, training)
@@ -142,7 +132,7 @@ def estimate(model: nn.Module, training: Training) -> Memory:
     base = held + states
     gradients = sizes.parameters
     if training.sharded:
-        extra, gradients = _sharded(sizes, training, found)
+        extra, gradients = sharded(sizes, training, found)
     else:
         # DDP's buckets hold every gradient once more.
         extra = dict.fromkeys(found.phases, gradients if training.processes > 1 else 0)
@@ -188,7 +178,7 @@ def memory_of(
         backend: the loss backend taken (``choose``); None: as ``args`` ask, ``auto`` being chunked.
     """
     config = getattr(args, "fsdp_config", None) or {}
-    asked = backend or getattr(args, "loss_backend", "auto")
+    asked = str(backend or getattr(args, "loss_backend", "auto"))
     checkpointing = getattr(args, "gradient_checkpointing", False) or getattr(
         args, "activation_checkpointing", False
     )
@@ -209,9 +199,7 @@ def memory_of(
     return [
         estimate(
             model,
-            replace(
-                training, patch_size=stage.patch_size, step_sequences=stage.sequences_per_step
-            ),
+            replace(training, patch_size=stage.patch_size, step_sequences=stage.sequences_per_step),
         )
         for stage in plan.stages
     ]
@@ -289,7 +277,11 @@ def _measures(first: Training) -> list[tuple[str, str, list[dict[str, Any]]]]:
     """What can be done, in order: the field, words for it, and values to try."""
     smaller = [first.sequences >> shift for shift in range(1, first.sequences.bit_length())]
     measures: list[tuple[str, str, list[dict[str, Any]]]] = [
-        ("sequences", "training.per_device_train_batch_size of", [{"sequences": n} for n in smaller])
+        (
+            "sequences",
+            "training.per_device_train_batch_size of",
+            [{"sequences": n} for n in smaller],
+        )
     ]
     if not first.gradient_checkpointing:
         measures.append((
@@ -312,7 +304,7 @@ def _measures(first: Training) -> list[tuple[str, str, list[dict[str, Any]]]]:
 
 
 def _gb(size: float) -> str:
-    return f"{size / 1e9:.1f} GB"
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 # ---- a pass
@@ -338,38 +330,34 @@ def _pass(model: Any, training: Training) -> Pass:
     config = copy.deepcopy(model.config)
     layers = config.get_text_config().num_hidden_layers
     period = period_of(config)
-    kind, text = type(model), config.to_json_string(use_diff=False)
+    recipe = _Kind(type(model), config)
     if layers <= 3 * period:
-        return _cached_pass(kind, _Config(config, text), layers, weights, work, 1)
-    short, long = (
-        _cached_pass(kind, _Config(config, text), n * period, weights, work, period)
-        for n in (2, 3)
-    )
+        return _cached_pass(recipe, layers, weights, work, 1)
+    short, long = (_cached_pass(recipe, n * period, weights, work, period) for n in (2, 3))
     found = short.towards(long, layers / period - 2)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if abs(found.parameters - parameters) <= 0.01 * parameters:
         return found
-    return _cached_pass(kind, _Config(config, text), layers, weights, work, 1)  # not alike
+    return _cached_pass(recipe, layers, weights, work, 1)  # its layers are not alike
 
 
-class _Config:
-    """A config that is equal to another with the same text."""
+class _Kind:
+    """A model's class and config; equal to another with the same class and the same text."""
 
-    def __init__(self, config: Any, text: str) -> None:
-        self.config, self.text = config, text
+    def __init__(self, made_by: Any, config: Any) -> None:
+        self.made_by, self.config = made_by, config
+        self.key = (made_by, config.to_json_string(use_diff=False), config._attn_implementation)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Config) and self.text == other.text
+        return isinstance(other, _Kind) and self.key == other.key
 
     def __hash__(self) -> int:
-        return hash(self.text)
+        return hash(self.key)
 
 
 @functools.lru_cache(maxsize=64)
-def _cached_pass(
-    kind: type[Any], config: _Config, layers: int, weights: torch.dtype, work: Work, period: int
-) -> Pass:
-    return run_pass(lambda: kind(with_layers(config.config, layers)), work, period, weights)
+def _cached_pass(kind: _Kind, layers: int, weights: torch.dtype, work: Work, period: int) -> Pass:
+    return run_pass(lambda: kind.made_by(with_layers(kind.config, layers)), work, period, weights)
 
 
 def _larger_chunks(model: Any, training: Training) -> float:
@@ -385,161 +373,3 @@ def _larger_chunks(model: Any, training: Training) -> float:
     narrow = training.bf16 or next(iter(model.parameters())).dtype == torch.bfloat16
     on_gpu, on_cpu = (10, 6) if narrow else (8, 4)  # bytes an element, counted in loss.py
     return on_gpu * elements(CHUNK_ELEMENTS_GPU) - on_cpu * elements(CHUNK_ELEMENTS)
-
-
-# ---- parameters, sharded or not
-
-
-@dataclass(frozen=True)
-class _Sizes:
-    """Bytes of a model's weights on one device, and elements of what FSDP2 gathers together."""
-
-    dtype: torch.dtype  # of the weights as they are kept
-    shards: tuple[tuple[int, ...], ...]  # the shape of each weight's part
-    parameters: int
-    buffers: int
-    layer: int  # elements of the largest
-    layers: int  # of all
-    embedding: int  # 0 if it is the head's
-    tail: int  # norm and head, and the embedding if it is the head's
-    tied: bool
-
-    @classmethod
-    def of(cls, model: Any, training: Training) -> _Sizes:
-        weights = list(model.parameters())
-        dtype = weights[0].dtype
-        if training.sharded and training.bf16:
-            dtype = torch.float32  # accelerate makes them so
-        shards = tuple(shard_shape(tuple(weight.shape), training.parts) for weight in weights)
-        blocks = [sum(p.numel() for p in block.parameters()) for block in layers_of(model)]
-        embedding = input_embeddings(model).weight
-        tied = embedding is output_embeddings(model).weight
-        total = sum(weight.numel() for weight in weights)
-        outside = 0 if tied else embedding.numel()
-        return cls(
-            dtype=dtype,
-            shards=shards,
-            parameters=sum(torch.Size(shape).numel() for shape in shards) * dtype.itemsize,
-            buffers=sum(buffer.numel() * buffer.itemsize for buffer in model.buffers()),
-            layer=max(blocks),
-            layers=sum(blocks),
-            embedding=outside,
-            tail=total - sum(blocks) - outside,
-            tied=tied,
-        )
-
-
-def shard_shape(shape: tuple[int, ...], parts: int) -> tuple[int, ...]:
-    """The first process's part of a weight that FSDP2 cuts along its first dimension."""
-    return (-(-shape[0] // parts), *shape[1:]) if shape else shape
-
-
-def _sharded(sizes: _Sizes, training: Training, found: Pass) -> tuple[dict[str, float], int]:
-    """What FSDP2 adds in each phase of ``found``, in bytes, and the gradients at their most.
-
-    A pass on tensors without data has the activations and the whole gradients of one layer. Beside
-    these there are: the weights of what computes, gathered in ``wide`` bytes; the buffer of a
-    gathering, for the next layer or from the last one; the fp32 input of the reduction before,
-    until the next one begins; and this device's part of the gradients that are reduced. Norm and
-    head stay gathered from forward to backward; an embedding that is the head, all along.
-    """
-    wide = 2 if training.bf16 else sizes.dtype.itemsize
-    reduced = 4 if training.bf16 else sizes.dtype.itemsize
-    layer, tail, embedding = sizes.layer, sizes.tail, sizes.embedding
-    whole = sizes.layers + tail + embedding
-    parts = training.parts
-    resharding = training.reshard_after_forward
-    resting = 0 if resharding else wide * (sizes.layers + embedding)
-    moving = 2 * wide * layer if resharding else 0
-    late = wide * tail if sizes.tied else 0  # gathered first, and reduced last
-    waiting = 0 if sizes.tied else reduced * tail
-    kept = sum(found.kept.values())
-    # When head and norm are through: their gradients, what is reduced of them, and the next layer.
-    at_reduction = kept + wide * tail + waiting + moving / 2 - found.at("loss backward")
-    # This device's part of the gradients of the passes before.
-    summed = reduced * whole / parts if training.passes > 1 else 0
-    half = summed or reduced * whole / 2 / parts
-    extra = {
-        "forward": late + max(moving, 0 if sizes.tied else 2 * wide * tail) + resting + summed,
-        "loss": wide * tail + (moving / 2 if sizes.tied else wide * tail) + resting + summed,
-        "loss backward": max(wide * tail, at_reduction) + resting + summed,
-        "last layer": late + waiting + moving + resting + summed,
-        "middle": late + reduced * layer + half + moving + resting,
-        "first layer": late + reduced * (layer + whole / parts) + moving / 2 + wide * embedding,
-        "embedding": late + wide * embedding + reduced * (max(embedding, late and tail)
-        + whole / parts),
-    }  # fmt: skip
-    parted = sum(torch.Size(shape).numel() for shape in sizes.shards) * sizes.dtype.itemsize
-    return extra, parted
-
-
-# ---- the optimizer
-
-
-def _optimizer_bytes(
-    shapes: tuple[tuple[int, ...], ...], dtype: torch.dtype, name: str, device: str
-) -> tuple[int, int]:
-    """Bytes of an optimizer's states for weights of ``shapes``, and the most its step adds to them.
-
-    One weight of each shape is stepped, then two: what a step adds is a line through both (flat if
-    it goes weight by weight, and steep if it has copies of all at once).
-
-    Raises:
-        UsageError: an optimizer that transformers does not make by its name alone, or that does not
-            run on tensors without data.
-    """
-    counts = Counter(shapes)
-    distinct = tuple(counts)
-    states, once = _stepped(distinct, dtype, name, device)
-    _, twice = _stepped((*distinct, *distinct), dtype, name, device)
-    total = sum(states[i] * counts[shape] for i, shape in enumerate(distinct))
-    one = sum(torch.Size(shape).numel() for shape in distinct)
-    all_of_them = sum(torch.Size(shape).numel() * n for shape, n in counts.items())
-    return total, round(max(once + (twice - once) * (all_of_them / one - 1), 0))
-
-
-@functools.lru_cache(maxsize=64)
-def _stepped(
-    shapes: tuple[tuple[int, ...], ...], dtype: torch.dtype, name: str, device: str
-) -> tuple[list[int], int]:
-    """Bytes of the states of each weight, and the most that the second step adds to them."""
-    make = _optimizer(name, device)
-    try:
-        with FakeTensorMode():
-            weights = [nn.Parameter(torch.empty(shape, dtype=dtype)) for shape in shapes]
-            for weight in weights:
-                weight.grad = torch.empty_like(weight)
-            gradients = [weight.grad for weight in weights if weight.grad is not None]
-            optimizer = make(weights)
-            with LiveMemory(weights, gradients, value=1) as live:  # the steps it has taken
-                optimizer.step()
-                before = live.total
-                live.enter("step")
-                optimizer.step()
-            held = [
-                [value for value in optimizer.state[weight].values() if isinstance(value, Tensor)]
-                for weight in weights
-            ]
-            states = [sum(value.numel() * value.itemsize for value in values) for values in held]
-            return states, sum(live.phases["step"].values()) - before
-    except Exception as error:  # an optimizer may fail in any way
-        raise UsageError(
-            f"the memory of the optimizer {name} cannot be told: it does not run on tensors "
-            f"without data ({one_line(error, 200)})"
-        ) from error
-
-
-def _optimizer(name: str, device: str) -> Callable[[list[nn.Parameter]], torch.optim.Optimizer]:
-    from transformers import Trainer, TrainingArguments
-
-    try:
-        args = TrainingArguments(output_dir=".", optim=name, use_cpu=True, report_to="none")
-        kind, kwargs = Trainer.get_optimizer_cls_and_kwargs(args)
-    except Exception as error:  # an unknown name, a package that is not there
-        raise UsageError(
-            f"the memory of the optimizer '{name}' cannot be told ({one_line(error, 200)}); "
-            f"adamw_torch_fused, adamw_torch, adafactor and sgd can"
-        ) from error
-    if device != "cpu" and kind in (torch.optim.AdamW, torch.optim.SGD) and "fused" not in kwargs:
-        kwargs["foreach"] = True  # torch's default there, which has whole copies for a moment
-    return lambda weights: kind(weights, **kwargs)

@@ -3,8 +3,8 @@
 What a step would do on 1,024 GPUs can be run before there are any: torch's fake process group
 answers as so many ranks would, its fake tensors have shapes and no data, and its ``MemTracker``
 counts what lives. Everything else is the real thing: the model, patch level and its loss,
-``fully_shard`` set up by accelerate as in training, AdamW. ``memory.py`` tells the memory of a plan in
-a few seconds; this is what it is checked against.
+``fully_shard`` set up by accelerate as in training, AdamW. ``memory.py`` tells the memory of a plan
+in a few seconds; this is what it is checked against.
 
 A process group is a matter of the whole process, so each trace runs in one of its own::
 
@@ -24,6 +24,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.mem_tracker import MemTracker
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
@@ -37,13 +38,14 @@ from patchtrain.live_memory import (
     without_data,
 )
 from patchtrain.loss_backends import Backend
-from patchtrain.memory import shard_shape
 from patchtrain.modeling import PatchLevel, Probe
+from patchtrain.sharded_memory import shard_shape
 
 MOST_RANKS = 1024
 _KINDS = {
     "Parameter": "parameters", "Buffer": "parameters", "Gradient": "gradients",
-    "Optstate": "optimizer", "Activation": "activations", "Temp": "temporary", "Other": "parameters",
+    "Optstate": "optimizer", "Activation": "activations", "Temp": "temporary",
+    "Other": "parameters",
 }  # fmt: skip
 
 
@@ -134,7 +136,6 @@ def trace_step(
 
 def _trace(request: dict[str, Any]) -> Trace:
     """The trace, in a process of its own."""
-    from torch.distributed._tools.mem_tracker import MemTracker
     from torch.testing._internal.distributed.fake_pg import FakeStore
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -156,15 +157,15 @@ def _trace(request: dict[str, Any]) -> Trace:
         shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
         model = _shard(model, mesh, request["bf16"])
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-        # A step before the one that counts: the optimizer's states are there from its beginning, and
-        # DTensor has found its ways, for which it makes whole tensors of every weight.
+        # A step before the one that counts: the optimizer has its states then, and DTensor found
+        # its ways, for which it makes whole tensors of every weight.
         for weight in model.parameters():
             weight.grad = torch.zeros_like(weight)
         with _Values():
             _update(model, optimizer)
         optimizer.zero_grad()
         ids = torch.zeros(rows, length, dtype=torch.int64)
-        tracker = MemTracker()
+        tracker = _Tracker()
         tracker.track_external(model, optimizer, ids)
         found = Probe(fused=request["backend"] != "plain")
         level = PatchLevel(model, K, (1.0,) * K, found, Backend(request["backend"], "asked for"))
@@ -244,6 +245,16 @@ def _shard(model: Any, mesh: DeviceMesh, bf16: bool) -> Any:
 
 def _total(snapshot: dict[Any, dict[Any, int]]) -> int:
     return sum(sizes["Total"] for sizes in snapshot.values())
+
+
+class _Tracker(MemTracker):
+    """torch's, which looks for the peak of every module at every tensor made; here of the whole."""
+
+    def _update_peak_stats(self, peak_state: Any) -> None:
+        for device, sizes in self._curr_mem_snap.items():
+            if sizes["Total"] > self._peak_mem.get(device, 0):
+                self._peak_mem[device] = sizes["Total"]
+                self._peak_mem_snap[device] = dict(sizes)
 
 
 class _Values(TorchDispatchMode):

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
         from patchtrain.report.plan_page import write_plan_page
 
         write_plan_page(found, args.picture, Path(args.model).stem or args.model)
-    memory, remedies = _memory(run, known) if _wants_memory(args) else ([], [])
+    memory, remedies = _memory(run, known, args.memory)
     advice = _advice(found, args.advise) if args.advise else None
     warnings = [*run.plan.warnings(), *plan_warnings(run.size.parameters, run.plan)]
     if args.json:
@@ -181,16 +182,26 @@ def _measure(run: Planned) -> tuple[tuple[float, ...], Device | None]:
     return seconds, recognised(torch.cuda.get_device_name()) if where.type == "cuda" else None
 
 
-def _wants_memory(args: argparse.Namespace) -> bool:
-    return bool(args.device) if args.memory is None else args.memory
+def _memory(
+    run: Planned, device: Device | None, asked: bool | None
+) -> tuple[list[Memory], list[str]]:
+    """What each stage takes, and what would make all fit the device; nothing if not wanted.
 
-
-def _memory(run: Planned, device: Device | None) -> tuple[list[Memory], list[str]]:
-    """What each stage takes, and what would make all fit the device."""
+    A model whose memory cannot be told is an error only where ``asked`` for, and else a line.
+    """
+    from patchtrain.errors import UsageError
     from patchtrain.memory import what_would_fit
 
-    memory = run.memory()
-    return memory, what_would_fit(run.on_meta(), memory, device.memory) if device else []
+    if not (asked or (asked is None and device)):
+        return [], []
+    try:
+        memory = run.memory()
+        return memory, what_would_fit(run.on_meta(), memory, device.memory) if device else []
+    except UsageError as error:
+        if asked:
+            raise
+        print(f"memory: not known: {error}", file=sys.stderr)
+        return [], []
 
 
 def _advice(found: Bill, scarce: str) -> Advice:
