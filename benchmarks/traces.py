@@ -37,8 +37,8 @@ MODELS = {
     "70B": (8192, 28672, 80, 64, 8),
 }
 VOCABULARY, CONTEXT_LENGTH, PATCH_SIZE = 32000, 2048, 4
-# All at 64 ranks; the smallest and the largest also at the fewest and the most.
-RANKS, MORE_RANKS, WITH_MORE = [64], [8, 1024], ("370M", "70B")
+# All at 64 ranks; the largest also at the fewest and the most.
+RANKS, MORE_RANKS, WITH_MORE = [64], [8, 1024], ("70B",)
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS)[1:],
                         metavar="NAME", help=f"of {', '.join(MODELS)}")  # fmt: skip
     parser.add_argument("--ranks", type=int, nargs="+",
-                        help="default: 64, and 8 and 1,024 for 370M and 70B")  # fmt: skip
+                        help="default: 64, and 8 and 1,024 for 70B")  # fmt: skip
     parser.add_argument("--sequences", type=int, default=8, help="of a device pass")
     parser.add_argument("--device-gb", type=float, default=80, help="memory of a device")
     args = parser.parse_args()

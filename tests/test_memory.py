@@ -1,8 +1,6 @@
 """The memory told before training, against torch's own tracker, the formula's parts and sense."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -198,7 +196,7 @@ def test_a_gpu_takes_larger_chunks_and_no_other_activations() -> None:
     model = meta(num_hidden_layers=4)
     cpu, gpu = (estimate(model, replace(BASE, device=device)) for device in ("cpu", "cuda"))
     assert gpu.phases["loss"] > cpu.phases["loss"]
-    assert gpu.phases["last layer"] <= cpu.phases["last layer"]
+    assert 0.9 * cpu.activations < gpu.activations <= cpu.activations
 
 
 def test_a_model_that_has_no_layers_in_a_list_is_refused_in_a_line() -> None:
@@ -274,17 +272,3 @@ def test_every_stage_of_a_plan(tmp_path: Path) -> None:
         assert training.optimizer == "adamw_torch_fused"
         assert stage == estimate(model, training)
     assert memory_of(model, resolved, args)[0].training.fsdp is False
-
-
-# ---- against a real process
-
-
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux only")
-def test_it_is_near_what_a_process_takes(tmp_path: Path) -> None:
-    script = Path(__file__).parents[1] / "benchmarks" / "memory.py"
-    out = tmp_path / "memory.json"
-    command = [sys.executable, str(script), "--models", "5M", "--cases", "1", "--threads", "1"]
-    done = subprocess.run([*command, "--out", str(out)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    (row,) = json.loads(out.read_text())["rows"]
-    assert row["ratio"] == pytest.approx(1, abs=0.25)

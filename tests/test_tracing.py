@@ -47,7 +47,7 @@ def test_a_patch_level_step_on_eight_ranks() -> None:
 
 
 def test_a_hybrid_token_level_step_with_parts_of_unequal_size() -> None:
-    settings = config(hidden_size=60, head_dim=15, num_key_value_heads=4)
+    settings = config(hidden_size=60, num_attention_heads=6, num_key_value_heads=6)
     trace = trace_step(
         settings, ranks=1024, shards=16, patch_size=1, context_length=64, sequences=4,
         gradient_checkpointing=True, bf16=False, device="cpu",

@@ -406,7 +406,9 @@ class _Flash(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        output = query.new_empty(*query.shape[:-1], value.shape[-1])
+        rows, heads, length, _ = query.shape
+        # As the kernels lay it out: what the model makes of it next is a view.
+        output = query.new_empty(rows, length, heads, value.shape[-1]).transpose(1, 2)
         log_sums = torch.empty(query.shape[:-1], dtype=torch.float32, device=query.device)
         ctx.save_for_backward(query, key, value, output, log_sums)
         return output
