@@ -81,7 +81,7 @@ def test_cost(folder: Path) -> None:
     found = result("cost", folder / "cost.json", "--models", "llama", "mixtral")
     assert [row["patch_size"] for row in found["rows"]] == [1, 4, 1, 4]
     assert all(row["ratio"] == pytest.approx(1, abs=0.01) for row in found["rows"])
-    assert all(0.1 < row["utilisation"] < 0.7 for row in found["published"])
+    assert all(0.05 < row["utilisation"] < 0.7 for row in found["published"])
 
 
 def test_scaling(folder: Path) -> None:

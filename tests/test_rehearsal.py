@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ from transformers import AutoModelForCausalLM
 from patchtrain.cli.main import main
 from patchtrain.cost import Rates, bill
 from patchtrain.data.prepare import prepare
+from patchtrain.devices import device
 from patchtrain.errors import UsageError
+from patchtrain.memory import fits
 from patchtrain.planning import planned
 from patchtrain.recipe import Recipe
 from patchtrain.rehearsal import rehearsal
@@ -70,6 +73,17 @@ def test_superposition_reads_what_was_published(
     found = bill(run.size, run.plan, Rates())
     assert run.plan.total_tokens == pytest.approx(tokens, rel=0.01)
     assert found.tokens_at_equal_compute == pytest.approx(token_level, rel=0.01)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_both_stages_run_on_tensors_without_data_and_fit(name: str) -> None:
+    """Forward, backward and optimizer, on the devices that the recipe's first lines name."""
+    file = PAPERS / f"{name}.yaml"
+    found = re.search(r"--device (\S+) --devices (\d+)", file.read_text())
+    assert found
+    memory = planned(str(file), processes=int(found[2])).memory()
+    assert len(memory) == 2
+    assert fits(memory, device(found[1]).memory)
 
 
 @pytest.mark.parametrize("name", SIZES)

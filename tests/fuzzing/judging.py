@@ -219,7 +219,7 @@ def _restored() -> Iterator[None]:
     """
     with (
         mock.patch.dict(os.environ),
-        mock.patch("patchtrain.training.run._TIMED_SECONDS", 0.0),
+        mock.patch("patchtrain.training.measuring.TIMED_SECONDS", 0.0),
         mock.patch("patchtrain.training.measuring.LARGEST_PASS", 1e8),
         mock.patch("patchtrain.recipe._memory", return_value=1 << 30),
         mock.patch("patchtrain.data.hub.reachable", return_value=False),
