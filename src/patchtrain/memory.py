@@ -132,7 +132,7 @@ def estimate(model: nn.Module, training: Training) -> Memory:
     base = held + states
     gradients = sizes.parameters
     if training.sharded:
-        extra, gradients = sharded(sizes, training, found)
+        extra = sharded(sizes, training, found)
     else:
         # DDP's buckets hold every gradient once more.
         extra = dict.fromkeys(found.phases, gradients if training.processes > 1 else 0)
@@ -164,6 +164,7 @@ def memory_of(
     *,
     device: str = "cuda",
     fsdp: bool | None = None,
+    shards: int | None = None,
     backend: str | None = None,
 ) -> list[Memory]:
     """The memory of each stage of a plan.
@@ -175,6 +176,7 @@ def memory_of(
         device: ``"cuda"`` or ``"cpu"``.
         fsdp: whether the model is sharded; None: as ``args`` say. (On one process ``PatchConfig``
             turns sharding off, so for a plan of many made on one, say it.)
+        shards: see ``Training``.
         backend: the loss backend taken (``choose``); None: as ``args`` ask, ``auto`` being chunked.
     """
     config = getattr(args, "fsdp_config", None) or {}
@@ -188,6 +190,7 @@ def memory_of(
         sequences=plan.pass_sequences,
         processes=plan.processes,
         fsdp=bool(args.fsdp) if fsdp is None else fsdp,
+        shards=shards,
         reshard_after_forward=bool(config.get("reshard_after_forward", True)),
         gradient_checkpointing=bool(checkpointing or config.get("activation_checkpointing")),
         bf16=bool(args.bf16),

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 # What both papers trained with, for a model that comes without a recipe.
 CONTEXT_LENGTH, TOKENS_PER_STEP, PATCH_SIZE = 2048, 2**21, 4
 PASS_SEQUENCES = 8  # as transformers' Trainer has it
-NODE_DEVICES = 8
+NODE_DEVICES = 8  # what fsdp_replicas: nodes is taken for, as a plan knows no nodes
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Planned:
 
     def memory(self) -> list[Memory]:
         """What each stage takes of each device's memory (``memory.memory_of``); takes seconds."""
-        from patchtrain.memory import estimate, memory_of
+        from patchtrain.memory import memory_of
 
         given = self.recipe.training
         asked = SimpleNamespace(
@@ -58,23 +59,20 @@ class Planned:
             optim=given.get("optim", "adamw_torch_fused"),
             loss_backend=given.get("loss_backend", "auto"),
         )
-        found = memory_of(self.on_meta(), self.plan, asked)
-        replicas = given.get("fsdp_replicas", 1)
-        # "nodes" keeps one copy a node, whose size a plan does not know: the usual eight devices.
-        if replicas == "nodes":
-            shards = NODE_DEVICES
-        elif replicas < 1 or self.plan.processes % replicas:
-            raise UsageError(
-                f"training.fsdp_replicas is {replicas}, which does not divide the "
-                f"{self.plan.processes} devices"
-            )
-        else:
-            shards = self.plan.processes // replicas
-        if not asked.fsdp or shards >= self.plan.processes:
-            return found
-        model = self.on_meta()
-        return [estimate(model, replace(stage.training, shards=shards)) for stage in found]
+        return memory_of(self.on_meta, self.plan, asked, shards=self._shards())
 
+    def _shards(self) -> int | None:
+        """Devices that share one copy of the model under hybrid sharding; None: all of them."""
+        replicas, devices = self.recipe.training.get("fsdp_replicas", 1), self.plan.processes
+        if replicas == "nodes":
+            return min(NODE_DEVICES, devices)
+        if replicas < 1 or devices % replicas:
+            raise UsageError(
+                f"training.fsdp_replicas is {replicas}, which does not divide the {devices} devices"
+            )
+        return None if replicas == 1 else devices // replicas
+
+    @cached_property
     def on_meta(self) -> Any:
         """The model without memory, in the recipe's dtype."""
         section = self.recipe.model

@@ -61,8 +61,8 @@ def shard_shape(shape: tuple[int, ...], parts: int) -> tuple[int, ...]:
     return (-(-shape[0] // parts), *shape[1:]) if shape else shape
 
 
-def sharded(sizes: Sizes, training: Training, found: Pass) -> tuple[dict[str, float], int]:
-    """What FSDP2 adds in each phase of ``found``, in bytes, and the gradients at their most.
+def sharded(sizes: Sizes, training: Training, found: Pass) -> dict[str, float]:
+    """What FSDP2 adds in each phase of ``found``, in bytes.
 
     A pass on tensors without data has the activations and the whole gradients of one layer. Beside
     these there are: the weights of what computes, gathered in ``wide`` bytes; the buffer of a
@@ -96,5 +96,4 @@ def sharded(sizes: Sizes, training: Training, found: Pass) -> tuple[dict[str, fl
         "embedding": late + wide * embedding + reduced * (max(embedding, late and tail)
         + whole / parts),
     }  # fmt: skip
-    parted = sum(torch.Size(shape).numel() for shape in sizes.shards) * sizes.dtype.itemsize
-    return extra, parted
+    return extra

@@ -3,8 +3,8 @@
 MODEL is a recipe, a config.json or its folder, or a name on the Hugging Face hub; weights are not
 read, and no store has to be there. Entries of the recipe can be replaced as for train.
 
-  patchtrain plan recipes/paper-370m.yaml --device h100 --devices 8
-  patchtrain plan recipes/paper-370m.yaml plan.patch_size=8 --device a100 --devices 64 --price 1.9
+  patchtrain plan recipes/papers/patch-370m.yaml --device h100 --devices 8
+  patchtrain plan recipes/papers/patch-370m.yaml plan.patch_size=8 --device a100 --price 1.9
   patchtrain plan my-model/config.json plan.tokens=100B plan.patch_fraction=0.5
   patchtrain plan recipes/small.yaml --measure
   patchtrain plan recipes/papers/patch-370m.yaml --advise data
@@ -196,7 +196,7 @@ def _memory(
         return [], []
     try:
         memory = run.memory()
-        return memory, what_would_fit(run.on_meta(), memory, device.memory) if device else []
+        return memory, what_would_fit(run.on_meta, memory, device.memory) if device else []
     except UsageError as error:
         if asked:
             raise
