@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import about, synchronize, write
+from common import about, status, synchronize, write
 from torch import Tensor
 
 from patchtrain.errors import UsageError
@@ -195,14 +195,6 @@ def resident_peak(name: str, inputs: tuple[Tensor, Tensor, Tensor]) -> int:
     before = status("VmRSS")
     step(name, inputs)
     return max(status("VmHWM") - before - gradient_bytes(inputs), 0)
-
-
-def status(field: str) -> int:
-    """A size of this process in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) * 1024
-    raise SystemExit(f"/proc/self/status has no {field}")
 
 
 def gradient_bytes(inputs: tuple[Tensor, Tensor, Tensor]) -> int:

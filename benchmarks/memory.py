@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import about, write
+from common import about, status, write
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from patchtrain import patch_level
@@ -162,14 +162,6 @@ def train(request: dict[str, Any], watched: bool = False) -> None:
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
-
-
-def status(field: str) -> int:
-    """A size of this process in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) * 1024
-    raise SystemExit(f"/proc/self/status has no {field}")
 
 
 if __name__ == "__main__":

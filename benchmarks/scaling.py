@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import about, write
+from common import about, status, write
 
 CURVES: dict[str, tuple[int, ...]] = {
     "width": (128, 192, 256, 384, 512),
@@ -175,14 +175,6 @@ def resident_now() -> int | None:
         return None
     clear.write_text("5")
     return status("VmRSS")
-
-
-def status(field: str) -> int:
-    """A size of this process in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) * 1024
-    raise SystemExit(f"/proc/self/status has no {field}")
 
 
 if __name__ == "__main__":

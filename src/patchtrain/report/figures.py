@@ -132,6 +132,19 @@ def loss_figure(runs: Sequence[RunSummary], axis: Axis) -> go.Figure:
     return figure
 
 
+def to_html(figure: go.Figure, name: str, first: bool) -> str:
+    """A figure as the element ``name`` of a page; the ``first`` one brings plotly's script."""
+    text: str = figure.to_html(
+        full_html=False,
+        include_plotlyjs=first,
+        div_id=name,
+        default_width="100%",
+        default_height="100%",
+        config={"displaylogo": False, "responsive": True, "modeBarButtons": [["toImage"]]},
+    )
+    return text
+
+
 def _trace(
     run: RunSummary,
     number: int,

@@ -120,14 +120,7 @@ def _curves(runs: Sequence[RunSummary]) -> str:
     ]
     parts = []
     for number, (name, heading, axis) in enumerate(plots):
-        figure = figures.loss_figure(runs, axis).to_html(
-            full_html=False,
-            include_plotlyjs=number == 0,
-            div_id=name,
-            default_width="100%",
-            default_height="100%",
-            config={"displaylogo": False, "responsive": True, "modeBarButtons": [["toImage"]]},
-        )
+        figure = figures.to_html(figures.loss_figure(runs, axis), name, first=number == 0)
         parts.append(f'<h3>{heading}</h3><div class="plot">{figure}</div>')
     return _section("Loss", _legend(runs) + "".join(parts) + _curve_notes(runs))
 

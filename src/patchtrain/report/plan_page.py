@@ -15,7 +15,7 @@ from patchtrain import __version__
 from patchtrain.cost import Bill, ModelSize
 from patchtrain.errors import UsageError
 from patchtrain.files import write_text
-from patchtrain.report.figures import COLOURS
+from patchtrain.report.figures import COLOURS, to_html
 from patchtrain.report.formats import count, duration, flops, number, percent, significant
 from patchtrain.report.tables import table
 from patchtrain.report.template import PAGE, POLICY, SCRIPT, STYLE
@@ -51,14 +51,7 @@ def render(bill: Bill, title: str) -> str:
     ]
     body = [f"<h1>{html.escape(title)}</h1>", _lead(bill)]
     for index, (name, heading, axis, inverse) in enumerate(plots):
-        figure = _figure(bill, axis, inverse).to_html(
-            full_html=False,
-            include_plotlyjs=index == 0,
-            div_id=name,
-            default_width="100%",
-            default_height="100%",
-            config={"displaylogo": False, "responsive": True, "modeBarButtons": [["toImage"]]},
-        )
+        figure = to_html(_figure(bill, axis, inverse), name, first=index == 0)
         body.append(f'<h2>{heading}</h2><div class="plot">{figure}</div>')
     body += ["<h2>Stages</h2>", _stages(bill), made]
     return PAGE.format(
