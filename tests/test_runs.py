@@ -61,11 +61,31 @@ def test_the_last_line_may_be_unfinished_and_a_line_separator_ends_none(run: Run
     assert run.metrics("c") == [{"event": "c"}]
 
 
-def test_pipes_and_folders_are_no_results(run: RunFolder) -> None:
-    run.eval_folder.mkdir()
-    (run.eval_folder / "folder.json").mkdir()
-    (run.eval_folder / "whole.json").write_text("{}")
-    assert run.evals() == {"whole": {}}
+def test_evaluations_by_kind_and_name(run: RunFolder) -> None:
+    assert run.evaluation() == {}
+    results = {"text": {"book": {"loss": 1.0}}, "tasks": {}}
+    run.evaluation_file.write_text(json.dumps({"format_version": 1, "mine": 1, **results}))
+    assert run.evaluation() == results
+    run.evaluation_file.unlink()
+    run.evaluation_file.mkdir()
+    assert run.evaluation() == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "no record of evaluations"),
+        ('{"text": {}}', "no record of evaluations"),
+        ('{"format_version": 2}', "no record of evaluations of version 1"),
+        ('{"format_version": 1, "text": []}', "'text' does not hold results by name"),
+        ('{"format_version": 1, "tasks": {"a": 1}}', "'tasks' does not hold results by name"),
+        ("{", "not valid JSON"),
+    ],
+)
+def test_a_broken_record_of_evaluations(run: RunFolder, content: str, message: str) -> None:
+    run.evaluation_file.write_text(content)
+    with pytest.raises(PatchtrainError, match=message):
+        run.evaluation()
 
 
 @pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="no such flag on this system")

@@ -255,13 +255,13 @@ def test_results_stay_in_the_run(
     store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = save_tiny_run(tmp_path / "run", store)
-    (tmp_path / "elsewhere").mkdir()
-    (run / "eval").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").write_text("mine")
+    (run / "evaluation.json").symlink_to(tmp_path / "elsewhere")
     text = tmp_path / "a.txt"
     text.write_text("some text")
     assert main(["eval", str(run), "--text", str(text)]) == 2
-    assert "is a link out of the run folder" in capsys.readouterr().err
-    (run / "eval").unlink()
+    assert "evaluation.json is a link to another file" in capsys.readouterr().err
+    (run / "evaluation.json").unlink()
     (tmp_path / "mine.html").write_text("mine")
     (run / "report.html").symlink_to(tmp_path / "mine.html")
     assert main(["report", str(run)]) == 0

@@ -10,7 +10,7 @@
     RUN/checkpoint-N/   what it takes to go on after step N (``training/checkpoint.py``)
     RUN/model/          the exported plain Hugging Face model with its tokenizer
     RUN/samples.json    completions of a few prompts by the final model
-    RUN/eval/NAME.json  results of ``patchtrain eval``
+    RUN/evaluation.json what was measured on the model (``evaluation/record.py``)
     RUN/report.html     the page
     RUN/failure.json    of several processes, the first that failed and why
     RUN/.lock           held by the process that writes the run
@@ -39,6 +39,10 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 FORMAT_VERSION = 1
+EVALUATION_FORMAT = 1
+# The kinds of measurement in evaluation.json: perplexity, zero-shot tasks, following instructions,
+# speed by stage, and what goes on inside the model.
+EVALUATIONS = ("text", "tasks", "instructions", "throughput", "inside")
 
 
 @dataclass(frozen=True)
@@ -82,8 +86,8 @@ class RunFolder:
         return self.path / "samples.json"
 
     @property
-    def eval_folder(self) -> Path:
-        return self.path / "eval"
+    def evaluation_file(self) -> Path:
+        return self.path / "evaluation.json"
 
     @property
     def failure_file(self) -> Path:
@@ -123,7 +127,7 @@ class RunFolder:
 
     def info(self) -> dict[str, Any]:
         """``run.json`` as a dict; ``PatchtrainError`` where it is something else."""
-        info = self._read_json(self.info_file)
+        info = _read_json(self.info_file)
         if not isinstance(info, dict):
             raise PatchtrainError(
                 f"{self.info_file}: not a JSON object, so not the record of a run"
@@ -146,7 +150,7 @@ class RunFolder:
         """
         if not self.metrics_file.is_file():
             return []
-        lines = self._read_text(self.metrics_file).removesuffix("\n").split("\n")
+        lines = _read_text(self.metrics_file).removesuffix("\n").split("\n")
         rows = []
         for number, line in enumerate(lines, 1):
             try:
@@ -164,25 +168,43 @@ class RunFolder:
 
     def samples(self) -> list[dict[str, str]]:
         """``[{"prompt": ..., "completion": ...}, ...]``, empty where there are none."""
-        return self._read_json(self.samples_file) if self.samples_file.is_file() else []
+        return _read_json(self.samples_file) if self.samples_file.is_file() else []
 
-    def evals(self) -> dict[str, dict[str, Any]]:
-        """Results of ``patchtrain eval`` by name."""
-        files = sorted(self.eval_folder.glob("*.json")) if self.eval_folder.is_dir() else []
-        return {file.stem: self._read_json(file) for file in files if file.is_file()}
+    def evaluation(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """What was measured on the model, by kind and name; empty where nothing was."""
+        return read_evaluation(self.evaluation_file) if self.evaluation_file.is_file() else {}
 
-    @classmethod
-    def _read_json(cls, file: Path) -> Any:
-        try:
-            return json.loads(cls._read_text(file))
-        except (ValueError, RecursionError) as error:
-            raise PatchtrainError(f"{file}: not valid JSON: {one_line(error)}") from error
 
-    @staticmethod
-    def _read_text(file: Path) -> str:
-        try:
-            return file.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise PatchtrainError(
-                f"{file}: not UTF-8 text: {error.reason} at byte {error.start}"
-            ) from error
+def read_evaluation(file: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """The results in a file of ``evaluation/record.py``, by kind and name.
+
+    Raises:
+        PatchtrainError: it is no such file, or a later version's.
+    """
+    content = _read_json(file)
+    if not isinstance(content, dict) or content.get("format_version") != EVALUATION_FORMAT:
+        raise PatchtrainError(
+            f"{file} is no record of evaluations of version {EVALUATION_FORMAT}; "
+            "move it away to measure anew"
+        )
+    kinds = {kind: content[kind] for kind in EVALUATIONS if kind in content}
+    for kind, results in kinds.items():
+        if not isinstance(results, dict) or not all(isinstance(r, dict) for r in results.values()):
+            raise PatchtrainError(f"{file}: '{kind}' does not hold results by name")
+    return kinds
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(_read_text(file))
+    except (ValueError, RecursionError) as error:
+        raise PatchtrainError(f"{file}: not valid JSON: {one_line(error)}") from error
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise PatchtrainError(
+            f"{file}: not UTF-8 text: {error.reason} at byte {error.start}"
+        ) from error

@@ -21,6 +21,7 @@ from patchtrain.data.store import StoreWriter
 from patchtrain.errors import PatchtrainError, UsageError
 from patchtrain.evaluation.loading import load_model
 from patchtrain.evaluation.perplexity import stream_loss
+from patchtrain.runs import RunFolder
 from tests.evaluation.tiny import CONTEXT, TEXT, save_tiny_model, save_tiny_run, tiny_tokenizer
 
 DOCUMENTS = [TEXT, "Le café est fermé.", "A cell divides. " * 9]
@@ -80,7 +81,7 @@ def test_validation_split_is_one_stream(
     assert result["bits_per_byte"] == pytest.approx(nats / math.log(2) / size)
     assert result["words"] == sum(len(text.split()) for text in DOCUMENTS)
     assert "validation split" in result["scored"]
-    assert json.loads((run / "eval" / "validation.json").read_text("utf-8")) == result
+    assert RunFolder(run).evaluation()["text"]["validation"] == result
 
 
 def test_text_output_states_the_window(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,7 +90,8 @@ def test_text_output_states_the_window(run: Path, capsys: pytest.CaptureFixture[
     assert "context length 16, stride 16" in out
     assert "per word" in out
     assert "one stream" in out
-    assert str(run / "eval" / "wide.json") in out
+    assert f"written to    {run / 'evaluation.json'}" in out
+    assert RunFolder(run).evaluation()["text"]["wide"]["stride"] == 16
 
 
 def test_max_tokens_counts_only_the_text_scored(
@@ -157,7 +159,7 @@ def test_results_take_the_name_of_the_file(
     text = tmp_path / "my book.txt"
     text.write_text(TEXT, encoding="utf-8")
     call(run, "--text", text)
-    assert (run / "eval" / "my-book.txt.json").is_file()
+    assert "my-book.txt" in RunFolder(run).evaluation()["text"]
 
 
 @pytest.mark.parametrize(
@@ -218,7 +220,7 @@ def test_a_model_of_nan_fails_and_writes_nothing(tmp_path: Path, store: Path) ->
     model.save_pretrained(broken / "model")
     with pytest.raises(PatchtrainError, match=r"the loss of .* is nan"):
         call(broken)
-    assert not (broken / "eval").exists()
+    assert not (broken / "evaluation.json").exists()
 
 
 def test_a_damaged_store_is_not_scored(
@@ -269,4 +271,4 @@ def test_a_run_json_with_other_values(
     (odd / "run.json").write_text(json.dumps(values | info))
     with pytest.raises(PatchtrainError, match=message):
         call(odd)
-    assert not (odd / "eval").exists()
+    assert not (odd / "evaluation.json").exists()

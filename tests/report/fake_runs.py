@@ -8,6 +8,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+from patchtrain.evaluation.record import record
 from patchtrain.runs import RunFolder
 
 FLOPS_PER_POSITION = 6 * 4_200_000
@@ -148,7 +149,6 @@ def add_extras(run: RunFolder, completion: str = " made of many small rooms.\n\n
     """Samples, an evaluation and a recipe."""
     samples = [{"prompt": prompt, "completion": completion} for prompt in PROMPTS]
     run.samples_file.write_text(json.dumps(samples), encoding="utf-8")
-    run.eval_folder.mkdir()
     evaluation = {
         "loss": 3.41,
         "perplexity": math.exp(3.41),
@@ -159,7 +159,7 @@ def add_extras(run: RunFolder, completion: str = " made of many small rooms.\n\n
         "stride": 128,
         "scored": "the validation split of the run's store, as one stream",
     }
-    (run.eval_folder / "validation.json").write_text(json.dumps(evaluation), encoding="utf-8")
+    record(run.evaluation_file, "text", "validation", evaluation)
     run.recipe_file.write_text(
         "store: /data/stores/textbooks\nplan:\n  preset: paper\n  patch_size: 4\n", encoding="utf-8"
     )

@@ -13,6 +13,7 @@ import pytest
 
 from patchtrain.cli.main import main
 from patchtrain.errors import PatchtrainError
+from patchtrain.evaluation.record import record
 from patchtrain.report.page import write_page
 from patchtrain.runs import RunFolder
 from tests.fuzzing.chance import change_entry, odd_value, places
@@ -39,16 +40,15 @@ def made_evil(value: Any) -> Any:
 def hostile_run(folder: Path) -> RunFolder:
     run = write_run(folder)
     add_extras(run)
-    (evaluation,) = run.evals().values()
+    evaluation = run.evaluation()["text"]["validation"]
     info = made_evil(run.info()) | {"status": "finished"}
     run.info_file.write_text(json.dumps(info))
     rows = [{**made_evil(row), "event": row["event"]} for row in run.metrics()]
     rows[3]["tokens"] = rows[30]["tokens"] = EVIL
     run.metrics_file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     run.samples_file.write_text(json.dumps(made_evil(run.samples())))
-    (run.eval_folder / "validation.json").write_text(json.dumps(made_evil(evaluation)))
-    name = "<script>throw Error(1)<\u2215script>.json"  # as near to a tag as a file's name comes
-    (run.eval_folder / name).write_text(json.dumps(made_evil(evaluation)))
+    for name in ("validation", EVIL):
+        record(run.evaluation_file, "text", name, made_evil(evaluation))
     run.recipe_file.write_bytes(EVIL.encode("utf-8", "surrogatepass"))
     return run
 
@@ -118,7 +118,7 @@ def test_values_of_any_kind_end_in_a_page_or_one_clear_error(
     monkeypatch.setattr("plotly.io._html.get_plotlyjs", lambda: "")
     rng, run = Random(seed), write_run(tmp_path / "run", ((4, 20), (1, 30)))
     add_extras(run)
-    files = [run.info_file, run.samples_file, run.eval_folder / "validation.json"]
+    files = [run.info_file, run.samples_file, run.evaluation_file]
     for _ in range(3):
         file = rng.choice([*files, run.metrics_file])
         lines = [file.read_text()] if file != run.metrics_file else file.read_text().splitlines()

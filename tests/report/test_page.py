@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from patchtrain.errors import PatchtrainError, UsageError
+from patchtrain.evaluation.record import record
 from patchtrain.report import figures, words
 from patchtrain.report.page import write_page
 from patchtrain.report.summary import RunSummary
@@ -116,8 +117,7 @@ def test_user_text_is_escaped(tmp_path: Path) -> None:
     run.recipe_file.write_text(evil, encoding="utf-8")
     other = write_run(tmp_path / "other")
     add_extras(run_with_eval := other)
-    result = run_with_eval.eval_folder / "validation.json"
-    result.write_text(json.dumps({"loss": 1.0, "scored": evil}), encoding="utf-8")
+    record(run_with_eval.evaluation_file, "text", evil, {"loss": 1.0, "scored": evil})
     page = write_page([run, other], tmp_path / "page.html", title=evil).read_text("utf-8")
     assert "<script>alert" not in page
     assert page.count("&lt;script&gt;alert(") >= 6

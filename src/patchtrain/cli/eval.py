@@ -8,27 +8,21 @@ RUN is a run folder, or with --text any plain Hugging Face model folder.
 
 A text longer than the context is read in windows that start --stride tokens apart; every token is
 scored once. A smaller stride gives each token more context, a lower loss, and costs more time: name
-both numbers when you compare. The result goes to RUN/eval/NAME.json, which the report shows."""
+both numbers when you compare. The result goes to RUN/evaluation.json, which the report shows."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import re
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from patchtrain.cli import results
 from patchtrain.errors import PatchtrainError, UsageError
 
 HELP = "measure perplexity and bits per byte of a model"
-
-_SECONDS_BETWEEN_LINES = 30
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--name", help="name of the result (default: validation, or the first file's name)"
     )
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    results.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -85,15 +79,12 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(
             f"{args.run_folder} is a model without a run: say what to score, --text FILE"
         )
-    if run_folder and run_folder.eval_folder.is_symlink():
-        raise UsageError(
-            f"{run_folder.eval_folder} is a link out of the run folder, so nothing is written to it"
-        )
+    file = results.place(run_folder, args.out)
     loaded = load_model(args.run_folder)
     window = evaluate.choose_window(loaded, args.context_length, args.stride)
     begun = time.monotonic()
     if args.text:
-        with _progress(None) as advance:
+        with results.progress(None) as advance:
             loss, documents = evaluate.evaluate_text(
                 loaded,
                 args.text,
@@ -112,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
         store = TokenStore.open(args.store) if args.store else evaluate.open_run_store(loaded)
         tokens = len(store.validation.tokens)
         total = min(tokens, args.max_tokens or tokens)
-        with _progress(total) as advance:
+        with results.progress(total) as advance:
             loss = evaluate.evaluate_store(
                 loaded, store, window, args.batch_size, args.max_tokens, advance
             )
@@ -132,20 +123,13 @@ def run(args: argparse.Namespace) -> int:
         "max_tokens": args.max_tokens,
         "model": {"path": str(loaded.path), "class": type(loaded.model).__name__},
         "device": str(loaded.model.device),
-        "seconds": round(time.monotonic() - begun, 3),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": _command(),
-        "versions": _versions(),
+        **results.provenance(begun),
     }
     if args.json:
-        print(json.dumps(result, indent=2, ensure_ascii=False))
+        results.show_json(result)
     else:
         _show(args.run_folder, loss, result)
-    if run_folder:
-        # Last, and shown first: a folder that cannot be written to does not cost the result.
-        written = _write(run_folder.eval_folder, name, result)
-        if not args.json:
-            print(f"  {'written to':14}{written}")
+    results.keep(file, "text", name, result, quiet=args.json)
     return 0
 
 
@@ -153,9 +137,7 @@ def _name(args: argparse.Namespace) -> str:
     name = args.name
     if name is None:
         name = re.sub(r"[^\w.-]+", "-", Path(args.text[0]).name) if args.text else "validation"
-    if not re.fullmatch(r"\w[\w.-]*", name):
-        raise UsageError(f"--name '{name}' cannot name a file: use letters, digits, '.', '-', '_'")
-    return str(name)
+    return results.checked_name(name)
 
 
 def _show(run_folder: str, loss: Any, result: dict[str, Any]) -> None:
@@ -171,58 +153,3 @@ def _show(run_folder: str, loss: Any, result: dict[str, Any]) -> None:
     print(run_folder)
     for label, value in lines:
         print(f"  {label:14}{value}")
-
-
-def _write(folder: Path, name: str, result: dict[str, Any]) -> Path:
-    from patchtrain.files import write_json
-
-    folder.mkdir(exist_ok=True)
-    file = folder / f"{name}.json"
-    write_json(file, result, allow_nan=False)
-    return file
-
-
-def _command() -> str:
-    import shlex
-
-    return shlex.join(["patchtrain", *sys.argv[1:]])
-
-
-def _versions() -> dict[str, str]:
-    import platform
-
-    import torch
-    import transformers
-
-    from patchtrain import __version__
-
-    return {
-        "patchtrain": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-
-
-@contextmanager
-def _progress(total: int | None) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, now and then a line elsewhere; both on stderr."""
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import Progress
-
-        with Progress(console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("scoring tokens", total=total)
-            yield lambda count: bar.advance(task, count)
-        return
-    done, last = 0, time.monotonic()
-
-    def advance(count: int) -> None:
-        nonlocal done, last
-        done += count
-        if time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
-            last = time.monotonic()
-            of = f" of {total:,}" if total else ""
-            print(f"patchtrain: {done:,}{of} tokens scored", file=sys.stderr, flush=True)
-
-    yield advance

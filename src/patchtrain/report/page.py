@@ -15,7 +15,7 @@ from pathlib import Path
 from patchtrain import __version__
 from patchtrain.errors import PatchtrainError, UsageError, one_line
 from patchtrain.files import write_text
-from patchtrain.report import curve, figures, tables, words
+from patchtrain.report import curve, evaluations, figures, tables, words
 from patchtrain.report.summary import RunSummary
 from patchtrain.report.template import PAGE, POLICY, SCRIPT, STYLE
 from patchtrain.runs import RunFolder
@@ -188,9 +188,9 @@ def _stages(runs: Sequence[RunSummary]) -> str:
 
 
 def _evaluations(runs: Sequence[RunSummary]) -> str:
-    if not any(run.evals for run in runs):
-        return _note("There is no separate evaluation yet: patchtrain eval makes one.")
-    return f'<div class="last">{tables.evals_table(runs)}</div>'
+    return evaluations.evaluations(runs) or _note(
+        "There is no separate evaluation yet: patchtrain eval makes one."
+    )
 
 
 def _samples(runs: Sequence[RunSummary]) -> str:

@@ -46,7 +46,8 @@ class RunSummary:
     rows: list[Row]
     stages: list[StageSummary]
     samples: list[dict[str, str]]
-    evals: dict[str, Row]
+    evaluation: dict[str, dict[str, Row]]
+    """What was measured on the model, by kind and name."""
     recipe: str | None
 
     @classmethod
@@ -63,9 +64,7 @@ class RunSummary:
             rows=rows,
             stages=_stages(info, rows),
             samples=_checked_samples(run),
-            evals={
-                name: values for name, values in run.evals().items() if isinstance(values, dict)
-            },
+            evaluation=run.evaluation(),
             recipe=recipe,
         )
 
@@ -80,6 +79,10 @@ class RunSummary:
         """A part of run.json such as ``model`` or ``store``; empty if it is not there."""
         value = self.info.get(name)
         return value if isinstance(value, dict) else {}
+
+    def measured(self, kind: str) -> dict[str, Row]:
+        """What was measured of one ``kind``, by name; empty if nothing was."""
+        return self.evaluation.get(kind, {})
 
     @property
     def plan(self) -> Row:

@@ -132,7 +132,7 @@ def evals_table(runs: Sequence[RunSummary]) -> str:
             str(values.get("scored") or NONE),
         ]
         for run in runs
-        for name, values in run.evals.items()
+        for name, values in run.measured("text").items()
     ]
     head = ["run", "evaluation", "bits per byte", "loss", "perplexity per token"]
     head += ["per word", "tokens scored", "window and stride", "what was scored"]
