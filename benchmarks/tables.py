@@ -106,11 +106,14 @@ def stages(result: dict[str, Any]) -> list[str]:
 
 def overhead(result: dict[str, Any]) -> list[str]:
     """The three loops."""
-    lines = head("loop", "tokens/s (least to most)", "of bare", "of trainer")
+    lines = head("loop", "tokens/s", "of bare", "of trainer", "all pieces: median (least to most)")
     for row in result["rows"]:
-        least_most = " to ".join(f"{rate:,.0f}" for rate in row["tokens_per_s_spread"])
         ratios = (f"{row[f'ratio_to_{other}']:.3f}" for other in ("bare", "trainer"))
-        lines.append(line(row["loop"], f"{row['tokens_per_s']:,.0f} ({least_most})", *ratios))
+        every = {name: f"{rate:,.0f}" for name, rate in row["all_tokens_per_s"].items()}
+        lines.append(line(
+            row["loop"], f"{row['tokens_per_s']:,.0f}", *ratios,
+            f"{every['median']} ({every['least']} to {every['most']})",
+        ))  # fmt: skip
     ours = next(row for row in result["rows"] if row["loop"] == "patchtrain")
     lines += [
         "",
@@ -119,6 +122,19 @@ def overhead(result: dict[str, Any]) -> list[str]:
         verdict("not slower than transformers' Trainer", ours["ratio_to_trainer"],
                 ours["ratio_to_trainer"] >= 1),
     ]  # fmt: skip
+    return lines
+
+
+def resume(result: dict[str, Any]) -> list[str]:
+    """Going on after few steps and after many, and writing a checkpoint."""
+    lines = head("what", "seconds (least to most)")
+    rows = [(f"from `--resume` to the first batch, after {row['step']:,} steps", row["seconds"])
+            for row in result["rows"]]  # fmt: skip
+    rows += [(f"writing: {name}", time) for name, time in result["writing_seconds"].items()]
+    for what, time in rows:
+        lines.append(
+            line(what, f"{time['median']:.2f} ({time['least']:.2f} to {time['most']:.2f})")
+        )
     return lines
 
 
@@ -277,6 +293,7 @@ def traces(result: dict[str, Any]) -> list[str]:
 # A result's name is that of the script that writes it.
 TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "loss": loss, "stages": stages, "overhead": overhead, "loader": loader, "cost": cost,
+    "resume": resume,
     "scaling": scaling, "advice": advice, "memory": memory,
     "traces": traces,
 }  # fmt: skip

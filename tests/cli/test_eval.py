@@ -173,7 +173,7 @@ def test_results_take_the_name_of_the_file(
         (["--max-tokens", "1"], "at least 2"),
         (["--max-tokens", "-5"], "at least 2"),
         (["--text", "no-such-file.txt"], "no-such-file.txt"),
-        (["--name", "../evil"], "cannot name a file"),
+        (["--name", "../evil"], "cannot name a result"),
         (["--store", "s", "--text", "t"], "give one"),
         (["--store", "no-such-store"], "no-such-store"),
     ],

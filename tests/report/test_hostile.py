@@ -151,7 +151,7 @@ def test_values_of_any_kind_end_in_a_page_or_one_clear_error(
         ),
         ("samples.json", b'[{"prompt": 1, "completion": 2}]'),
         ("samples.json", b"\xff"),
-        ("eval/validation.json", b"{"),
+        ("evaluation.json", b"{"),
     ],
 )
 def test_a_file_of_another_form_is_one_line(

@@ -4,12 +4,14 @@ import json
 import math
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from patchtrain import (
@@ -102,6 +104,41 @@ def test_weights_and_losses_equal_a_plain_loop(tmp_path: Path, plan: dict[str, A
     ):
         # Adam makes a step of about the rate, 1e-2, also of a gradient that is nearly rounding.
         torch.testing.assert_close(got, want, rtol=2e-3, atol=1e-4, msg=name)
+
+
+class Kernels(TorchDispatchMode):
+    """Counts what does nearly all of the work: products, attention, normalisation, softmax."""
+
+    HEAVY = ("mm", "bmm", "attention", "softmax", "embedding", "silu", "rsqrt", "nll_loss")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(word in str(func) for word in self.HEAVY):
+            shapes = [tuple(arg.shape) for arg in args if isinstance(arg, torch.Tensor)]
+            self.counts[f"{func} {shapes}"] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_token_level_step_runs_the_kernels_of_the_bare_model_and_no_more(tmp_path: Path) -> None:
+    def counted(steps: int) -> Counter[str]:
+        plan = {"patch_fraction": 0.0, "step_fraction": None, "steps": steps}
+        trained = trainer(tmp_path / str(steps), plan=plan, eval_strategy="no", save_strategy="no")
+        with Kernels() as kernels:
+            trained.train()
+        return kernels.counts
+
+    model, ids = tiny_model().train(), torch.zeros(4, T, dtype=torch.long)
+    with Kernels() as bare:
+        model(input_ids=ids, labels=ids).loss.backward()
+    assert sum(bare.counts.values()) > 40
+    five, two = counted(5), counted(2)  # what is done once, such as the probe, is in both
+    assert {name: five[name] - two[name] for name in five if five[name] > two[name]} == {
+        name: 3 * 2 * count
+        for name, count in bare.counts.items()  # two passes a step
+    }
 
 
 def test_smaller_passes_give_the_same_run(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ under the name its user gives.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +62,6 @@ def _alone(file: Path) -> Iterator[None]:
         yield
         return
     with open_own(file.with_name(f".{file.name}.lock"), "a") as lock:
-        try:
+        with suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError:
-            pass
         yield
