@@ -1,12 +1,16 @@
 """Every benchmark runs, at a size that takes seconds, and its result becomes a table."""
 
+import contextlib
+import io
 import json
-import subprocess
+import runpy
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 TABLES = ("loss", "stages", "overhead", "loader", "advice")
@@ -14,9 +18,31 @@ MODEL = ["--vocabulary", "256", "--width", "64", "--layers", "1", "--context-len
          "--rows", "2", "--threads", "1"]  # fmt: skip
 
 
-def run(name: str, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+@dataclass
+class Done:
+    """How a script ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run(name: str, *options: str) -> Done:
+    """A script as `python benchmarks/NAME.py` runs it, but here: torch is imported already."""
+    file, out, err = BENCHMARKS / f"{name}.py", io.StringIO(), io.StringIO()
+    threads, code = torch.get_num_threads(), 0
+    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng():
+        patch.setattr(sys, "argv", [str(file), *options])
+        patch.syspath_prepend(str(BENCHMARKS))
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                runpy.run_path(str(file), run_name="__main__")
+            except SystemExit as error:
+                code = error.code if isinstance(error.code, int) else int(error.code is not None)
+                if isinstance(error.code, str):
+                    print(error.code, file=sys.stderr)
+    torch.set_num_threads(threads)
+    return Done(code, out.getvalue(), err.getvalue())
 
 
 def result(name: str, out: Path, *options: str) -> dict[str, Any]:
