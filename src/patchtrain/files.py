@@ -16,6 +16,15 @@ from typing import IO, Any
 
 from patchtrain.errors import PatchtrainError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+
+class HeldError(Exception):
+    """Another process holds a lock; as text, what that process wrote into its file."""
+
 
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` as UTF-8 to ``path``, which is either replaced whole or left as it was."""
@@ -101,6 +110,31 @@ def open_own(path: Path, mode: str) -> IO[str]:
 
 def _open_no_link(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
+@contextmanager
+def locked(path: Path, wait: bool = False) -> Iterator[IO[str] | None]:
+    """Hold the lock of the file at ``path``, which is made if need be, and yield the file.
+
+    The system lets go of it when the process ends, however it ends. Where a file system has no
+    locks (some network ones) nothing is held; where the system has none, None is yielded too.
+
+    Raises:
+        HeldError: another process holds it and ``wait`` is not set.
+        PatchtrainError: ``path`` is a link.
+    """
+    if fcntl is None:
+        yield None
+        return
+    with open_own(path, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            file.seek(0)
+            raise HeldError(file.read().strip()) from None
+        except OSError:
+            pass
+        yield file
 
 
 def sync(path: Path) -> None:

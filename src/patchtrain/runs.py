@@ -30,13 +30,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from patchtrain import __version__
 from patchtrain.errors import PatchtrainError, UsageError, one_line
-from patchtrain.files import open_own, write_json
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from patchtrain.files import HeldError, locked, write_json
 
 FORMAT_VERSION = 1
 EVALUATION_FORMAT = 1
@@ -101,29 +97,20 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """Hold the folder, so that no two processes write one run.
 
-        The system lets go of it when the process ends, however it ends. Where the file system has
-        no locks (some network ones) nothing is held.
-
         Raises:
             UsageError: another process holds it.
             PatchtrainError: the lock is a link to some other file.
         """
-        if fcntl is None:
-            yield
-            return
-        with open_own(self.path / ".lock", "a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                who = file.read().strip() or "another process"
-                raise UsageError(f"{who} is still training in {self.path}; stop it first") from None
-            except OSError:
-                pass
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {platform.node()}")
-            file.flush()
-            yield
+        try:
+            with locked(self.path / ".lock") as file:
+                if file:
+                    file.truncate(0)
+                    file.write(f"process {os.getpid()} on {platform.node()}")
+                    file.flush()
+                yield
+        except HeldError as held:
+            who = str(held) or "another process"
+            raise UsageError(f"{who} is still training in {self.path}; stop it first") from None
 
     def info(self) -> dict[str, Any]:
         """``run.json`` as a dict; ``PatchtrainError`` where it is something else."""
@@ -181,17 +168,36 @@ def read_evaluation(file: Path) -> dict[str, dict[str, dict[str, Any]]]:
     Raises:
         PatchtrainError: it is no such file, or a later version's.
     """
+    content = evaluation_content(file)
+    return {kind: content[kind] for kind in EVALUATIONS if kind in content}
+
+
+def evaluation_content(file: Path) -> dict[str, Any]:
+    """All that such a file holds, also what is not known here; raises as ``read_evaluation``."""
     content = _read_json(file)
     if not isinstance(content, dict) or content.get("format_version") != EVALUATION_FORMAT:
         raise PatchtrainError(
             f"{file} is no record of evaluations of version {EVALUATION_FORMAT}; "
             "move it away to measure anew"
         )
-    kinds = {kind: content[kind] for kind in EVALUATIONS if kind in content}
-    for kind, results in kinds.items():
+    for kind in EVALUATIONS:
+        results = content.get(kind, {})
         if not isinstance(results, dict) or not all(isinstance(r, dict) for r in results.values()):
             raise PatchtrainError(f"{file}: '{kind}' does not hold results by name")
-    return kinds
+    return content
+
+
+def versions() -> dict[str, str]:
+    """Of patchtrain and of what its numbers depend on."""
+    import torch
+    import transformers
+
+    return {
+        "patchtrain": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
 
 
 def _read_json(file: Path) -> Any:

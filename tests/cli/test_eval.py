@@ -21,7 +21,7 @@ from patchtrain.data.store import StoreWriter
 from patchtrain.errors import PatchtrainError, UsageError
 from patchtrain.evaluation.loading import load_model
 from patchtrain.evaluation.perplexity import stream_loss
-from patchtrain.runs import RunFolder
+from patchtrain.runs import RunFolder, read_evaluation
 from tests.evaluation.tiny import CONTEXT, TEXT, save_tiny_model, save_tiny_run, tiny_tokenizer
 
 DOCUMENTS = [TEXT, "Le café est fermé.", "A cell divides. " * 9]
@@ -141,6 +141,21 @@ def test_a_plain_model_folder_needs_text_and_is_left_alone(
     assert sorted(model.iterdir()) == before
     with pytest.raises(UsageError, match="--text FILE"):
         call(model)
+
+
+def test_a_model_without_a_run_is_recorded_where_out_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, text, out = save_tiny_model(tmp_path / "model"), tmp_path / "a.txt", tmp_path / "o.json"
+    text.write_text(TEXT, encoding="utf-8")
+    result = result_of(capsys, model, "--text", text, "--out", out)
+    assert read_evaluation(out) == {"text": {"a.txt": result}}
+    for place, message in (
+        (tmp_path, "it is a folder"),
+        (tmp_path / "none" / "o.json", f"there is no folder {tmp_path / 'none'}"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            call(model, "--text", text, "--out", place)
 
 
 def test_a_name_that_does_not_tell_its_format(

@@ -26,6 +26,14 @@ def test_a_result_replaces_its_like_and_nothing_else(tmp_path: Path) -> None:
     }
 
 
+def test_what_a_later_version_wrote_is_kept(tmp_path: Path) -> None:
+    file = tmp_path / "evaluation.json"
+    file.write_text(json.dumps({"format_version": 1, "speech": {"a": {"b": 1}}}))
+    record(file, "text", "book", {"loss": 1.0})
+    assert json.loads(file.read_text())["speech"] == {"a": {"b": 1}}
+    assert read_evaluation(file) == {"text": {"book": {"loss": 1.0}}}
+
+
 def test_results_recorded_at_the_same_time_are_all_kept(tmp_path: Path) -> None:
     file = tmp_path / "evaluation.json"
     with ThreadPoolExecutor(8) as pool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from patchtrain.errors import UsageError
-from patchtrain.runs import RunFolder
+from patchtrain.runs import RunFolder, versions
 
 _SECONDS_BETWEEN_LINES = 30
 
@@ -75,24 +75,13 @@ def show_json(result: dict[str, Any]) -> None:
 
 def provenance(begun: float) -> dict[str, Any]:
     """What a result says about its making; ``begun`` is ``time.monotonic()`` at the beginning."""
-    import platform
     import shlex
-
-    import torch
-    import transformers
-
-    from patchtrain import __version__
 
     return {
         "seconds": round(time.monotonic() - begun, 3),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["patchtrain", *sys.argv[1:]]),
-        "versions": {
-            "patchtrain": __version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
+        "versions": versions(),
     }
 
 

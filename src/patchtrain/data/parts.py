@@ -37,7 +37,7 @@ from patchtrain.data.split_files import SplitWriter
 from patchtrain.data.store_record import SPLITS
 from patchtrain.data.tokenising import Encoding, Tokenising
 from patchtrain.errors import PatchtrainError, UsageError, one_line
-from patchtrain.files import clear_partial, whole_folder, write_json, write_text
+from patchtrain.files import HeldError, clear_partial, locked, whole_folder, write_json, write_text
 
 FORMAT = "patchtrain parts"
 FORMAT_VERSION = 1
@@ -295,24 +295,16 @@ def held(path: Path) -> Iterator[None]:
             f"{path} is where shards would be tokenised, but holds something else; move it away or "
             "choose another --out"
         )
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
     path.mkdir(parents=True, exist_ok=True)
     if not any(path.iterdir()):
         write_json(path / PARTS_RECORD, {"format": FORMAT})
-    with (path / ".lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(
-                f"another `patchtrain prepare` is working in {path}; wait for it or stop it"
-            ) from None
-        except OSError:  # a file system without locks
-            pass
-        yield
+    try:
+        with locked(path / ".lock"):
+            yield
+    except HeldError:
+        raise UsageError(
+            f"another `patchtrain prepare` is working in {path}; wait for it or stop it"
+        ) from None
 
 
 def _name(number: int) -> str:

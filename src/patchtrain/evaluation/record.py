@@ -11,19 +11,12 @@ under the name its user gives.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from patchtrain.errors import PatchtrainError
-from patchtrain.files import open_own, write_json
-from patchtrain.runs import EVALUATION_FORMAT, EVALUATIONS, read_evaluation
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from patchtrain.files import locked, write_json
+from patchtrain.runs import EVALUATION_FORMAT, EVALUATIONS, evaluation_content
 
 
 def record(file: Path, kind: str, name: str, result: dict[str, Any]) -> Path:
@@ -40,10 +33,10 @@ def record(file: Path, kind: str, name: str, result: dict[str, Any]) -> Path:
         raise ValueError(f"kind is {kind!r}, not one of {', '.join(EVALUATIONS)}")
     if file.is_symlink():
         raise PatchtrainError(f"{file} is a link to another file; delete the link")
-    with _alone(file):
+    with locked(file.with_name(f".{file.name}.lock"), wait=True):
         content: dict[str, Any] = {"format_version": EVALUATION_FORMAT}
         if file.exists():
-            content |= read_evaluation(file)
+            content = evaluation_content(file)
         content[kind] = {**content.get(kind, {}), name: result}
         try:
             write_json(file, content, allow_nan=False)
@@ -53,15 +46,3 @@ def record(file: Path, kind: str, name: str, result: dict[str, Any]) -> Path:
                 "the model may be broken"
             ) from error
     return file
-
-
-@contextmanager
-def _alone(file: Path) -> Iterator[None]:
-    """Hold the lock beside ``file``; nothing is held where the file system has no locks."""
-    if fcntl is None:
-        yield
-        return
-    with open_own(file.with_name(f".{file.name}.lock"), "a") as lock:
-        with suppress(OSError):
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -12,10 +12,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from patchtrain import __version__
 from patchtrain.errors import PatchtrainError
 from patchtrain.files import open_own, sync, write_text
-from patchtrain.runs import FORMAT_VERSION, RunFolder
+from patchtrain.runs import FORMAT_VERSION, RunFolder, versions
 from patchtrain.training.signals import StoppedBySignalError
 
 
@@ -91,7 +90,6 @@ class RunRecord:
 def describe_process() -> dict[str, Any]:
     """Command, time, versions and machine: what a reader needs to place a result."""
     import torch
-    import transformers
 
     cuda = torch.cuda.is_available()
     return {
@@ -99,12 +97,7 @@ def describe_process() -> dict[str, Any]:
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "started": now(),
         "finished": None,
-        "versions": {
-            "patchtrain": __version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
+        "versions": versions(),
         "machine": {
             "platform": f"{platform.system()} {platform.machine()}",
             "cores": os.cpu_count(),
