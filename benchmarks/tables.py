@@ -194,6 +194,11 @@ def scaling(result: dict[str, Any]) -> list[str]:
             ", ".join("-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:,.0f} MB"
                       for row in rows), _exponent(exponents["peak_bytes"]),
         ))  # fmt: skip
+    off = max(
+        abs(end / row["seconds"] - 1) for row in result["rows"] for end in row["seconds_spread"]
+    )
+    lines += ["", f"Seconds are medians of a row's steps; the farthest single step is {off:.0%} "
+              "off its median."]  # fmt: skip
     return lines
 
 
@@ -293,9 +298,7 @@ def traces(result: dict[str, Any]) -> list[str]:
 # A result's name is that of the script that writes it.
 TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "loss": loss, "stages": stages, "overhead": overhead, "loader": loader, "cost": cost,
-    "resume": resume,
-    "scaling": scaling, "advice": advice, "memory": memory,
-    "traces": traces,
+    "resume": resume, "scaling": scaling, "advice": advice, "memory": memory, "traces": traces,
 }  # fmt: skip
 
 
