@@ -113,14 +113,14 @@ def _open_no_link(path: str, flags: int) -> int:
 
 
 @contextmanager
-def locked(path: Path, wait: bool = False) -> Iterator[IO[str] | None]:
+def locked(path: Path) -> Iterator[IO[str] | None]:
     """Hold the lock of the file at ``path``, which is made if need be, and yield the file.
 
     The system lets go of it when the process ends, however it ends. Where a file system has no
     locks (some network ones) nothing is held; where the system has none, None is yielded too.
 
     Raises:
-        HeldError: another process holds it and ``wait`` is not set.
+        HeldError: another process holds it.
         PatchtrainError: ``path`` is a link.
     """
     if fcntl is None:
@@ -128,13 +128,31 @@ def locked(path: Path, wait: bool = False) -> Iterator[IO[str] | None]:
         return
     with open_own(path, "a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             raise HeldError(file.read().strip()) from None
         except OSError:
             pass
         yield file
+
+
+@contextmanager
+def locked_folder(path: Path) -> Iterator[None]:
+    """Wait for the lock of a folder itself and hold it: for a moment, and no file is left of it.
+
+    Nothing is held where the system or the file system has no such locks.
+    """
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def sync(path: Path) -> None:

@@ -39,6 +39,7 @@ def test_results_recorded_at_the_same_time_are_all_kept(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda n: record(file, "text", f"n{n}", {"loss": n}), range(40)))
     assert len(read_evaluation(file)["text"]) == 40
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_what_is_not_written(tmp_path: Path) -> None:

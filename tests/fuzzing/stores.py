@@ -45,7 +45,7 @@ def store_case(rng: Random, world: World, folder: Path) -> Case:
         # The result is written into the run, which is why the run is a copy as well.
         shutil.copytree(world.run, out)
         argv = ("eval", str(out), "--store", str(store), "--max-tokens", "200")
-        return Case(argv, folder, f"eval: {what}", succeeds=succeeds, out=out / "eval")
+        return Case(argv, folder, f"eval: {what}", succeeds=succeeds, out=out / "evaluation.json")
     (folder / "tiny.yaml").write_text(world.tiny(store, out), encoding="utf-8")
     argv = ("train", str(folder / "tiny.yaml"), "--dry-run" if way == "dry run" else "--quiet")
     made = out if way == "train" else None

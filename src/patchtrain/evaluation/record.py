@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from patchtrain.errors import PatchtrainError
-from patchtrain.files import locked, write_json
+from patchtrain.files import locked_folder, write_json
 from patchtrain.runs import EVALUATION_FORMAT, EVALUATIONS, evaluation_content
 
 
@@ -33,7 +33,7 @@ def record(file: Path, kind: str, name: str, result: dict[str, Any]) -> Path:
         raise ValueError(f"kind is {kind!r}, not one of {', '.join(EVALUATIONS)}")
     if file.is_symlink():
         raise PatchtrainError(f"{file} is a link to another file; delete the link")
-    with locked(file.with_name(f".{file.name}.lock"), wait=True):
+    with locked_folder(file.parent):
         content: dict[str, Any] = {"format_version": EVALUATION_FORMAT}
         if file.exists():
             content = evaluation_content(file)
