@@ -13,6 +13,7 @@ both numbers when you compare. The result goes to RUN/evaluation.json, which the
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from patchtrain.cli import eval_text, results
 
@@ -20,7 +21,7 @@ HELP = "measure how good a model is"
 
 # What can be measured, each with the options it adds to the command. All but the first are asked
 # for by an option of theirs; the first is what is measured when none is.
-PARTS = (eval_text,)
+PARTS: tuple[Any, ...] = (eval_text,)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
