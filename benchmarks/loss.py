@@ -11,7 +11,7 @@ the methods and patch sizes, so that what else the machine does falls on all; gi
 Memory is the peak beyond inputs and gradients: on a GPU of the allocator, on a CPU of the resident
 size of a fresh process that does it once (Linux only).
 
-    python benchmarks/loss.py                                      one core, about half an hour
+    python benchmarks/loss.py                                      one core, about twenty minutes
     python benchmarks/loss.py --vocabularies 4096 --patch-sizes 2 4 --rows 256 --out /tmp/loss.json
     python benchmarks/loss.py --device cuda --dtype bfloat16 --out results/loss-gpu.json
 """
@@ -108,8 +108,8 @@ def measure(args: argparse.Namespace, names: list[str], vocab: int) -> list[dict
         step(name, data[args.patch_sizes[0]])
     for number in range(args.repeats):
         for K, name in cases:
-            # The two that matter are in every round, the slow others in every second one.
-            if name in (names[0], "chunked") or number % 2 == 0:
+            # The slow others are in every second round only.
+            if matters(name, names) or number % 2 == 0:
                 taken, losses[K, name] = step(name, data[K])
                 seconds[K, name].append(taken)
     tolerance = 1e-4 if args.dtype == "float32" else 1e-2
@@ -125,7 +125,7 @@ def measure(args: argparse.Namespace, names: list[str], vocab: int) -> list[dict
             "rows": min(args.rows, MOST_LOGITS // vocab),
             "seconds": statistics.median(seconds[K, name]),
             "seconds_spread": [min(seconds[K, name]), max(seconds[K, name])],
-            "peak_bytes": peak(args, name, vocab, K),
+            "peak_bytes": peak(args, name, vocab, K, args.repeats if matters(name, names) else 1),
             "loss": losses[K, name],
         }  # fmt: skip
         base = row if name == names[0] else next(r for r in rows if r["patch_size"] == K)
@@ -136,6 +136,11 @@ def measure(args: argparse.Namespace, names: list[str], vocab: int) -> list[dict
         print(f"V={vocab:6} K={K:2} {name:8} {row['seconds']:8.3f} s "
               f"{row['ratio_seconds']:5.2f} {memory}", flush=True)  # fmt: skip
     return rows
+
+
+def matters(name: str, names: list[str]) -> bool:
+    """Whether a method is one of the two that the targets speak of."""
+    return name in (names[0], "chunked")
 
 
 def make(args: argparse.Namespace, vocab: int, patch_size: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -164,7 +169,9 @@ def step(name: str, inputs: tuple[Tensor, Tensor, Tensor]) -> tuple[float, float
     return time.perf_counter() - begin, float(loss.detach())
 
 
-def peak(args: argparse.Namespace, name: str, vocab: int, patch_size: int) -> int | None:
+def peak(
+    args: argparse.Namespace, name: str, vocab: int, patch_size: int, repeats: int
+) -> int | None:
     """Bytes at the peak of one forward and backward, beyond inputs and gradients."""
     if args.device != "cpu":
         inputs = make(args, vocab, patch_size)
@@ -178,11 +185,12 @@ def peak(args: argparse.Namespace, name: str, vocab: int, patch_size: int) -> in
         return None
     arguments = ["--memory-of", name, str(vocab), str(patch_size), "--rows", str(args.rows),
                  "--width", str(args.width), "--dtype", args.dtype]  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, __file__, *arguments, "--threads", str(args.threads)],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    return int(done.stdout)
+    command = [sys.executable, __file__, *arguments, "--threads", str(args.threads)]
+    found = [
+        int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        for _ in range(repeats)
+    ]
+    return statistics.median_low(found)
 
 
 def resident_peak(name: str, inputs: tuple[Tensor, Tensor, Tensor]) -> int:
