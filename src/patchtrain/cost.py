@@ -26,7 +26,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from patchtrain.devices import Device
-from patchtrain.plan import Plan, Stage
+from patchtrain.plan import Plan
+from patchtrain.stage import Stage
 
 # Of what a device can do at most. Published runs lie between 0.2 (small models) and 0.5.
 ASSUMED_UTILISATION = 0.4

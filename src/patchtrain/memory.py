@@ -202,7 +202,13 @@ def memory_of(
     return [
         estimate(
             model,
-            replace(training, patch_size=stage.patch_size, step_sequences=stage.sequences_per_step),
+            replace(
+                training,
+                patch_size=stage.patch_size,
+                context_length=stage.context_length,
+                sequences=plan.pass_rows(stage),
+                step_sequences=stage.sequences_per_step,
+            ),
         )
         for stage in plan.stages
     ]

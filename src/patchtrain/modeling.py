@@ -21,11 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from patchtrain.errors import UsageError
+from patchtrain.ablations import stage_targets, target_weights
+from patchtrain.errors import UsageError, nearest
 from patchtrain.loss import patch_loss_from_logits
 from patchtrain.loss_backends import LOSSES, Backend, choose
-from patchtrain.patches import IGNORE, embed_patches, patch_positions, patch_targets
-from patchtrain.plan import SlotWeights, slot_weights
+from patchtrain.patches import IGNORE, embed_patches, patch_positions
+from patchtrain.stage import ABLATIONS, SlotWeights, slot_weights
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,12 @@ class PatchLevel:
         weights: tuple[float, ...],
         checked: Probe,
         backend: Backend | None = None,
+        ablation: str | None = None,
     ) -> None:
         self.model = model
         self.patch_size = patch_size
-        self.weights = weights
+        self.weights = target_weights(weights, ablation)
+        self.ablation = ablation
         self.probe = checked
         self.backend = backend or Backend("chunked" if checked.fused else "plain", checked.reason)
         self._plain_forward: Callable[..., Any] = model.forward
@@ -127,7 +130,7 @@ class PatchLevel:
         for name, value in kwargs.items():
             if isinstance(value, Tensor):
                 raise UsageError(f"a model at patch level cannot take {name}: it is per token")
-        K = self.patch_size
+        K = 1 if self.ablation == "output-only" else self.patch_size  # tokens of a position
         positions = None if position_ids is None else patch_positions(position_ids, K)
         inputs = {
             **kwargs,
@@ -139,7 +142,7 @@ class PatchLevel:
         inputs = {name: value for name, value in inputs.items() if value is not None}
         if labels is None:
             return self._plain_forward(**inputs)
-        targets = patch_targets(labels, K, positions)
+        targets = stage_targets(labels, self.patch_size, self.ablation, positions)
         if total is None and num_items_in_batch is not None:
             total = num_items_in_batch * self._targets_per_item(labels, targets)
         common = {"weights": self.weights, "total": total}
@@ -181,6 +184,7 @@ def patch_level(
     *,
     backend: str | Backend = "auto",
     checked: Probe | None = None,
+    ablation: str | None = None,
 ) -> PatchLevel:
     """Put a transformers causal LM at patch level, in place.
 
@@ -204,6 +208,8 @@ def patch_level(
             force; the result of an earlier ``choose``, to skip the choosing. The handle's
             ``backend`` says what was taken, and why.
         checked: the result of an earlier ``probe`` of this model, to skip the probing.
+        ablation: to study what a patch does: ``input-only`` or ``output-only``
+            (``stage.ABLATIONS``); at ``output-only`` the model reads ``ids`` of shape ``(B, T)``.
 
     Returns:
         A handle with ``remove()``, which also works as a context manager.
@@ -213,6 +219,8 @@ def patch_level(
             embeddings is not exact for it, or the backend asked for cannot be used.
     """
     slots = slot_weights(patch_size, "uniform" if weights is None else weights)
+    if ablation is not None and ablation not in ABLATIONS:
+        raise UsageError(f"no ablation '{ablation}'{nearest(ablation, list(ABLATIONS))}")
     if isinstance(getattr(model.forward, "patch_level", None), PatchLevel):
         raise UsageError("the model is at patch level already; remove() the other handle first")
     if patch_size == 1:
@@ -223,7 +231,7 @@ def patch_level(
         checked = probe(model)
     if isinstance(backend, str):
         backend = choose(backend, checked, output_embeddings(model))
-    return PatchLevel(model, patch_size, slots, checked, backend)
+    return PatchLevel(model, patch_size, slots, checked, backend, ablation)
 
 
 @contextmanager

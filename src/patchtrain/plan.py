@@ -17,9 +17,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from patchtrain.errors import UsageError, nearest, one_line
-
-SlotWeights = str | Sequence[float]
+from patchtrain.errors import UsageError, nearest
+from patchtrain.stage import SlotWeights, Stage
 
 PRESETS: dict[str, dict[str, Any]] = {
     # Shao, Meng, Zhou, arXiv:2407.12665: a patch-level step has as many tokens as a token-level
@@ -58,8 +57,10 @@ class PlanSpec:
 
     Give the stages either as ``patch_size`` with ``patch_fraction`` (lambda, of the tokens) or
     ``step_fraction`` (r, of the steps), token level following; or as a free list ``stages`` of
-    ``(patch_size, share)``. Give the length of the run as one of ``steps``, ``tokens`` (raw
-    tokens over all stages) or ``epochs`` (passes over the store).
+    ``(patch_size, share)``; as mappings they may also say a ``context_length`` of their own and an
+    ``ablation`` (``stage.ABLATIONS``), both to study and not to train. Give the length of the run
+    as one of ``steps``, ``tokens`` (raw tokens over all stages) or ``epochs`` (passes over the
+    store).
     """
 
     context_length: int  # T, positions the transformer sees, the same in all stages
@@ -110,6 +111,16 @@ class PlanSpec:
         unset = {key: value for key, value in preset.items() if getattr(self, key) is None}
         return replace(self, **unset)
 
+    def longest_context(self) -> int | None:
+        """The most positions that a sequence of any stage has: T, but in studies.
+
+        None where nothing sensible is asked for, which ``resolve`` says.
+        """
+        items = self.stages if isinstance(self.stages, list | tuple) else ()
+        own = [item.get("context_length") for item in items if isinstance(item, Mapping)]
+        lengths = [length for length in (self.context_length, *own) if isinstance(length, int)]
+        return max(lengths, default=None)
+
     def alignment(self) -> int:
         """What separate documents begin at multiples of: the least common multiple of all K."""
         from patchtrain.plan_resolver import Resolver
@@ -141,61 +152,13 @@ class PlanSpec:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One stretch of a run at one patch size. All counts are over all processes."""
-
-    index: int
-    patch_size: int
-    first_step: int  # of the run
-    steps: int
-    context_length: int
-    sequences_per_step: int
-    first_block: int  # of the shuffled block stream; a block has Plan.block_tokens tokens
-    blocks: int
-    slot_weights: tuple[float, ...]
-
-    @property
-    def name(self) -> str:
-        return "tokens" if self.patch_size == 1 else f"patches of {self.patch_size}"
-
-    @property
-    def last_step(self) -> int:
-        """The first step that is no longer of this stage."""
-        return self.first_step + self.steps
-
-    @property
-    def sequence_tokens(self) -> int:
-        return self.patch_size * self.context_length
-
-    @property
-    def positions_per_step(self) -> int:
-        return self.sequences_per_step * self.context_length
-
-    @property
-    def tokens_per_step(self) -> int:
-        return self.sequences_per_step * self.sequence_tokens
-
-    @property
-    def tokens(self) -> int:
-        return self.steps * self.tokens_per_step
-
-    @property
-    def positions(self) -> int:
-        return self.steps * self.positions_per_step
-
-    def to_dict(self) -> dict[str, Any]:
-        derived = ("name", "tokens_per_step", "positions_per_step", "tokens", "positions")
-        return {**asdict(self), **{name: getattr(self, name) for name in derived}}
-
-
-@dataclass(frozen=True)
 class Plan:
     """A resolved plan. ``stage_at`` and ``rate_at`` are pure functions of the step."""
 
     spec: PlanSpec  # with the preset's values filled in
     stages: tuple[Stage, ...]
     block_tokens: int  # unit in which the token stream is shuffled and shared out
-    pass_sequences: int  # sequences of one device pass, equal in all stages
+    pass_sequences: int  # sequences of T positions in one device pass, equal in all stages
     processes: int
     epochs: float | None  # passes over the store, None if its size was not given
 
@@ -229,7 +192,16 @@ class Plan:
 
     def passes(self, stage: Stage) -> int:
         """Device passes (micro-batches) of one step of ``stage`` on each process."""
-        return stage.sequences_per_step // (self.pass_sequences * self.processes)
+        return stage.sequences_per_step // (self.pass_rows(stage) * self.processes)
+
+    def pass_rows(self, stage: Stage) -> int:
+        """Sequences of one device pass of ``stage``.
+
+        Those are ``pass_sequences``; of a stage with a context length of its own as many as have
+        the same number of positions.
+        """
+        most = self.pass_sequences * self.context_length // stage.context_length
+        return largest_divisor(stage.sequences_per_step // self.processes, max(most, 1))
 
     def tokens_before(self, step: int) -> int:
         """Raw tokens that the steps before ``step`` have read."""
@@ -315,6 +287,12 @@ class Plan:
         }
 
 
+def largest_divisor(number: int, limit: int) -> int:
+    """The largest divisor of ``number`` that is at most ``limit``."""
+    small = [size for size in range(1, math.isqrt(number) + 1) if number % size == 0]
+    return max(size for part in small for size in (part, number // part) if size <= limit)
+
+
 def _count(value: Any) -> Any:
     """``360B`` as the number it stands for; anything else as it is, to be judged elsewhere."""
     sizes = {"M": 10**6, "B": 10**9, "T": 10**12}
@@ -326,42 +304,3 @@ def _count(value: Any) -> Any:
 def warmup_steps(spec: PlanSpec, total: int) -> int:
     """Warm-up steps of a schedule of ``total`` steps (the run or a stage, by its scope)."""
     return spec.warmup_steps if spec.warmup_steps is not None else min(2000, max(1, total // 50))
-
-
-def slot_weights(patch_size: int, kind: SlotWeights = "uniform") -> tuple[float, ...]:
-    """The weight of each of the K targets of a patch, scaled to a mean of 1.
-
-    Args:
-        patch_size: K.
-        kind: ``"uniform"`` (2407.12665); ``"power"``, the i-th target weighs 1 / i; ``"auto"``,
-            uniform below K = 8 and power from there (2605.06546); or K non-negative numbers.
-
-    Returns:
-        K weights that sum to K, so that the loss stays in nats per token.
-    """
-    if patch_size < 1:
-        raise UsageError(f"patch_size must be at least 1, not {patch_size}")
-    if isinstance(kind, str):
-        if kind == "auto":
-            kind = "uniform" if patch_size < 8 else "power"
-        if kind == "uniform":
-            raw = [1.0] * patch_size
-        elif kind == "power":
-            raw = [1.0 / (slot + 1) for slot in range(patch_size)]
-        else:
-            raise UsageError(
-                f"slot weights '{one_line(kind, 40)}' are not known; use uniform, power, auto or "
-                f"K numbers"
-            )
-    else:
-        if not isinstance(kind, Sequence) or not all(
-            isinstance(weight, int | float) and abs(weight) < 1e300 for weight in kind
-        ):
-            shown = one_line(repr(kind), 60)
-            raise UsageError(f"slot weights are a name or a list of numbers, not {shown}")
-        raw = [float(weight) for weight in kind]
-        if len(raw) != patch_size:
-            raise UsageError(f"{len(raw)} slot weights for a patch of {patch_size} tokens")
-        if min(raw) < 0 or not 0 < sum(raw) < float("inf"):
-            raise UsageError("slot weights must be non-negative, finite and not all zero")
-    return tuple(weight * patch_size / sum(raw) for weight in raw)

@@ -7,16 +7,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
 from patchtrain.errors import UsageError, nearest, one_line
-from patchtrain.plan import CHOICES, Plan, PlanSpec, Stage, slot_weights, warmup_steps
+from patchtrain.plan import CHOICES, Plan, PlanSpec, largest_divisor, warmup_steps
+from patchtrain.stage import ABLATIONS, Stage, sequence_tokens, slot_weights
 
 # Beyond what anybody trains, and within what the arithmetic takes in no time.
 _LARGEST = 10**15
 _MOST = {"patch_size": 1024, "context_length": 10**9, "tokens_per_step": 10**12, "steps": 10**9}
 _MOST_EPOCHS = 10_000
+_STAGE_KEYS = ("patch_size", "share", "context_length", "ablation")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stage as asked for: its share of the steps, of which only the ratios count."""
+
+    patch_size: int
+    share: float
+    context_length: int
+    ablation: str | None = None
+
+    @property
+    def sequence_tokens(self) -> int:
+        return sequence_tokens(self.patch_size, self.context_length, self.ablation)
+
+    @property
+    def tokens_per_position(self) -> float:
+        return self.sequence_tokens / self.context_length
 
 
 class Resolver:
@@ -35,27 +56,27 @@ class Resolver:
     def alignment(self) -> int:
         """The least common multiple of the stages' patch sizes; 1 where they make no sense."""
         self._check_values()
-        shares = self._shares()
-        multiple = math.lcm(*(patch_size for patch_size, _ in shares))
+        multiple = math.lcm(*(part.patch_size for part in self._parts()))
         return 1 if self.problems or multiple > _LARGEST else multiple
 
     def plan(self) -> Plan:
         self._check_values()
         if self.spec.epochs is not None and self.store_tokens is None:
             self.problems.append("epochs needs a store whose tokens can be counted")
-        shares = self._shares()
+        parts = self._parts()
         self._stop_if_problems()
-        self.block = math.lcm(*(patch_size for patch_size, _ in shares)) * self.spec.context_length
+        lengths = [part.sequence_tokens for part in parts]
+        self.block = math.lcm(self.spec.context_length, *lengths)
         if self.block > _LARGEST:
             self.problems.append(
                 "the patch sizes have so large a common multiple that no store has a block of it"
             )
             self._stop_if_problems()
-        sequences = self._sequences_per_step([patch_size for patch_size, _ in shares])
+        sequences = self._sequences_per_step(parts)
         self._stop_if_problems()
-        steps = self._steps(shares, sequences)
+        steps = self._steps(parts, sequences)
         self._stop_if_problems()
-        plan = self._build(shares, sequences, steps)
+        plan = self._build(parts, sequences, steps)
         self._check_schedule(plan)
         self._check_store(plan)
         self._stop_if_problems()
@@ -105,8 +126,8 @@ class Resolver:
         """Whether a key has to hold a value: None is one only where it means 'not given'."""
         return getattr(self.spec, key) is not None or getattr(PlanSpec, key, "required") is not None
 
-    def _shares(self) -> list[tuple[int, float]]:
-        """``(patch_size, relative number of steps)`` of each stage, not yet scaled."""
+    def _parts(self) -> list[Part]:
+        """The stages, each with its relative number of steps, not yet scaled."""
         spec = self.spec
         if spec.stages is not None:
             if not isinstance(spec.stages, Sequence) or isinstance(spec.stages, str):
@@ -116,8 +137,8 @@ class Resolver:
                 return []
             if spec.patch_fraction is not None or spec.step_fraction is not None:
                 self.problems.append("give a list of stages or a fraction, not both")
-            pairs = [pair for item in spec.stages if (pair := self._stage_pair(item))]
-            total = sum(share for _, share in pairs)
+            parts = [part for item in spec.stages if (part := self._part(item))]
+            total = sum(part.share for part in parts)
             if not spec.stages:
                 self.problems.append("the list of stages is empty")
             elif not self.problems and abs(total - 1) > 0.01:
@@ -134,22 +155,24 @@ class Resolver:
             pairs = [(spec.patch_size, fraction), (1, 1 - fraction)] if not self.problems else []
             if spec.patch_size == 1 and pairs:
                 pairs = [(1, 1.0)]
-            pairs = [pair for pair in pairs if pair[1] > 0]
+            T = spec.context_length
+            parts = [Part(patch_size, share, T) for patch_size, share in pairs if share > 0]
         if of_steps or spec.hold == "tokens":
-            return pairs
+            return parts
         # Shares of the tokens, and a step at patch size K reads K times the tokens.
-        return [(patch_size, share / patch_size) for patch_size, share in pairs]
+        return [replace(part, share=part.share / part.tokens_per_position) for part in parts]
 
-    def _stage_pair(self, item: Any) -> tuple[int, float] | None:
-        """One stage of a free list: ``(patch_size, share)`` or the mapping of both."""
+    def _part(self, item: Any) -> Part | None:
+        """One stage of a free list: ``(patch_size, share)`` or a mapping."""
+        context_length, ablation = self.spec.context_length, None
         if isinstance(item, Mapping):
-            unknown = [key for key in item if key not in ("patch_size", "share")]
+            unknown = [key for key in item if key not in _STAGE_KEYS]
             for key in unknown:
-                self.problems.append(
-                    f"stage: no key '{key}'{nearest(key, ['patch_size', 'share'])}"
-                )
+                self.problems.append(f"stage: no key '{key}'{nearest(key, list(_STAGE_KEYS))}")
             if unknown:
                 return None
+            context_length = item.get("context_length", context_length)
+            ablation = item.get("ablation")
             item = (item.get("patch_size"), item.get("share"))
         if not isinstance(item, Sequence) or isinstance(item, str) or len(item) != 2:
             self.problems.append(f"a stage is a patch_size and a share, not {_shown(item)}")
@@ -162,40 +185,61 @@ class Resolver:
             )
         elif not _is_number(share) or not 0 < share <= 1:
             self.problems.append(f"the share of a stage must lie in (0, 1], not {_shown(share)}")
-        else:
-            return patch_size, float(share)
+        elif not _is_int(context_length) or not 2 <= context_length <= _MOST["context_length"]:
+            self.problems.append(
+                f"the context_length of a stage must be a whole number of at least 2, not "
+                f"{_shown(context_length)}"
+            )
+        elif self._can_ablate(ablation, patch_size):
+            return Part(patch_size, float(share), context_length, ablation)
         return None
 
-    def _sequences_per_step(self, patch_sizes: list[int]) -> list[int]:
+    def _can_ablate(self, ablation: Any, patch_size: int) -> bool:
+        """Whether a stage can have this ablation, if any."""
+        if ablation is None:
+            return True
+        before = len(self.problems)
+        if not isinstance(ablation, str) or ablation not in ABLATIONS:
+            known = ", ".join(ABLATIONS)
+            self.problems.append(
+                f"the ablation {_shown(ablation)} of a stage is not one of {known}"
+            )
+        elif patch_size == 1:
+            self.problems.append(f"ablation {ablation} needs patches: a patch_size above 1")
+        elif self.spec.documents == "separate":
+            self.problems.append(f"ablation {ablation} needs documents: mixed")
+        return len(self.problems) == before
+
+    def _sequences_per_step(self, parts: list[Part]) -> list[int]:
         """Sequences of one step in each stage, over all processes."""
         spec = self.spec
         held = spec.hold == "tokens"
         # With tokens held, a patch-level step has K times fewer sequences: K must divide too.
-        widest = math.lcm(*patch_sizes) if held else 1
-        unit = widest * spec.context_length * self.processes
+        widest = math.lcm(*(part.patch_size for part in parts)) if held else 1
+        context = math.lcm(spec.context_length, *(part.context_length for part in parts))
+        unit = widest * context * self.processes
         if spec.tokens_per_step % unit:
-            parts = [f"context_length {spec.context_length}"]
-            parts += [f"patch size {widest}"] * (widest > 1)
-            parts += [f"{self.processes} processes"] * (self.processes > 1)
+            factors = [f"context_length {context}"]
+            factors += [f"patch size {widest}"] * (widest > 1)
+            factors += [f"{self.processes} processes"] * (self.processes > 1)
             low = spec.tokens_per_step // unit * unit
             near = f"{low} or {low + unit}" if low else f"{unit}"
             self.problems.append(
                 f"tokens_per_step {spec.tokens_per_step} is not a multiple of {unit} "
-                f"({' x '.join(parts)}); the nearest that fits is {near}"
+                f"({' x '.join(factors)}); the nearest that fits is {near}"
             )
         return [
-            spec.tokens_per_step // (spec.context_length * (patch_size if held else 1))
-            for patch_size in patch_sizes
+            spec.tokens_per_step // (part.sequence_tokens if held else part.context_length)
+            for part in parts
         ]
 
-    def _steps(self, shares: list[tuple[int, float]], sequences: list[int]) -> list[int]:
+    def _steps(self, parts: list[Part], sequences: list[int]) -> list[int]:
         """Whole steps a stage; the last stage takes what rounding leaves."""
         spec = self.spec
         step_tokens = [
-            count * patch_size * spec.context_length
-            for (patch_size, _), count in zip(shares, sequences, strict=True)
+            count * part.sequence_tokens for part, count in zip(parts, sequences, strict=True)
         ]
-        relative = [share for _, share in shares]
+        relative = [part.share for part in parts]
         if spec.steps is not None:
             total = float(spec.steps)
         else:
@@ -204,7 +248,7 @@ class Resolver:
                 assert spec.epochs is not None
                 assert self.store_tokens is not None
                 # A stage ends inside a block at worst; the rest of that block is not read.
-                blocks = int(spec.epochs * (self.store_tokens // self.block)) - len(shares) + 1
+                blocks = int(spec.epochs * (self.store_tokens // self.block)) - len(parts) + 1
                 tokens = blocks * self.block
             mean = sum(r * t for r, t in zip(relative, step_tokens, strict=True)) / sum(relative)
             total = tokens / mean
@@ -217,42 +261,43 @@ class Resolver:
             steps = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
         if sum(steps) > _MOST["steps"]:
             self.problems.append(f"the run would have {sum(steps):,} steps; make the steps larger")
-        for (patch_size, _), count in zip(shares, steps, strict=True):
+        for part, count in zip(parts, steps, strict=True):
             if count < 1:
                 self.problems.append(
-                    f"the stage with patch size {patch_size} would have no step; "
+                    f"the stage with patch size {part.patch_size} would have no step; "
                     f"train longer, make the step smaller or drop the stage"
                 )
         return steps
 
-    def _build(
-        self, shares: list[tuple[int, float]], sequences: list[int], steps: list[int]
-    ) -> Plan:
+    def _build(self, parts: list[Part], sequences: list[int], steps: list[int]) -> Plan:
         spec = self.spec
         block = self.block
-        pass_sequences = _largest_divisor(
-            math.gcd(*(count // self.processes for count in sequences)), self.device_sequences
+        positions = [
+            count * part.context_length for part, count in zip(parts, sequences, strict=True)
+        ]
+        pass_sequences = largest_divisor(
+            math.gcd(*(count // spec.context_length // self.processes for count in positions)),
+            self.device_sequences,
         )
         stages: list[Stage] = []
         step = first_block = 0
-        for index, ((patch_size, _), count, length) in enumerate(
-            zip(shares, sequences, steps, strict=True)
-        ):
+        for index, (part, count, length) in enumerate(zip(parts, sequences, steps, strict=True)):
             weights = spec.slot_weights or "uniform"
-            if isinstance(weights, list | tuple) and len(weights) != patch_size:
+            if isinstance(weights, list | tuple) and len(weights) != part.patch_size:
                 weights = "uniform"  # a list of weights is for the stages of its own length
-            blocks = -(-length * count * patch_size * spec.context_length // block)
+            blocks = -(-length * count * part.sequence_tokens // block)
             stages.append(
                 Stage(
                     index=index,
-                    patch_size=patch_size,
+                    patch_size=part.patch_size,
                     first_step=step,
                     steps=length,
-                    context_length=spec.context_length,
+                    context_length=part.context_length,
                     sequences_per_step=count,
                     first_block=first_block,
                     blocks=blocks,
-                    slot_weights=slot_weights(patch_size, weights),
+                    slot_weights=slot_weights(part.patch_size, weights),
+                    ablation=part.ablation,
                 )
             )
             step += length
@@ -288,11 +333,6 @@ class Resolver:
                 f"{self.store_tokens:,} ({plan.epochs:.2f} epochs); shorten it, or allow "
                 f"max_epochs={math.ceil(plan.epochs * 10) / 10:g}"
             )
-
-
-def _largest_divisor(number: int, limit: int) -> int:
-    small = [size for size in range(1, math.isqrt(number) + 1) if number % size == 0]
-    return max(size for part in small for size in (part, number // part) if size <= limit)
 
 
 def _is_int(value: Any) -> bool:

@@ -286,9 +286,9 @@ def build_config(
             f"the store's tokenizer has {vocab_size:,} tokens and model.config.vocab_size is "
             f"{_shown(asked)}; leave vocab_size out to take the tokenizer's"
         )
-    context_length = recipe.plan.get("context_length")
-    if hasattr(plain, "max_position_embeddings") and isinstance(context_length, int):
-        values.setdefault("max_position_embeddings", context_length)
+    longest = PlanSpec.from_dict(recipe.plan).longest_context()
+    if hasattr(plain, "max_position_embeddings") and longest is not None:
+        values.setdefault("max_position_embeddings", longest)
     try:
         config = AutoConfig.for_model(kind, **{**(special_tokens or {}), **values})
         layers = getattr(config.get_text_config(), "num_hidden_layers", 0)

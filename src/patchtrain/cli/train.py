@@ -112,7 +112,7 @@ def print_plan(prepared: Prepared) -> None:
         table.add_row(
             f"{stage.index + 1} {stage.name}",
             f"{stage.steps:,}",
-            f"{plan.passes(stage)} x {plan.pass_sequences}",
+            f"{plan.passes(stage)} x {plan.pass_rows(stage)}",
             f"{stage.tokens_per_step:,}",
             f"{stage.tokens:,}",
             f"{stage.positions:,}",

@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from patchtrain.ablations import REARRANGED, interleaved, shuffled
 from patchtrain.data.documents import AlignedDocuments
 from patchtrain.errors import UsageError
-from patchtrain.plan import Plan, Stage
+from patchtrain.plan import Plan
+from patchtrain.stage import Stage
 
 _MASK64 = (1 << 64) - 1
 
@@ -92,12 +94,31 @@ class PlanBatches:
         stage = self.plan.stage_at(step)
         share = stage.sequences_per_step // self.plan.processes
         begin = (step - stage.first_step) * stage.sequences_per_step + process * share
-        starts = self.starts(stage, np.arange(begin, begin + share))
-        return read_rows(self.tokens, starts, stage.sequence_tokens, stage.patch_size)
+        index = np.arange(begin, begin + share)
+        if stage.ablation in REARRANGED:
+            return {"input_ids": self._rearranged(stage, index)}
+        return read_rows(
+            self.tokens, self.starts(stage, index), stage.sequence_tokens, stage.patch_size
+        )
+
+    def _rearranged(self, stage: Stage, index: np.ndarray) -> np.ndarray:
+        """The stage's sequences number ``index`` as its ablation has them, ``(n, K * T)`` int64."""
+        pieces = stage.sequence_tokens // stage.piece_tokens
+        # Pieces are dealt out as sequences are: each from anywhere, none twice.
+        numbers = (index[:, None] * pieces + np.arange(pieces)).ravel()
+        starts = self.starts(stage, numbers)
+        ids = read_rows(self.tokens, starts, stage.piece_tokens, stage.patch_size)["input_ids"]
+        if stage.ablation == "mixup":
+            return interleaved(ids, stage.patch_size)
+        orders = [Permutation(ids.shape[1], self.seed, 2, stage.index, int(row)) for row in index]
+        return shuffled(ids, np.stack([order(np.arange(ids.shape[1])) for order in orders]))
 
     def starts(self, stage: Stage, index: np.ndarray) -> np.ndarray:
-        """Where in the token array the stage's sequences number ``index`` begin, ``(n,)`` int64."""
-        per_block = self.plan.block_tokens // stage.sequence_tokens
+        """Where in the token array the stage's sequences number ``index`` begin, ``(n,)`` int64.
+
+        Of a mixup's, where its pieces begin.
+        """
+        per_block = self.plan.block_tokens // stage.piece_tokens
         starts = np.empty(len(index), dtype=np.int64)
         # A stage that runs over the end of the store goes on in the next epoch, in another order;
         # sequences are shuffled within an epoch, so that none comes twice before all came once.
@@ -109,10 +130,10 @@ class PlanBatches:
             count = (until - first) * per_block
             here = (index >= done) & (index < done + count)
             if here.any():
-                shuffled = Permutation(count, self.seed, 1, stage.index, epoch)(index[here] - done)
-                places = first - epoch * self.blocks + shuffled // per_block
+                order = Permutation(count, self.seed, 1, stage.index, epoch)(index[here] - done)
+                places = first - epoch * self.blocks + order // per_block
                 blocks = Permutation(self.blocks, self.seed, 0, epoch)(places)
-                offsets = shuffled % per_block * stage.sequence_tokens
+                offsets = order % per_block * stage.piece_tokens
                 starts[here] = blocks * self.plan.block_tokens + offsets
             first, done = until, done + count
         return starts

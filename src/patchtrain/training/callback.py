@@ -16,8 +16,8 @@ from transformers import TrainerCallback
 
 from patchtrain.errors import UsageError
 from patchtrain.modeling import PatchLevel, Probe, patch_level
-from patchtrain.plan import SlotWeights, slot_weights
 from patchtrain.probing import probe
+from patchtrain.stage import SlotWeights, slot_weights
 from patchtrain.training.config import UNSUPPORTED
 
 _REFUSED = ("fp16", "deepspeed", "label_smoothing_factor", "use_liger_kernel")

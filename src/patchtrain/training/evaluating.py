@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from transformers import Trainer
 
+from patchtrain.ablations import REARRANGED
 from patchtrain.data.batches import read_rows, spread, spread_starts, token_array
 from patchtrain.data.documents import AlignedDocuments, aligned_documents
 from patchtrain.errors import UsageError
 from patchtrain.evaluation.perplexity import evaluating, packed_loss, rows_loss
 from patchtrain.patches import IGNORE
-from patchtrain.plan import PlanSpec, Stage
+from patchtrain.plan import PlanSpec
+from patchtrain.stage import Stage
 from patchtrain.training.passes import count_targets, pass_loss, split_passes
 
 
@@ -47,7 +49,9 @@ class TokenLevelEvaluation(Trainer):
         metrics = {"loss": loss}
         if self.bytes_per_token and eval_dataset is None:
             metrics["bits_per_byte"] = loss / math.log(2) / self.bytes_per_token
-        if self._handle is not None and self._stage is not None:
+        # Of text whose tokens were moved about there would be a loss, and it would mean nothing.
+        plain = self._stage is not None and self._stage.ablation not in REARRANGED
+        if self._handle is not None and self._stage is not None and plain:
             length = self._stage.sequence_tokens
             if len(tokens) >= length:
                 starts = spread_starts(len(tokens), self._eval_wanted(), length)
@@ -105,7 +109,7 @@ class TokenLevelEvaluation(Trainer):
         inputs = {name: torch.from_numpy(value) for name, value in rows.items()}
         total = targets = 0.0
         with evaluating(self.model):
-            for part in split_passes(inputs, self.plan.pass_sequences):
+            for part in split_passes(inputs, self.plan.pass_rows(stage)):
                 count = count_targets(part, stage)
                 with self.accelerator.autocast():
                     loss = pass_loss(self.model, self._prepare_inputs(part), stage, count, count)

@@ -31,7 +31,7 @@ from transformers import TrainerCallback
 
 from patchtrain.errors import PatchtrainError
 from patchtrain.files import write_text
-from patchtrain.plan import Stage
+from patchtrain.stage import Stage
 
 ON_NONFINITE = ("stop", "skip", "rollback")
 # Bad data or a rare overflow spoils a step or two. Ten in a row mean that the weights or the rate

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from patchtrain.cost import ModelSize
 from patchtrain.modeling import patch_level
-from patchtrain.plan import Plan, Stage
+from patchtrain.plan import Plan
 from patchtrain.probing import probe
+from patchtrain.stage import Stage
 
 TIMED_SECONDS = 0.5  # at least, of each thing timed
 LARGEST_PASS = 1e12  # FLOPs of a device pass that is still tried on a CPU: some ten seconds
@@ -41,32 +42,39 @@ def step_seconds(
         model: a causal LM on ``device``, not at patch level.
         plan: whose stages are timed.
         optimizer: of the model's parameters; its state is of no use afterwards.
-        rows: the inputs of one device pass of a stage, ``(plan.pass_sequences, K * T)`` each.
+        rows: the inputs of one device pass of a stage, ``plan.pass_rows(stage)`` rows each.
         device: where the model is.
         autocast: a context for the forward pass, for mixed precision.
     """
     checked = probe(model)
     model.train()
-    passes: dict[int, float] = {}
+    passes: dict[tuple[Any, ...], float] = {}
     for stage in plan.stages:
-        if stage.patch_size in passes:
+        if _kind(stage) in passes:
             continue
         inputs = {name: value.to(device) for name, value in rows(stage).items()}
         inputs.setdefault("labels", inputs["input_ids"])
-        with patch_level(model, stage.patch_size, stage.slot_weights, checked=checked):
-            passes[stage.patch_size] = _timed(partial(_pass, model, inputs, autocast))
+        with patch_level(
+            model, stage.patch_size, stage.slot_weights, checked=checked, ablation=stage.ablation
+        ):
+            passes[_kind(stage)] = _timed(partial(_pass, model, inputs, autocast))
     for group in optimizer.param_groups:  # so that the weights do not move
         group["lr"] = 0.0
     update = _timed(optimizer.step)
     optimizer.zero_grad(set_to_none=True)
-    return tuple(plan.passes(stage) * passes[stage.patch_size] + update for stage in plan.stages)
+    return tuple(plan.passes(stage) * passes[_kind(stage)] + update for stage in plan.stages)
+
+
+def _kind(stage: Stage) -> tuple[Any, ...]:
+    """What the time of a pass depends on."""
+    return stage.patch_size, stage.context_length, stage.ablation
 
 
 def random_rows(plan: Plan, vocab_size: int) -> Callable[[Stage], dict[str, Tensor]]:
     """Inputs of ``step_seconds`` where there is no text: what the ids are costs nothing."""
 
     def rows(stage: Stage) -> dict[str, Tensor]:
-        shape = (plan.pass_sequences, stage.sequence_tokens)
+        shape = (plan.pass_rows(stage), stage.sequence_tokens)
         return {"input_ids": torch.randint(0, vocab_size, shape)}
 
     return rows

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from patchtrain.ablations import stage_targets, target_weights
 from patchtrain.patches import IGNORE
-from patchtrain.plan import Stage
+from patchtrain.stage import Stage
 
 
 def split_passes(inputs: Mapping[str, Tensor], rows: int) -> list[dict[str, Tensor]]:
@@ -25,10 +26,9 @@ def split_passes(inputs: Mapping[str, Tensor], rows: int) -> list[dict[str, Tens
 def count_targets(inputs: Mapping[str, Tensor], stage: Stage) -> float:
     """The targets of some sequences, each as much as its slot weighs."""
     labels = inputs.get("labels", inputs["input_ids"])
-    rows, length = labels.shape
-    patches = labels.view(rows, length // stage.patch_size, stage.patch_size)
-    valid = (patches[:, 1:] != IGNORE).sum((0, 1))
-    return float((valid.cpu() * torch.tensor(stage.slot_weights)).sum())
+    valid = (stage_targets(labels, stage.patch_size, stage.ablation) != IGNORE).sum((0, 1))
+    weights = target_weights(stage.slot_weights, stage.ablation)
+    return float((valid.cpu() * torch.tensor(weights)).sum())
 
 
 def pass_loss(

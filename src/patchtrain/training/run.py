@@ -23,10 +23,11 @@ from patchtrain.evaluation.evaluate import Window, split_loss
 from patchtrain.evaluation.generate import complete
 from patchtrain.evaluation.perplexity import TextLoss
 from patchtrain.files import clear_partial, write_text
-from patchtrain.plan import Plan, Stage
+from patchtrain.plan import Plan
 from patchtrain.recipe import Recipe, build_model
 from patchtrain.report.page import write_page
 from patchtrain.runs import RunFolder
+from patchtrain.stage import Stage
 from patchtrain.training.config import PatchConfig
 from patchtrain.training.identity import check_allowed, refuse_changes
 from patchtrain.training.measuring import step_seconds, too_large
@@ -347,7 +348,7 @@ def estimate_seconds(prepared: Prepared) -> float | None:
 
     def rows(stage: Stage) -> dict[str, torch.Tensor]:
         return {
-            name: torch.from_numpy(value[: plan.pass_sequences])
+            name: torch.from_numpy(value[: plan.pass_rows(stage)])
             for name, value in trainer.batches.inputs(stage.first_step).items()
         }
 

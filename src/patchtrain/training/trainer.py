@@ -29,9 +29,10 @@ from patchtrain.errors import PatchtrainError, UsageError
 from patchtrain.files import whole_folder
 from patchtrain.loss_backends import choose
 from patchtrain.modeling import PatchLevel, output_embeddings, patch_level
-from patchtrain.plan import Plan, Stage
+from patchtrain.plan import Plan
 from patchtrain.probing import probe, probe_documents
 from patchtrain.sizing import model_size
+from patchtrain.stage import Stage
 from patchtrain.training.checkpoint import Checkpoints
 from patchtrain.training.config import PatchConfig, save_interval
 from patchtrain.training.evaluating import TokenLevelEvaluation, stream
@@ -90,9 +91,10 @@ class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation):
             device_sequences=args.per_device_train_batch_size,
             processes=args.world_size,
         )
-        if longest is not None and self.plan.context_length > longest:
+        asked = max(stage.context_length for stage in self.plan.stages)
+        if longest is not None and max(asked, self.plan.context_length) > longest:
             raise UsageError(
-                f"context_length {self.plan.context_length} is beyond the model's "
+                f"context_length {max(asked, self.plan.context_length)} is beyond the model's "
                 f"max_position_embeddings of {longest}"
             )
         data = data or data_identity(train_dataset, tokens)
@@ -268,7 +270,7 @@ class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation):
         if callable(getattr(self.optimizer, "train", None)):
             self.optimizer.train()
         stage = self.plan.stage_at(self.state.global_step)
-        passes = split_passes(inputs, self.plan.pass_sequences)
+        passes = split_passes(inputs, self.plan.pass_rows(stage))
         targets, share = [1.0] * len(passes), 1.0
         if "labels" in inputs:  # the passes differ; counted while they are still on the CPU
             targets = [count_targets(part, stage) for part in passes]
@@ -312,6 +314,7 @@ class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation):
                 stage.slot_weights,
                 backend=self.backend,
                 checked=self.probe,
+                ablation=stage.ablation,
             )
         self._stage = stage
         if stage.index > 0 and self.state.global_step == stage.first_step:

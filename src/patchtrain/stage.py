@@ -1,0 +1,124 @@
+"""One stretch of a run at one patch size, and the weights of its K targets.
+
+Standard library only. ``plan.py`` makes stages; everything that trains, counts or reads does so by
+the stage it is in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from patchtrain.errors import UsageError, one_line
+
+SlotWeights = str | Sequence[float]
+
+# What a patch-level stage can leave out or destroy, to see which part of a patch does the work.
+# To study, not to train; ``ablations.py`` has the functions.
+ABLATIONS = {
+    "input-only": "patches are read, and one token is predicted: the one after the patch",
+    "output-only": "single tokens are read, and the next K tokens are predicted from each",
+    "mixup": "a patch is K tokens from K random places of the text, at the same position",
+    "shuffled": "the tokens of a row are shuffled before they are cut into patches",
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stretch of a run at one patch size. All counts are over all processes."""
+
+    index: int
+    patch_size: int
+    first_step: int  # of the run
+    steps: int
+    context_length: int  # positions of a sequence: the plan's T, but in studies
+    sequences_per_step: int
+    first_block: int  # of the shuffled block stream; a block has Plan.block_tokens tokens
+    blocks: int
+    slot_weights: tuple[float, ...]
+    ablation: str | None = None  # one of ABLATIONS
+
+    @property
+    def name(self) -> str:
+        name = "tokens" if self.patch_size == 1 else f"patches of {self.patch_size}"
+        return f"{name}, {self.ablation}" if self.ablation else name
+
+    @property
+    def last_step(self) -> int:
+        """The first step that is no longer of this stage."""
+        return self.first_step + self.steps
+
+    @property
+    def sequence_tokens(self) -> int:
+        return sequence_tokens(self.patch_size, self.context_length, self.ablation)
+
+    @property
+    def piece_tokens(self) -> int:
+        """Tokens of a sequence that stand together in the text: of a mixup's, one Kth."""
+        return self.context_length if self.ablation == "mixup" else self.sequence_tokens
+
+    @property
+    def positions_per_step(self) -> int:
+        return self.sequences_per_step * self.context_length
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.sequences_per_step * self.sequence_tokens
+
+    @property
+    def tokens(self) -> int:
+        return self.steps * self.tokens_per_step
+
+    @property
+    def positions(self) -> int:
+        return self.steps * self.positions_per_step
+
+    def to_dict(self) -> dict[str, Any]:
+        derived = ("name", "tokens_per_step", "positions_per_step", "tokens", "positions")
+        values = {**asdict(self), **{name: getattr(self, name) for name in derived}}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+def sequence_tokens(patch_size: int, context_length: int, ablation: str | None = None) -> int:
+    """Raw tokens of one sequence: K a position, but one where single tokens are read."""
+    return context_length * (1 if ablation == "output-only" else patch_size)
+
+
+def slot_weights(patch_size: int, kind: SlotWeights = "uniform") -> tuple[float, ...]:
+    """The weight of each of the K targets of a patch, scaled to a mean of 1.
+
+    Args:
+        patch_size: K.
+        kind: ``"uniform"`` (2407.12665); ``"power"``, the i-th target weighs 1 / i; ``"auto"``,
+            uniform below K = 8 and power from there (2605.06546); or K non-negative numbers.
+
+    Returns:
+        K weights that sum to K, so that the loss stays in nats per token.
+    """
+    if patch_size < 1:
+        raise UsageError(f"patch_size must be at least 1, not {patch_size}")
+    if isinstance(kind, str):
+        if kind == "auto":
+            kind = "uniform" if patch_size < 8 else "power"
+        if kind == "uniform":
+            raw = [1.0] * patch_size
+        elif kind == "power":
+            raw = [1.0 / (slot + 1) for slot in range(patch_size)]
+        else:
+            raise UsageError(
+                f"slot weights '{one_line(kind, 40)}' are not known; use uniform, power, auto or "
+                f"K numbers"
+            )
+    else:
+        if not isinstance(kind, Sequence) or not all(
+            isinstance(weight, int | float) and abs(weight) < 1e300 for weight in kind
+        ):
+            shown = one_line(repr(kind), 60)
+            raise UsageError(f"slot weights are a name or a list of numbers, not {shown}")
+        raw = [float(weight) for weight in kind]
+        if len(raw) != patch_size:
+            raise UsageError(f"{len(raw)} slot weights for a patch of {patch_size} tokens")
+        if min(raw) < 0 or not 0 < sum(raw) < float("inf"):
+            raise UsageError("slot weights must be non-negative, finite and not all zero")
+    return tuple(weight * patch_size / sum(raw) for weight in raw)
