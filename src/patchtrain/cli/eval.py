@@ -5,6 +5,7 @@ RUN is a run folder, or with --text any plain Hugging Face model folder.
   patchtrain eval runs/small                        the validation split of the run's store
   patchtrain eval runs/small --text book.txt more.jsonl.zst
   patchtrain eval my-gpt2/ --text test.parquet --text-column content --stride 512
+  patchtrain eval runs/small --inside               neurons, embeddings, loss by slot
 
 A text longer than the context is read in windows that start --stride tokens apart; every token is
 scored once. A smaller stride gives each token more context, a lower loss, and costs more time: name
@@ -15,13 +16,13 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from patchtrain.cli import eval_text, results
+from patchtrain.cli import eval_inside, eval_text, results
 
 HELP = "measure how good a model is"
 
 # What can be measured, each with the options it adds to the command. All but the first are asked
 # for by an option of theirs; the first is what is measured when none is.
-PARTS: tuple[Any, ...] = (eval_text,)
+PARTS: tuple[Any, ...] = (eval_text, eval_inside)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -22,7 +22,7 @@ from patchtrain.errors import PatchtrainError, one_line
 _LONGEST_MESSAGE = 2000
 
 # In the order a newcomer meets them.
-COMMANDS = ("demo", "prepare", "plan", "train", "eval", "generate", "report")
+COMMANDS = ("demo", "prepare", "inspect", "plan", "train", "eval", "generate", "report")
 
 DESCRIPTION = """\
 Train causal language models at a fraction of the compute: first on patches of K tokens,
@@ -32,6 +32,7 @@ EPILOG = """\
 examples:
   patchtrain demo                                   see it work, about ten minutes, no download
   patchtrain prepare corpus/ --out store --train-tokenizer bpe --vocab-size 8192
+  patchtrain inspect store                          what is in a patch of it
   patchtrain plan recipes/small.yaml --device h100
   patchtrain train recipes/small.yaml --dry-run
   patchtrain train recipes/small.yaml plan.patch_size=2

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from patchtrain.report import tables
+from patchtrain.report.inside_section import inside_section
 from patchtrain.report.summary import RunSummary
 
 Section = Callable[[Sequence[RunSummary]], str]
@@ -18,7 +19,7 @@ def text_section(runs: Sequence[RunSummary]) -> str:
 
 
 # In the order of the page; each returns HTML, and nothing where nothing was measured.
-SECTIONS: tuple[Section, ...] = (text_section,)
+SECTIONS: tuple[Section, ...] = (text_section, inside_section)
 
 
 def evaluations(runs: Sequence[RunSummary]) -> str:

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from plotly.offline import get_plotlyjs
+
 from patchtrain import __version__
 from patchtrain.errors import PatchtrainError, UsageError, one_line
 from patchtrain.files import write_text
@@ -58,12 +60,17 @@ def render(runs: Sequence[RunSummary], title: str | None = None) -> str:
         _section("Versions and machine", f'<div class="wide">{tables.machine_table(runs)}</div>'),
         f"<footer>Made by patchtrain {html.escape(__version__)}.</footer>",
     ]
+    body = "\n".join(part for part in parts if part)
+    plots = 'class="plot"' in body
+    if plots and not any(figures.kinds_drawn(run) for run in runs):
+        # No curve of a loss has brought it, but what was measured is drawn too.
+        body = f"<script>{get_plotlyjs()}</script>\n{body}"
     return PAGE.format(
         policy=POLICY,
         title=html.escape(title),
         style=STYLE,
-        body="\n".join(part for part in parts if part),
-        script=SCRIPT if 'class="plot"' in "".join(parts) else "",
+        body=body,
+        script=SCRIPT if plots else "",
     )
 
 

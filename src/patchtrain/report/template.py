@@ -21,6 +21,7 @@ h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 1rem; overflow-wrap: anywh
 h2 { font-size: 1.15rem; margin: 2.6rem 0 .6rem; padding-top: 1rem;
   border-top: 1px solid var(--line); }
 h3 { font-size: 1rem; margin: 1.3rem 0 .4rem; overflow-wrap: anywhere; }
+h4 { font-size: .92rem; margin: 1.1rem 0 .3rem; font-weight: 600; overflow-wrap: anywhere; }
 p { margin: .5rem 0; overflow-wrap: anywhere; }
 .lead p { font-size: 1.08rem; max-width: 46rem; }
 .note { color: var(--soft); font-size: .9rem; max-width: 46rem; }

@@ -1,0 +1,108 @@
+"""The page's section on what goes on inside the models, and on what their patches hold."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+
+import plotly.graph_objects as go
+
+from patchtrain.report import inside_views as views
+from patchtrain.report import patch_views
+from patchtrain.report.figures import to_html
+from patchtrain.report.formats import number
+from patchtrain.report.summary import Row, RunSummary
+from patchtrain.report.tables import table
+
+_DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+
+
+def inside_section(runs: Sequence[RunSummary]) -> str:
+    """Figures and tables of each result of ``patchtrain eval --inside``."""
+    parts: list[str] = []
+    for run in runs:
+        for name, result in run.measured("inside").items():
+            title = f"Inside {run.name}" if len(runs) > 1 else "Inside the model"
+            if name != "inside":
+                title += f" ({name})"
+            parts.append(f"<h3>{html.escape(title)}</h3>{_result(result, len(parts))}")
+    return "".join(parts)
+
+
+def _result(result: Row, key: int) -> str:
+    models, content = result["models"], result["content"]
+    parts = [_note(f"Read: {result['read']}, in a context of {result['context_length']}.")]
+    if any(model["levels"][0]["layers"] for model in models):
+        threshold = number(result["threshold"], 2).rstrip("0").rstrip(".")
+        parts.append(_heading("Activated neurons by layer"))
+        parts.append(_plot(_neurons_figure(models), f"neurons-{key}"))
+        parts.append(_note(
+            f"Share of feed-forward outputs with an absolute value above {threshold} (after "
+            "arXiv:2407.12665); the root mean square says how that lies in the model's own scale."
+        ))  # fmt: skip
+        for model in models:
+            if model["levels"][0]["layers"]:
+                label = f"Activated neurons of {model['model']}"
+                parts.append(_heading(model["model"]) + table(*views.neurons_rows(model), label))
+    parts += [
+        _heading("Loss by token of the next patch"),
+        _plot(_slots_figure(models), f"slots-{key}"),
+        table(*views.slots_rows(models), "Loss by token of the next patch"),
+        _heading("Embeddings"),
+        table(*views.embeddings_rows(models), "Embeddings"),
+        table(*views.pooled_rows(models), "Length of pooled embeddings"),
+    ]
+    if result["drift"]:
+        parts.append(table(*views.drift_rows(result["drift"]), "Embeddings at the switches"))
+    large = [entry for entry in content["patches"] if entry["patch_size"] > 1]
+    parts += [
+        _heading("What the patches hold"),
+        table(*patch_views.shares_rows(content["patches"]), "What patches split"),
+    ]
+    if large:
+        rows = patch_views.coherence_rows(large, content["far"])
+        parts.append(table(*rows, "Whether the tokens of a patch belong together"))
+    return "".join(parts)
+
+
+def _neurons_figure(models: Sequence[Row]) -> go.Figure:
+    lines, dashes = [], []
+    for index, model in enumerate(models):
+        for level in model["levels"]:
+            layers = level["layers"]
+            name = f"K = {level['patch_size']}"
+            lines.append((
+                f"{model['model']}, {name}" if len(models) > 1 else name,
+                [layer["layer"] for layer in layers],
+                [layer["output_share"] for layer in layers],
+            ))  # fmt: skip
+            dashes.append(_DASHES[(len(models) - 1 - index) % len(_DASHES)])
+    return patch_views.lines_figure(lines, "layer", "share above the threshold", dashes)
+
+
+def _slots_figure(models: Sequence[Row]) -> go.Figure:
+    lines, dashes = [], []
+    for index, model in enumerate(models):
+        for level in model["levels"]:
+            name = f"K = {level['patch_size']}"
+            lines.append((
+                f"{model['model']}, {name}" if len(models) > 1 else name,
+                list(range(1, level["patch_size"] + 1)),
+                [slot["value"] for slot in level["slots"]],
+            ))  # fmt: skip
+            dashes.append(_DASHES[(len(models) - 1 - index) % len(_DASHES)])
+    figure = patch_views.lines_figure(lines, "token of the next patch", "loss (nats)", dashes)
+    figure.update_yaxes(rangemode="normal")
+    return figure
+
+
+def _heading(text: str) -> str:
+    return f"<h4>{html.escape(text)}</h4>"
+
+
+def _note(text: str) -> str:
+    return f'<p class="note">{html.escape(text)}</p>'
+
+
+def _plot(figure: go.Figure, name: str) -> str:
+    return f'<div class="plot">{to_html(figure, name, first=False)}</div>'

@@ -1,0 +1,75 @@
+"""What is in a patch, on the terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from patchtrain.report import patch_views as views
+from patchtrain.report.formats import count, number
+
+_COLOURS = ("black on bright_cyan", "black on bright_yellow")
+_SHOWN_DISTANCES = (1, 2, 4, 8, 16, 64, 256, 1024)
+
+
+def print_patches(
+    found: dict[str, Any], shown: dict[int, list[str]], patch_sizes: Sequence[int]
+) -> None:
+    """Tables for ``patch_sizes``, and the text with the borders of its patches.
+
+    On a terminal patches are coloured in turn, elsewhere ``|`` stands between them.
+    """
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
+    documents = f"{found['documents']:,} document{'s' * (found['documents'] != 1)}"
+    console.print(f"{found['tokens']:,} tokens of {documents} ({found['read']})", markup=False)
+    if found["left_out"]:
+        console.print(
+            f"left out: {found['left_out']:,} documents that do not come back from their tokens"
+        )
+    for K, patches in shown.items():
+        console.print(f"\nK = {K}")
+        console.print(in_colours(patches) if console.is_terminal else in_bars(patches),
+                      soft_wrap=True)  # fmt: skip
+    chosen = [entry for entry in found["patches"] if entry["patch_size"] in patch_sizes]
+    console.print(plain_table(*views.shares_rows(chosen)))
+    large = [entry for entry in chosen if entry["patch_size"] > 1]
+    if large:
+        console.print(plain_table(*views.coherence_rows(large, found["far"])))
+    by_distance = [
+        f"{number(entry['nats'], 4)} at {entry['distance']:,}"
+        for entry in found["distances"]
+        if entry["distance"] in _SHOWN_DISTANCES
+    ]
+    console.print(
+        f"  mutual information of two tokens (nats, over the {count(found['types'])} most frequent "
+        f"kinds, shuffled counts subtracted):\n  {', '.join(by_distance)}"
+    )
+
+
+def in_bars(patches: Sequence[str]) -> Text:
+    """Patches with ``|`` between them."""
+    return Text("|".join(views.visible(patch) for patch in patches))
+
+
+def in_colours(patches: Sequence[str]) -> Text:
+    """Patches in two colours, in turn."""
+    text = Text()
+    for index, patch in enumerate(patches):
+        text.append(views.visible(patch), style=_COLOURS[index % 2])
+    return text
+
+
+def plain_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table of text in columns, all to the right."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in head:
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(*row)
+    return table
