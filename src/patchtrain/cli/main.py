@@ -22,7 +22,7 @@ from patchtrain.errors import PatchtrainError, one_line
 _LONGEST_MESSAGE = 2000
 
 # In the order a newcomer meets them.
-COMMANDS = ("demo", "prepare", "plan", "train", "eval", "generate", "report")
+COMMANDS = ("demo", "prepare", "plan", "train", "eval", "generate", "report", "study")
 
 DESCRIPTION = """\
 Train causal language models at a fraction of the compute: first on patches of K tokens,
