@@ -97,13 +97,18 @@ def planned(model: str, overrides: Sequence[str] = (), processes: int = 1) -> Pl
     if processes < 1:
         raise UsageError(f"a run has at least 1 device, not {processes}")
     if Path(model).suffix in (".yaml", ".yml"):
-        recipe = Recipe.load(model, overrides)
-        store = _store(recipe)
-        config = _recipe_config(recipe, store)
-    else:
-        config = _config(model)
-        recipe = _plain_recipe(model, config, overrides, processes)
-        store = None
+        return planned_recipe(Recipe.load(model, overrides), processes)
+    config = _config(model)
+    return _planned(_plain_recipe(model, config, overrides, processes), config, None, processes)
+
+
+def planned_recipe(recipe: Recipe, processes: int = 1) -> Planned:
+    """The model and plan of a recipe; raises as ``planned``."""
+    store = _store(recipe)
+    return _planned(recipe, _recipe_config(recipe, store), store, processes)
+
+
+def _planned(recipe: Recipe, config: Any, store: TokenStore | None, processes: int) -> Planned:
     size = _size(config, recipe)
     spec = PlanSpec.from_dict(recipe.plan)
     sequences = recipe.training.get("per_device_train_batch_size", PASS_SEQUENCES)

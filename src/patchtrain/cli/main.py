@@ -22,7 +22,9 @@ from patchtrain.errors import PatchtrainError, one_line
 _LONGEST_MESSAGE = 2000
 
 # In the order a newcomer meets them.
-COMMANDS = ("demo", "prepare", "inspect", "plan", "train", "eval", "generate", "report")
+COMMANDS = (
+    "demo", "prepare", "inspect", "plan", "train", "eval", "generate", "study", "report",
+)  # fmt: skip
 
 DESCRIPTION = """\
 Train causal language models at a fraction of the compute: first on patches of K tokens,

@@ -1,0 +1,93 @@
+"""Make the arms of a study equal: in compute, or in tokens read.
+
+The free number is an arm's steps. A whole number of steps hits the target but for half a step, so
+each arm comes with what it is off by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from patchtrain.analysis.studies.study import Arm, Equality, Study
+from patchtrain.errors import UsageError
+from patchtrain.plan import Plan
+from patchtrain.planning import Planned, planned_recipe
+from patchtrain.recipe import Recipe
+
+_FEW = 1000  # steps of the first try
+
+
+def at_compute(study: Study, baseline: str) -> Study:
+    """``study`` with the steps of each arm such that all cost the FLOPs of ``baseline``.
+
+    FLOPs are counted by ``cost.py``: by position, its context, vocabulary and patch.
+
+    Raises:
+        UsageError: an arm's recipe is wrong, or its text too short for so long a run.
+    """
+    first = plan_of(study, study.arm(baseline))
+    return _equal(study, first.size.flops(first.plan).total, _flops)
+
+
+def at_data(study: Study, baseline: str) -> Study:
+    """``study`` with the steps of each arm such that all read the tokens of ``baseline``."""
+    first = plan_of(study, study.arm(baseline))
+    return _equal(study, float(first.plan.total_tokens), lambda run: float(run.plan.total_tokens))
+
+
+def plan_of(study: Study, arm: Arm, **plan: Any) -> Planned:
+    """The model and plan of an arm, with entries of its plan replaced."""
+    values = study.values(arm)
+    values = {**values, "plan": {**values["plan"], **plan}, "out": "none"}
+    return planned_recipe(Recipe.check(values, f"arm {arm.name}"))
+
+
+def check_data(study: Study) -> None:
+    """Refuse a study of which an arm would read its store more often than its plan allows.
+
+    The run itself would, after the others have been trained.
+    """
+    problems = []
+    for arm in study.arms:
+        run = plan_of(study, arm)
+        sequences = run.recipe.training.get("per_device_train_batch_size", 8)
+        try:
+            run.plan.spec.resolve(store_tokens=run.store_tokens, device_sequences=sequences)
+        except UsageError as error:
+            problems.append(f"arm {arm.name}: {error}")
+    if problems:
+        raise UsageError("; ".join(problems))
+
+
+def _flops(run: Planned) -> float:
+    return run.size.flops(run.plan).total
+
+
+def _equal(study: Study, target: float, measure: Callable[[Planned], float]) -> Study:
+    arms, equality = [], {}
+    for arm in study.arms:
+        run = plan_of(study, arm, steps=_FEW, tokens=None, epochs=None)
+
+        def at(steps: int, run: Planned = run) -> float:
+            return measure(replace(run, plan=_resized(run.plan, steps)))
+
+        steps = _steps(at, target)
+        entries = {"plan.steps": steps, "plan.tokens": None, "plan.epochs": None}
+        arms.append(replace(arm, recipe={**arm.recipe, **entries}))
+        equality[arm.name] = Equality(target, at(steps))
+    return replace(study, arms=tuple(arms), equality=equality)
+
+
+def _resized(plan: Plan, steps: int) -> Plan:
+    """A plan of another length; the device passes are of no matter to what it costs."""
+    return replace(plan.spec, steps=steps, tokens=None, epochs=None).resolve()
+
+
+def _steps(at: Callable[[int], float], target: float) -> int:
+    """The number of steps at which ``at`` is nearest to ``target``; it grows with the steps."""
+    steps = max(1, round(_FEW * target / at(_FEW)))
+    for _ in range(3):  # shares of stages are rounded to steps, so it is not quite proportional
+        steps = max(1, round(steps * target / at(steps)))
+    return min(range(max(1, steps - 2), steps + 3), key=lambda number: abs(at(number) - target))

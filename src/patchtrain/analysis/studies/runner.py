@@ -1,0 +1,250 @@
+"""Train what of a study is not trained yet, one run a process, and write down what came out.
+
+Each run is a ``patchtrain train`` of its own with one thread: small models do not fill two cores,
+and two of them do. What is finished is left alone, what was cut short goes on from its newest
+checkpoint, and a run that fails is kept and told while the others go on. So the same call again
+continues, whatever ended the first.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from patchtrain.analysis.studies import results
+from patchtrain.analysis.studies.study import (
+    Study,
+    claim,
+    refuse_another,
+    run_folder,
+    run_name,
+)
+from patchtrain.errors import PatchtrainError, one_line
+from patchtrain.files import write_json, write_text
+from patchtrain.runs import RunFolder, versions
+from patchtrain.training.progress import clock
+
+Say = Callable[[str], None]
+_POLL_SECONDS = 0.2
+_LINE_SECONDS = 15.0
+
+
+@dataclass
+class _Child:
+    """A run that is being trained."""
+
+    name: str
+    folder: RunFolder
+    process: subprocess.Popen[bytes]
+    log: Path
+
+
+@dataclass
+class _Progress:
+    """How much of the study's compute is done, and how long the rest takes at this pace."""
+
+    total: float  # FLOPs of all runs
+    done: float  # of those that are finished
+    waiting: int
+    say: Say
+    begun: float = field(default_factory=time.monotonic)
+    first: float | None = None
+    last: float = 0.0
+
+    def tell(self, children: list[_Child], finished: int, runs: int, at_once: bool = False) -> None:
+        now = time.monotonic()
+        if not at_once and now - self.last < _LINE_SECONDS:
+            return
+        done = self.done + sum(flops_so_far(child.folder) for child in children)
+        if self.first is None:
+            self.first = done
+        self.last = now
+        new = done - self.first
+        left = clock((now - self.begun) / new * (self.total - done)) if new > 0 else "?"
+        names = ", ".join(child.name for child in children)
+        self.say(
+            f"{finished} of {runs} runs, {done / self.total:.0%} of the compute, {left} left"
+            + (f" (now {names})" if names else "")
+        )
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def run_study(
+    study: Study,
+    folder: Path,
+    jobs: int | None = None,
+    *,
+    say: Say = print,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Train, count, and write ``results.json`` and ``report.html``; returns the results.
+
+    Args:
+        study: as resolved.
+        folder: the study's folder, made if it is not there.
+        jobs: runs at a time; one a core if None.
+        say: is given a line where something begins, ends or fails, and now and then on progress.
+        quiet: no lines on progress.
+
+    Raises:
+        UsageError: the folder holds something else, or another study is running in it.
+        PatchtrainError: every run failed.
+    """
+    claim(folder)
+    refuse_another(study, folder)
+    with RunFolder(folder).locked():
+        for name in ("recipes", "runs", "logs"):
+            (folder / name).mkdir(exist_ok=True)
+        write_json(folder / "study.json", {**study.to_dict(), "versions": versions()})
+        failed: dict[str, str] = {}
+        try:
+            _train(study, folder, jobs or cores(), failed, say, quiet)
+        finally:
+            found = conclude(study, folder, failed)
+    if failed and not any(arm["runs"] for arm in found["arms"]):
+        name, reason = next(iter(failed.items()))
+        raise PatchtrainError(f"no run of the study got to its end; {name}: {reason}")
+    return found
+
+
+def conclude(study: Study, folder: Path, failed: dict[str, str]) -> dict[str, Any]:
+    """Count what is finished and write it down, with the page."""
+    from patchtrain.report.study_page import write_study_page
+
+    found = results.collect(study, folder, failed)
+    write_json(folder / "results.json", found)
+    write_study_page(found, folder / "report.html")
+    return found
+
+
+def is_finished(run: RunFolder) -> bool:
+    """Whether a run got to its end: result, model and page are there."""
+    try:
+        info = run.info()
+    except (OSError, PatchtrainError):
+        return False
+    return info.get("status") == "finished" and (run.model / "config.json").is_file()
+
+
+def flops_so_far(run: RunFolder) -> float:
+    """Of a run that is going on, by the last whole line of its metrics."""
+    try:
+        with run.metrics_file.open("rb") as file:
+            file.seek(max(0, run.metrics_file.stat().st_size - 4096))
+            lines = file.read().split(b"\n")
+        return float(json.loads(lines[-2])["flops"])
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        return 0.0
+
+
+def _train(
+    study: Study, folder: Path, jobs: int, failed: dict[str, str], say: Say, quiet: bool
+) -> None:
+    waiting = []
+    finished, done, total = 0, 0.0, 0.0
+    for arm, seed in study.runs():
+        flops = study.equality[arm.name].actual if arm.name in study.equality else 1.0
+        flops = flops if study.held_equal == "compute" else 1.0
+        total += flops
+        run = run_folder(folder, arm, seed)
+        if is_finished(run):
+            finished, done = finished + 1, done + flops
+            continue
+        name = run_name(arm, seed)
+        recipe = folder / "recipes" / f"{name}.yaml"
+        write_text(recipe, study.recipe_of(arm, seed, folder).to_yaml())
+        waiting.append((name, run, recipe, flops))
+    runs = finished + len(waiting)
+    if finished:
+        say(f"{finished} of {runs} runs are there already")
+    progress = _Progress(total, done, len(waiting), say)
+    children: list[tuple[_Child, float]] = []
+    try:
+        while waiting or children:
+            while waiting and len(children) < jobs:
+                name, run, recipe, flops = waiting.pop(0)
+                children.append((_start(name, run, recipe, folder / "logs"), flops))
+            for entry in [entry for entry in children if entry[0].process.poll() is not None]:
+                children.remove(entry)
+                child, flops = entry
+                progress.done += flops
+                if reason := _outcome(child):
+                    failed[child.name] = reason
+                    say(f"{child.name} failed: {reason}")
+                else:
+                    finished += 1
+                    _tidy(child.folder)
+                    if not quiet:
+                        progress.tell([c for c, _ in children], finished, runs, at_once=True)
+            if not quiet and children:
+                progress.tell([child for child, _ in children], finished, runs)
+            time.sleep(_POLL_SECONDS)
+    except BaseException:
+        say(f"stopping; the same command goes on with {folder}")
+        raise
+    finally:
+        for child, _ in children:
+            if child.process.poll() is None:
+                child.process.terminate()  # it finishes the step and saves
+        for child, _ in children:
+            child.process.wait()
+
+
+def _start(name: str, run: RunFolder, recipe: Path, logs: Path) -> _Child:
+    command = [sys.executable, "-m", "patchtrain", "train", str(recipe), "--resume=auto", "--quiet"]
+    log = logs / f"{name}.txt"
+    with log.open("ab") as file:
+        process = _popen(command, file)
+    return _Child(name, run, process, log)
+
+
+def _popen(command: list[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    return subprocess.Popen(
+        command,
+        env={**os.environ, **threads, "TOKENIZERS_PARALLELISM": "false"},
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        preexec_fn=_end_with_parent() if sys.platform == "linux" else None,
+    )
+
+
+def _end_with_parent() -> Callable[[], None]:
+    """What makes a child get SIGTERM when its parent is killed: a study leaves nothing running."""
+    prctl, set_death_signal = ctypes.CDLL(None).prctl, 1
+    return lambda: prctl(set_death_signal, signal.SIGTERM)
+
+
+def _outcome(child: _Child) -> str | None:
+    """None of a run that is finished, and else the reason, from what it said last."""
+    code = child.process.returncode
+    if code == 0 and is_finished(child.folder):
+        return None
+    lines = child.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    said = lines[-1].removeprefix("patchtrain: error: ") if lines else ""
+    ended = f"ended by signal {-code}" if code < 0 else f"exit code {code}"
+    return one_line(f"{said or 'it said nothing'} ({ended}; {child.log})", 400)
+
+
+def _tidy(run: RunFolder) -> None:
+    """A finished run needs no checkpoint: of a study they would be most of its size."""
+    for path in run.path.glob("checkpoint-*"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)

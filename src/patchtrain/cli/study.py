@@ -1,0 +1,294 @@
+"""Train several small models side by side and say what differs, with seeds and intervals.
+
+  patchtrain study ablation --out studies/ablation
+  patchtrain study ablation recipes/small.yaml --out studies/ablation --seeds 0 1 2
+  patchtrain study tokenizers corpus/ --out studies/tokenizers --tokenizer mistral=tokenizer.json
+
+ablation    what a patch does, one part taken away at a time, against token level with the context
+            shortened and extended
+tokenizers  the same corpus under bpe, unigram, char and byte tokenizers, and any you name, each at
+            token level and with patches, in bits per byte
+
+All arms cost the same compute. One process a core trains them; Ctrl-C leaves a folder that the same
+command goes on with, and more seeds may be asked for later. STUDY/report.html is the page."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from patchtrain.analysis.studies.study import Study
+
+HELP = "compare small models over seeds: ablations of the patch, tokenizers"
+_RECIPES = (".yaml", ".yml")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    kinds = parser.add_subparsers(dest="study", metavar="STUDY", required=True)
+    ablation = kinds.add_parser(
+        "ablation",
+        help="take one part of a patch away at a time",
+        description=_about("ablation"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _common(ablation, "[RECIPE | CORPUS] [key=value ...]", [0, 1])
+    tokenizers = kinds.add_parser(
+        "tokenizers",
+        help="one corpus under several tokenizers",
+        description=_about("tokenizers"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _common(tokenizers, "[CORPUS ...] [key=value ...]", [0, 1])
+    tokenizers.add_argument(
+        "--tokenizer",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="one more tokenizer: a tokenizer.json, a folder or a Hugging Face name; may be given "
+        "several times",
+    )
+    tokenizers.add_argument(
+        "--vocab-size",
+        type=int,
+        default=1024,
+        metavar="N",
+        help="entries of the bpe and unigram tokenizers (default: %(default)s)",
+    )
+
+
+def _about(study: str) -> str:
+    words = {
+        "ablation": "What a patch does: one part taken away at a time, at equal compute.\n\n"
+        "Give a recipe with a model to train from scratch and a plan of patches, then tokens; or a "
+        "corpus\n(as for prepare), which a small model is then trained on; or nothing, for the "
+        "Python standard\nlibrary's sources.",
+        "tokenizers": "One corpus under several tokenizers, each at token level and with patches, "
+        "at equal compute.\n\nCORPUS is what prepare reads; nothing, for the Python standard "
+        "library's sources.",
+    }[study]
+    return (
+        f"{words}\n\n"
+        f"  patchtrain study {study} --out studies/{study} --dry-run\n"
+        f"  patchtrain study {study} --out studies/{study}\n"
+        f"  patchtrain study {study} my-text/ --out studies/{study} --steps 8000 --seeds 0 1 2\n"
+        f"  patchtrain study {study} plan.patch_size=2 training.learning_rate=4e-3 --out studies/k2"
+    )
+
+
+def _common(parser: argparse.ArgumentParser, words: str, seeds: list[int]) -> None:
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar=words,
+        help="what to study on, and entries of the recipe to replace, such as plan.patch_size=2",
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="STUDY", help="the study's folder"
+    )
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=seeds,
+        metavar="N",
+        help="of weights and data order; arms with one seed are a pair (default: 0 1)",
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        metavar="N",
+        help="token-level steps that every arm gets the compute of (default: the recipe's)",
+    )
+    parser.add_argument(
+        "--jobs", type=int, metavar="N", help="runs at a time (default: one a core)"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the arms with what they cost; makes the token stores and trains nothing",
+    )
+    parser.add_argument(
+        "--fresh", action="store_true", help="delete what is in the folder and start over"
+    )
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument(
+        "--debug",
+        action="store_true",
+        default=argparse.SUPPRESS,  # the command's own stands where it is not given here
+        help="show the traceback of an error",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    import shutil
+
+    from patchtrain.analysis.studies.study import claim
+    from patchtrain.errors import UsageError
+
+    for name in ("steps", "jobs"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise UsageError(f"--{name} must be at least 1, not {value}")
+    claim(args.out)
+    if args.fresh:
+        shutil.rmtree(args.out)
+        claim(args.out)
+    study = {"ablation": _ablation, "tokenizers": _tokenizers}[args.study](args)
+    if args.dry_run:
+        print_arms(study)
+        return 0
+    from patchtrain.analysis.studies.runner import run_study
+
+    found = run_study(study, args.out, args.jobs, say=_say, quiet=args.quiet)
+    if args.json:
+        from patchtrain.cli.results import show_json
+
+        show_json(found)
+    else:
+        print_results(found)
+        print(f"results  {args.out / 'results.json'}\npage     {args.out / 'report.html'}")
+    return 1 if found["failed"] else 0
+
+
+def _say(line: str) -> None:
+    import sys
+
+    print(f"* {line}", file=sys.stderr, flush=True)
+
+
+def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What to study on, and the ``key=value`` pairs."""
+    pair = re.compile(r"[a-z_]+(\.\w+)*=")
+    pairs = [word for word in words if pair.match(word) and not Path(word).exists()]
+    return [word for word in words if word not in pairs], pairs
+
+
+def _ablation(args: argparse.Namespace) -> Study:
+    from patchtrain.analysis.studies import asked
+    from patchtrain.analysis.studies.ablation import ablation_study
+    from patchtrain.data.store import TokenStore
+
+    inputs, overrides = _split(args.overrides)
+    if len(inputs) == 1 and Path(inputs[0]).suffix in _RECIPES:
+        from patchtrain.recipe import Recipe
+
+        recipe = Recipe.load(inputs[0], overrides)
+        values = recipe.model_dump(mode="json", exclude_none=True)
+        where, corpus = inputs[0], str(recipe.store)
+        store = TokenStore.open(recipe.store)
+    else:
+        sources = inputs or [asked.CORPUS]
+        where, corpus = "the study's recipe", ", ".join(sources)
+        path = args.out / "stores" / "text"
+        store = asked.corpus_store(
+            sources, path, **asked.small_tokenizer(), progress=not args.quiet
+        )
+        values = asked.small_recipe("ablation", overrides, str(path))
+    base = asked.base(values, where, args.steps)
+    return ablation_study(base, args.seeds, {"corpus": corpus, "store": asked.describe(store)})
+
+
+def _tokenizers(args: argparse.Namespace) -> Study:
+    from patchtrain.analysis.studies import asked
+    from patchtrain.analysis.studies.tokenizers import TRAINED, Tokenized, tokenizer_study
+
+    inputs, overrides = _split(args.overrides)
+    sources = inputs or [asked.CORPUS]
+    named = _named(args.tokenizer)
+    progress = not args.quiet
+    corpora = []
+    for kind in TRAINED:
+        size = args.vocab_size if kind in ("bpe", "unigram") else None
+        path = args.out / "stores" / kind
+        store = asked.corpus_store(sources, path, kind=kind, vocab_size=size, progress=progress)
+        corpora.append(Tokenized(kind, kind, store))
+    for name, file in named.items():
+        path = args.out / "stores" / name
+        store = asked.corpus_store(sources, path, tokenizer=file, progress=progress)
+        corpora.append(Tokenized(name, name, store))
+    values = asked.small_recipe("tokenizers", overrides, str(corpora[0].store.path))
+    base = asked.base(values, "the study's recipe", args.steps)
+    about = {"corpus": ", ".join(sources), "tokenizers": named}
+    return tokenizer_study(base, corpora, args.seeds, about)
+
+
+def _named(words: Sequence[str]) -> dict[str, str]:
+    """``NAME=FILE`` pairs; ``UsageError`` where one is none, or its name is taken."""
+    from patchtrain.analysis.studies.tokenizers import TRAINED
+    from patchtrain.errors import UsageError
+
+    found: dict[str, str] = {}
+    for word in words:
+        name, equals, file = word.partition("=")
+        if not equals or not file or not re.fullmatch(r"\w[\w.-]*", name):
+            raise UsageError(f"--tokenizer {word} is not NAME=FILE, such as mine=tokenizer.json")
+        if name in TRAINED or name in found:
+            raise UsageError(f"--tokenizer {word}: the name '{name}' is taken")
+        found[name] = file
+    return found
+
+
+def print_arms(study: Study) -> None:
+    """The arms of a study and what a run of each costs."""
+    from patchtrain.analysis.studies.equal import plan_of
+    from patchtrain.report.formats import count, flops
+
+    rows = []
+    for arm in study.arms:
+        run, equality = plan_of(study, arm), study.equality[arm.name]
+        rows.append(
+            [
+                arm.name,
+                arm.words,
+                f"{run.plan.total_steps:,}",
+                count(run.plan.total_tokens),
+                flops(equality.actual),
+                f"{equality.off:+.2%}",
+            ]
+        )
+    _table(["arm", "what it is", "steps", "tokens", "compute", "off"], rows)
+    total = sum(study.equality[arm.name].actual for arm in study.arms) * len(study.seeds)
+    runs = len(study.arms) * len(study.seeds)
+    print(
+        f"{runs} runs: {len(study.arms)} arms with seeds {', '.join(map(str, study.seeds))}; "
+        f"{flops(total)} in all, equal {study.held_equal} a run"
+    )
+
+
+def print_results(found: Mapping[str, Any]) -> None:
+    """The study's tables, and what is missing."""
+    from patchtrain.report.study_page import (
+        ARM_HEAD,
+        DIFFERENCE_HEAD,
+        arm_rows,
+        difference_rows,
+        lead,
+    )
+
+    print(" ".join(lead(found)))
+    _table(ARM_HEAD, arm_rows(found))
+    if rows := difference_rows(found):
+        _table(DIFFERENCE_HEAD, rows)
+    for name, reason in found["failed"].items():
+        print(f"failed   {name}: {reason}")
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    import sys
+
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in head:
+        left = name in ("arm", "what it is", "less")
+        table.add_column(name, justify="left" if left else "right")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console(highlight=False, width=None if sys.stdout.isatty() else 140).print(table)
