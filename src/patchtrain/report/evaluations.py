@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from patchtrain.report import tables
 from patchtrain.report.summary import RunSummary
+from patchtrain.report.tasks_section import tasks_section
 
 Section = Callable[[Sequence[RunSummary]], str]
 
@@ -18,7 +19,7 @@ def text_section(runs: Sequence[RunSummary]) -> str:
 
 
 # In the order of the page; each returns HTML, and nothing where nothing was measured.
-SECTIONS: tuple[Section, ...] = (text_section,)
+SECTIONS: tuple[Section, ...] = (text_section, tasks_section)
 
 
 def evaluations(runs: Sequence[RunSummary]) -> str:
