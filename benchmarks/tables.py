@@ -16,6 +16,7 @@ from typing import Any
 
 from patchtrain.advice.ranges import count
 from patchtrain.files import write_text
+from patchtrain.report.formats import accuracy, part_of
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -295,10 +296,35 @@ def traces(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def zero_shot(result: dict[str, Any]) -> list[str]:
+    """Accuracies, and whether lm-eval's own command line says the same."""
+    lines = head("task", "accuracy, %", "by length, %", "chance, %", "longest answer, %", "ties",
+                 "documents")  # fmt: skip
+    for row in result["rows"]:
+        cells = (accuracy(row[key], row.get(f"{key}_stderr"))
+                 for key in ("score", "by_length", "chance", "longest_answer"))  # fmt: skip
+        lines.append(line(row["task"], *cells, row["ties"],
+                          part_of(row["documents"], row["documents_available"])))  # fmt: skip
+    settings, checks = result["settings"], result["checks"]
+    what = (f"{settings['parameters']:,} parameters", settings["dtype"], "no shots",
+            f"lm-eval {result['versions']['lm_eval']}")  # fmt: skip
+    lines += ["", f"`{settings['model']}`: {', '.join(what)}."]
+    for row in result["rows"]:
+        if row["task"] == "blimp":
+            lines.append(verdict("BLiMP near 79 %, within 2", 100 * row["score"],
+                                 abs(row["score"] - 0.79) < 0.02))  # fmt: skip
+    if checks:
+        same = sum(math.isclose(row["here"], row["command_line"], rel_tol=1e-5) for row in checks)
+        first = f"The first {settings['check_limit']} documents of each task through lm-eval's"
+        lines.append(f"- {first} command line: {same:,} of {len(checks):,} metrics the same.")
+    return lines
+
+
 # A result's name is that of the script that writes it.
 TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "loss": loss, "stages": stages, "overhead": overhead, "loader": loader, "cost": cost,
     "resume": resume, "scaling": scaling, "advice": advice, "memory": memory, "traces": traces,
+    "zero_shot": zero_shot,
 }  # fmt: skip
 
 

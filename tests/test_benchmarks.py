@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 import torch
 
+from tests.evaluation.task_folder import write_task_folder
+from tests.evaluation.tiny import save_tiny_model
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 TABLES = ("loss", "stages", "overhead", "loader", "advice")
 MODEL = ["--vocabulary", "256", "--width", "64", "--layers", "1", "--context-length", "32",
@@ -159,6 +162,21 @@ def test_traces(folder: Path) -> None:
     for row in found["rows"]:
         assert row["parts_as_expected"]
         assert row["ratio"] == pytest.approx(1, abs=0.1)
+
+
+def test_zero_shot(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    data, model = write_task_folder(tmp_path / "data"), save_tiny_model(tmp_path / "model")
+    with pytest.MonkeyPatch.context() as patch:  # loading local data changes the environment
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("HF_DATASETS_OFFLINE", "1")
+        # A process of lm-eval's own takes ten seconds: tests/evaluation compares with it.
+        found = result("zero_shot", folder / "zero_shot.json", "--model", str(model),
+                       "--task-data", str(data), "--tasks", "sciq,blimp", "--blimp-limit", "3",
+                       "--check-limit", "0", "--threads", "1")  # fmt: skip
+    sciq, blimp = found["rows"]
+    assert (sciq["documents"], blimp["documents"]) == (2, 67 * 3)
+    assert blimp["seconds"] > 0
 
 
 def test_tables(folder: Path, tmp_path: Path) -> None:

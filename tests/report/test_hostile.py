@@ -49,6 +49,8 @@ def hostile_run(folder: Path) -> RunFolder:
     run.samples_file.write_text(json.dumps(made_evil(run.samples())))
     for name in ("validation", EVIL):
         record(run.evaluation_file, "text", name, made_evil(evaluation))
+        tasks = {"score": 0.5, "metric": EVIL, "data": EVIL, "subtasks": {EVIL: {"score": 0.5}}}
+        record(run.evaluation_file, "tasks", name, made_evil(tasks))
     run.recipe_file.write_bytes(EVIL.encode("utf-8", "surrogatepass"))
     return run
 

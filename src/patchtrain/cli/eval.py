@@ -1,28 +1,34 @@
-"""Measure how well a model predicts text: bits per byte, perplexity per token and per word.
+"""Measure a model: how well it predicts text, or with --tasks how many questions it gets right.
 
-RUN is a run folder, or with --text any plain Hugging Face model folder.
+RUN is a run folder, or with --text or --tasks any plain Hugging Face model folder.
 
   patchtrain eval runs/small                        the validation split of the run's store
   patchtrain eval runs/small --text book.txt more.jsonl.zst
   patchtrain eval my-gpt2/ --text test.parquet --text-column content --stride 512
+  patchtrain eval runs/small --tasks small,piqa     zero-shot accuracy on lm-eval's tasks
   patchtrain eval runs/small --inside               neurons, embeddings, loss by slot
 
-A text longer than the context is read in windows that start --stride tokens apart; every token is
-scored once. A smaller stride gives each token more context, a lower loss, and costs more time: name
-both numbers when you compare. The result goes to RUN/evaluation.json, which the report shows."""
+Text gives bits per byte and perplexity per token and word. One longer than the context is read in
+windows that start --stride tokens apart; every token is scored once. A smaller stride gives each
+token more context, a lower loss, and costs more time: name both numbers when you compare. Results
+go to RUN/evaluation.json, which the report shows."""
 
 from __future__ import annotations
 
 import argparse
 from typing import Any
 
-from patchtrain.cli import eval_inside, eval_text, results
+from patchtrain.cli import eval_inside, eval_tasks, eval_text, results
 
 HELP = "measure how good a model is"
 
 # What can be measured, each with the options it adds to the command. All but the first are asked
 # for by an option of theirs; the first is what is measured when none is.
-PARTS: tuple[Any, ...] = (eval_text, eval_inside)
+PARTS: tuple[Any, ...] = (
+    eval_text,
+    eval_tasks,
+    eval_inside,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -45,7 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="new tokens a window (default: the context length; smaller: more context, more time)",
     )
     parser.add_argument(
-        "--batch-size", type=int, metavar="N", help="windows at a time (default: by memory)"
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help="windows, or answers of tasks, at a time (default: by memory)",
     )
     parser.add_argument("--max-tokens", type=int, metavar="N", help="score only the first N tokens")
     parser.add_argument(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from patchtrain.report import tables
 from patchtrain.report.inside_section import inside_section
 from patchtrain.report.summary import RunSummary
+from patchtrain.report.tasks_section import tasks_section
 
 Section = Callable[[Sequence[RunSummary]], str]
 
@@ -19,7 +20,11 @@ def text_section(runs: Sequence[RunSummary]) -> str:
 
 
 # In the order of the page; each returns HTML, and nothing where nothing was measured.
-SECTIONS: tuple[Section, ...] = (text_section, inside_section)
+SECTIONS: tuple[Section, ...] = (
+    text_section,
+    tasks_section,
+    inside_section,
+)
 
 
 def evaluations(runs: Sequence[RunSummary]) -> str:

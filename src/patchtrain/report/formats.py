@@ -86,3 +86,16 @@ def percent(share: float | None) -> str:
     if share is None or not is_number(share):
         return NONE
     return f"{share:.1%}" if share < 0.1 else f"{share:.0%}"
+
+
+def accuracy(value: float | None, error: float | None = None) -> str:
+    """An accuracy in percent, with its standard error where there is one: ``79.1 ± 0.5``."""
+    if value is None or not is_number(value):
+        return NONE
+    shown = f"{100 * value:.1f}"
+    return f"{shown} ± {100 * error:.1f}" if error is not None and is_number(error) else shown
+
+
+def part_of(done: float | None, whole: float | None) -> str:
+    """How much was done: ``1,000``, or ``200 of 1,000``."""
+    return count(done) if done == whole or whole is None else f"{count(done)} of {count(whole)}"
