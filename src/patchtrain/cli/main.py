@@ -22,7 +22,7 @@ from patchtrain.errors import PatchtrainError, one_line
 _LONGEST_MESSAGE = 2000
 
 # In the order a newcomer meets them.
-COMMANDS = ("demo", "prepare", "plan", "train", "eval", "generate", "report")
+COMMANDS = ("demo", "prepare", "plan", "train", "eval", "generate", "sft", "report")
 
 DESCRIPTION = """\
 Train causal language models at a fraction of the compute: first on patches of K tokens,
@@ -37,6 +37,7 @@ examples:
   patchtrain train recipes/small.yaml plan.patch_size=2
   patchtrain eval runs/small
   patchtrain generate runs/small "The cat"
+  patchtrain sft runs/small --data alpaca.json
 
 `patchtrain COMMAND --help` explains each command."""
 
