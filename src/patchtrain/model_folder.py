@@ -7,6 +7,7 @@ user says so (``trust_remote_code``).
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path, PurePath
 from typing import Any
@@ -41,6 +42,17 @@ def check_model_folder(folder: Path, trust_remote_code: bool = False) -> None:
             f"{folder} holds an adapter (adapter_config.json); merge it into its model first"
         )
     _check_weights(folder, config)
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 over what decides what a model writes: weights, configs, tokenizer, template."""
+    total = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".safetensors", ".json", ".jinja", ".model") and file.is_file():
+            with file.open("rb") as opened:
+                digest = hashlib.file_digest(opened, "sha256").hexdigest()
+            total.update(f"{file.name} {digest}\n".encode())
+    return total.hexdigest()
 
 
 def _check_weights(folder: Path, config: dict[str, Any]) -> None:

@@ -23,8 +23,17 @@ _LONGEST_MESSAGE = 2000
 
 # In the order a newcomer meets them.
 COMMANDS = (
-    "demo", "prepare", "inspect", "plan", "train", "eval", "generate", "study", "report",
-)  # fmt: skip
+    "demo",
+    "prepare",
+    "inspect",
+    "plan",
+    "train",
+    "eval",
+    "generate",
+    "sft",
+    "study",
+    "report",
+)
 
 DESCRIPTION = """\
 Train causal language models at a fraction of the compute: first on patches of K tokens,
@@ -40,6 +49,7 @@ examples:
   patchtrain train recipes/small.yaml plan.patch_size=2
   patchtrain eval runs/small
   patchtrain generate runs/small "The cat"
+  patchtrain sft runs/small --data alpaca.json
 
 `patchtrain COMMAND --help` explains each command."""
 

@@ -55,7 +55,13 @@ def quiet() -> Iterator[None]:
 
 
 def stream_texts(name: str, split: str, column: str) -> Iterator[Any]:
-    """The values of ``column`` in one split of a dataset, streamed.
+    """The values of ``column`` in one split of a dataset, streamed; see ``stream_rows``."""
+    for row in stream_rows(name, split, column):
+        yield row[column]
+
+
+def stream_rows(name: str, split: str, column: str | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of one split of a dataset, streamed, with all columns or with one.
 
     ``name`` is ``owner/name`` or ``owner/name:config``, or a local folder. Without network (set
     ``HF_HUB_OFFLINE=1``) a copy in the local cache is used.
@@ -74,14 +80,14 @@ def stream_texts(name: str, split: str, column: str) -> Iterator[Any]:
             rows = datasets.load_dataset(
                 path, config or None, split=split, streaming=local or not offline()
             )
-            rows = iter(_select(rows, column, name))
+            rows = iter(rows if column is None else _select(rows, column, name))
             row = next(rows, None)
         except PatchtrainError:
             raise
         except Exception as error:  # the library lets many kinds through
             raise _failed(name, error) from error
     while row is not None:
-        yield row[column]
+        yield row
         try:
             row = next(rows, None)
         except Exception as error:

@@ -12,7 +12,6 @@ import json
 import lzma
 import os
 import sys
-import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -254,11 +253,18 @@ def _cut_point(text: str, start: int, limit: int) -> int:
 def read_json(
     chunks: Iterable[bytes], name: str, column: str, before: Callable[[], int] | None = None
 ) -> Iterator[str | None]:
-    """The ``column`` of one JSON object a line, or of a JSON array of objects.
+    """The ``column`` of the objects that ``read_objects`` finds; a null is None."""
+    for where, row in read_objects(chunks, name, before):
+        yield _json_text(row, where, column)
 
-    An array is read as a whole. A null is None. ``chunks`` may begin at a later line of the file;
-    ``before()`` then says how many lines are before it, and is asked only where an error must say
-    its place.
+
+def read_objects(
+    chunks: Iterable[bytes], name: str, before: Callable[[], int] | None = None
+) -> Iterator[tuple[object, dict[str, Any]]]:
+    """One JSON object a line, or a JSON array of objects; each after its place, for messages.
+
+    An array is read as a whole. ``chunks`` may begin at a later line of the file; ``before()`` then
+    says how many lines are before it, and is asked only where an error must say its place.
     """
     lines = _lines(chunks)
     for number, line in enumerate(lines, 1):
@@ -268,10 +274,18 @@ def read_json(
         if not line.strip():
             continue
         if first and line.lstrip().startswith(b"["):
-            yield from _json_array(b"\n".join([line, *lines]), name, column)
+            rows = _parse_json(b"\n".join([line, *lines]), name, "an array of objects is expected")
+            for item, row in enumerate(rows, 1):
+                yield _object(row, f"{name}: item {item:,}")
             return
         where = _Line(name, number, before)
-        yield _json_text(_parse_json(line, where, "one object a line is expected"), where, column)
+        yield _object(_parse_json(line, where, "one object a line is expected"), where)
+
+
+def _object(row: Any, where: object) -> tuple[object, dict[str, Any]]:
+    if not isinstance(row, dict):
+        raise PatchtrainError(f"{where} is not a JSON object but {_kind(row)}")
+    return where, row
 
 
 class _Line:
@@ -299,12 +313,6 @@ def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
         yield last
 
 
-def _json_array(data: bytes, name: str, column: str) -> Iterator[str | None]:
-    rows = _parse_json(data, name, "an array of objects is expected")
-    for number, row in enumerate(rows, 1):
-        yield _json_text(row, f"{name}: item {number:,}", column)
-
-
 def _parse_json(data: bytes, where: object, expected: str) -> Any:
     try:
         return json.loads(data.decode("utf-8"))
@@ -322,9 +330,7 @@ def _parse_json(data: bytes, where: object, expected: str) -> Any:
         raise PatchtrainError(f"{where} cannot be read as JSON: {one_line(error)}") from error
 
 
-def _json_text(row: Any, where: object, column: str) -> str | None:
-    if not isinstance(row, dict):
-        raise PatchtrainError(f"{where} is not a JSON object but {_kind(row)}")
+def _json_text(row: dict[str, Any], where: object, column: str) -> str | None:
     if column not in row:
         known = ", ".join(row) or "none"
         raise UsageError(f"{where} has no column '{column}'; it has: {known} (--text-column)")
@@ -352,57 +358,3 @@ def check_text(value: Any, where: object, column: str) -> str | None:
 def _kind(value: Any) -> str:
     names = {dict: "an object", list: "a list", str: "text", bool: "true or false"}
     return names.get(type(value)) or ("null" if value is None else "a number")
-
-
-def read_parquet(
-    path: Path, compression: str | None, name: str, column: str, counts: Counts
-) -> Iterator[str | None]:
-    """The ``column`` of a Parquet file, a few rows at a time."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    with tempfile.TemporaryFile() as unpacked:
-        source: Any = path
-        if compression:  # Parquet is read from its end: unpack it first
-            for chunk in read_bytes(path, compression, name, Counts()):
-                unpacked.write(chunk)
-            unpacked.seek(0)
-            source = unpacked
-        try:
-            with pq.ParquetFile(source, memory_map=False, page_checksum_verification=True) as file:
-                _check_column(file.schema_arrow, name, column)
-                size, rows = path.stat().st_size, max(file.metadata.num_rows, 1)
-                start, seen = counts.read_bytes, 0
-                for batch in file.iter_batches(batch_size=64, columns=[column]):
-                    for value in batch.column(0).to_pylist():
-                        seen += 1
-                        yield check_text(value, f"{name}: row {seen:,}", column)
-                    counts.read_bytes = start + size * seen // rows
-                counts.read_bytes = start + size
-                if seen != file.metadata.num_rows:
-                    raise PatchtrainError(
-                        f"{name} is damaged: it has {seen:,} rows, and its head says "
-                        f"{file.metadata.num_rows:,}"
-                    )
-        except UnicodeDecodeError as error:
-            raise PatchtrainError(f"{name}: column '{column}' is not UTF-8 text") from error
-        except (pa.ArrowException, OSError) as error:
-            raise PatchtrainError(
-                f"{name} is no readable Parquet file: {one_line(error)}"
-            ) from error
-
-
-def _check_column(schema: Any, name: str, column: str) -> None:
-    import pyarrow as pa
-
-    if column not in schema.names:
-        raise UsageError(
-            f"{name} has no column '{column}'; it has: {', '.join(schema.names)} (--text-column)"
-        )
-    kind = schema.field(column).type
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    text = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-    if not any(is_kind(kind) for is_kind in text) and not pa.types.is_null(kind):
-        raise UsageError(
-            f"{name}: column '{column}' holds {kind}, not text; name another one with --text-column"
-        )

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from patchtrain.data import hub, readers
+from patchtrain.data.parquet import read_parquet
 from patchtrain.data.readers import COMPRESSIONS, Counts
 from patchtrain.data.store import is_store
 from patchtrain.errors import PatchtrainError, UsageError
@@ -154,9 +155,7 @@ class Corpus:
         elif source.format == "parquet":
             if source.path is None:
                 raise UsageError("Parquet cannot be read from standard input; give the file")
-            yield from readers.read_parquet(
-                source.path, source.compression, source.name, column, counts
-            )
+            yield from read_parquet(source.path, source.compression, source.name, column, counts)
         else:
             raw, before = self._bytes(source, counts), self._lines_before(source)
             yield from readers.read_json(raw, source.name, column, before)

@@ -1,0 +1,1 @@
+"""Instruction tuning: a pretrained model learns to answer, with TRL's SFTTrainer."""
