@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,7 +17,7 @@ from tests.evaluation.task_folder import write_task_folder
 from tests.evaluation.tiny import save_tiny_model
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-TABLES = ("loss", "stages", "overhead", "loader", "advice")
+TABLES = ("loss", "stages", "overhead", "loader", "advice", "boundaries")
 MODEL = ["--vocabulary", "256", "--width", "64", "--layers", "1", "--context-length", "32",
          "--rows", "2", "--threads", "1"]  # fmt: skip
 
@@ -177,6 +178,58 @@ def test_zero_shot(folder: Path, tmp_path: Path) -> None:
     sciq, blimp = found["rows"]
     assert (sciq["documents"], blimp["documents"]) == (2, 67 * 3)
     assert blimp["seconds"] > 0
+
+
+def test_boundaries(folder: Path) -> None:
+    found = result("boundaries", folder / "boundaries.json", "--text", str(BENCHMARKS), "--tokens",
+                   "9000", "--held-out", "6000", "--vocabulary", "300", "--steps", "12", "6",
+                   "--seeds", "0", "1", "--width", "32", "--layers", "1", "--rows", "4",
+                   "--context-length", "32")  # fmt: skip
+    assert [(row["seed"], row["arm"]) for row in found["rows"]] == [
+        (seed, arm) for seed in (0, 1) for arm in ("fixed", "random")
+    ]
+    for row in found["rows"]:
+        assert row["explained_by_both"] >= row["explained_by_tokens"] >= 0
+        assert len(row["loss_by_phase"]) == 4
+        # Each token of the text is seen once in each place.
+        assert row["patch_loss"] == pytest.approx(sum(row["loss_by_phase"]) / 4)
+        assert row["places"]["cut"]["low"] < row["places"]["cut"]["high"]
+    assert found["across_seeds"]["random_phase_token_loss"]["low"] is not None
+
+
+def test_least_squares_finds_what_was_put_in() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        script = runpy.run_path(str(BENCHMARKS / "boundaries.py"))
+    rng = np.random.default_rng(0)
+    x = (rng.random((20_000, 2)) < 0.3).astype(float)
+    clusters = np.repeat(np.arange(500), 40)
+    y = 2 + 0.5 * x[:, 0] + rng.normal(size=20_000) + rng.normal(size=500)[clusters]
+    one, none = script["fit"](y, x, clusters)["estimates"]
+    assert one["low"] < 0.5 < one["high"]
+    assert none["low"] < 0 < none["high"]
+    assert one["high"] - one["low"] < 0.2
+    # Tokens with a loss of their own, which patches that hold hard ones seem to raise.
+    own = rng.normal(size=2400) * 3
+    phases = [np.arange(phase, 2396 + phase).reshape(1, -1, 4) for phase in range(4)]
+    places = np.concatenate(phases)
+    feature = rng.random(places.shape[:2]) < 0.3 + 0.2 * (own[places].mean(-1) > 0)
+    losses = own[places] + np.array([0, 1, 2, 3]) + 0.5 * feature[..., None]
+    losses += 0.1 * rng.normal(size=losses.shape)
+    columns, stretches = feature.reshape(-1, 1).astype(float), np.tile(np.arange(599) // 20, 4)
+    (seeming,) = script["fit"](losses.mean(-1).ravel(), columns, stretches)["estimates"]
+    assert seeming["value"] > 0.8
+    (same,) = script["same_tokens"](losses, places, columns, stretches)
+    assert same["value"] == pytest.approx(0.5, abs=0.02)
+    assert 0 < same["high"] - same["low"] < 0.05
+    # A token costs 1 at the first place and 2 at the others; one that goes on with a word 0.25
+    # more than that at the first place.
+    goes_on = rng.random((60, 30, 4)) < 0.4
+    losses = np.full(goes_on.shape, 2.0)
+    losses[..., 0] = 1 + 0.25 * goes_on[..., 0]
+    found = script["place_effects"](losses, goes_on, np.arange(60))
+    assert found["cut"]["value"] == pytest.approx(0.25)
+    assert found["begins"] == [1, 2, 2, 2]
 
 
 def test_tables(folder: Path, tmp_path: Path) -> None:

@@ -187,9 +187,7 @@ class _Tuner:
         self._row_count = len(trainer.train_dataset)
         # The first step of a warm-up learns nothing, which matters where it is one of few.
         warm_up = int(_WARM_UP * self._steps(trainer))
-        trainer.args.warmup_steps = (
-            warm_up if warm_up > 1 else 0
-        )
+        trainer.args.warmup_steps = warm_up if warm_up > 1 else 0
         found = checkpoints(self.folder.path) if resume else []
         if not self.quiet:
             print(self._announcement(), file=sys.stderr, flush=True)
