@@ -178,6 +178,8 @@ def test_zero_shot(folder: Path, tmp_path: Path) -> None:
     sciq, blimp = found["rows"]
     assert (sciq["documents"], blimp["documents"]) == (2, 67 * 3)
     assert blimp["seconds"] > 0
+    assert run("tables", "--results", str(folder)).returncode == 0
+    assert "| blimp | " in (folder / "zero_shot.md").read_text()
 
 
 def test_boundaries(folder: Path) -> None:
@@ -257,7 +259,7 @@ def test_a_verdict_follows_the_numbers(folder: Path, tmp_path: Path) -> None:
         assert word in (tmp_path / "stages.md").read_text()
 
 
-@pytest.mark.parametrize("name", [*TABLES, "tables", "demo", "collect_points"])
+@pytest.mark.parametrize("name", [*TABLES, "tables", "demo", "collect_points", "zero_shot"])
 def test_help_says_what_is_measured(name: str) -> None:
     done = run(name, "--help")
     assert done.returncode == 0

@@ -160,6 +160,9 @@ def add_extras(run: RunFolder, completion: str = " made of many small rooms.\n\n
         "scored": "the validation split of the run's store, as one stream",
     }
     record(run.evaluation_file, "text", "validation", evaluation)
+    scores = {"score": 0.612, "score_stderr": 0.006, "chance": 0.5, "documents": 6700}
+    tasks = {"metric": "acc", "data": "the Hub", "subtasks": {"blimp_wh_island": scores}, **scores}
+    record(run.evaluation_file, "tasks", "blimp", tasks)
     run.recipe_file.write_text(
         "store: /data/stores/textbooks\nplan:\n  preset: paper\n  patch_size: 4\n", encoding="utf-8"
     )

@@ -41,6 +41,7 @@ def hostile_run(folder: Path) -> RunFolder:
     run = write_run(folder)
     add_extras(run)
     evaluation = run.evaluation()["text"]["validation"]
+    tasks = run.evaluation()["tasks"]["blimp"]
     info = made_evil(run.info()) | {"status": "finished"}
     run.info_file.write_text(json.dumps(info))
     rows = [{**made_evil(row), "event": row["event"]} for row in run.metrics()]
@@ -49,7 +50,6 @@ def hostile_run(folder: Path) -> RunFolder:
     run.samples_file.write_text(json.dumps(made_evil(run.samples())))
     for name in ("validation", EVIL):
         record(run.evaluation_file, "text", name, made_evil(evaluation))
-        tasks = {"score": 0.5, "metric": EVIL, "data": EVIL, "subtasks": {EVIL: {"score": 0.5}}}
         record(run.evaluation_file, "tasks", name, made_evil(tasks))
     run.recipe_file.write_bytes(EVIL.encode("utf-8", "surrogatepass"))
     return run

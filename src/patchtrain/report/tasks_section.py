@@ -93,4 +93,5 @@ def _parts(name: str, runs: Sequence[RunSummary]) -> str:
 
 def _subtasks(run: RunSummary, name: str) -> dict[str, dict[str, Any]]:
     found = run.measured("tasks").get(name, {}).get("subtasks")
-    return found if isinstance(found, dict) else {}
+    parts = found if isinstance(found, dict) else {}
+    return {task: values for task, values in parts.items() if isinstance(values, dict)}
