@@ -1,4 +1,4 @@
-"""Measure a model: how well it predicts text, or with --tasks how many questions it gets right.
+"""Measure a model: how well it predicts text, answers questions, follows instructions.
 
 RUN is a run folder, or with --text or --tasks any plain Hugging Face model folder.
 
@@ -7,6 +7,9 @@ RUN is a run folder, or with --text or --tasks any plain Hugging Face model fold
   patchtrain eval my-gpt2/ --text test.parquet --text-column content --stride 512
   patchtrain eval runs/small --tasks small,piqa     zero-shot accuracy on lm-eval's tasks
   patchtrain eval runs/small --inside               neurons, embeddings, loss by slot
+  patchtrain eval runs/small-sft --ifeval --prompts ifeval_prompts.jsonl
+  patchtrain eval runs/small-sft --mt-bench --judge-url http://localhost:8000/v1 --judge-model M
+  patchtrain eval runs/small-sft --answers held_out.jsonl
 
 Text gives bits per byte and perplexity per token and word. One longer than the context is read in
 windows that start --stride tokens apart; every token is scored once. A smaller stride gives each
@@ -18,7 +21,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from patchtrain.cli import eval_inside, eval_tasks, eval_text, results
+from patchtrain.cli import eval_inside, eval_instructions, eval_tasks, eval_text, results
 
 HELP = "measure how good a model is"
 
@@ -27,6 +30,7 @@ HELP = "measure how good a model is"
 PARTS: tuple[Any, ...] = (
     eval_text,
     eval_tasks,
+    eval_instructions,
     eval_inside,
 )
 

@@ -86,7 +86,9 @@ def provenance(begun: float) -> dict[str, Any]:
 
 
 @contextmanager
-def progress(total: int | None, what: str = "tokens") -> Iterator[Callable[[int], None]]:
+def progress(
+    total: int | None, what: str = "tokens", done_to_them: str = "scored"
+) -> Iterator[Callable[[int], None]]:
     """Yield what counts ``what`` done: a bar on a terminal, now and then a line elsewhere.
 
     Both go to stderr.
@@ -96,7 +98,7 @@ def progress(total: int | None, what: str = "tokens") -> Iterator[Callable[[int]
         from rich.progress import Progress
 
         with Progress(console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(f"scoring {what}", total=total)
+            task = bar.add_task(f"{what} {done_to_them}", total=total)
             yield lambda count: bar.advance(task, count)
         return
     done, last = 0, time.monotonic()
@@ -107,6 +109,6 @@ def progress(total: int | None, what: str = "tokens") -> Iterator[Callable[[int]
         if time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
             last = time.monotonic()
             of = f" of {total:,}" if total else ""
-            print(f"patchtrain: {done:,}{of} {what} scored", file=sys.stderr, flush=True)
+            print(f"patchtrain: {done:,}{of} {what} {done_to_them}", file=sys.stderr, flush=True)
 
     yield advance

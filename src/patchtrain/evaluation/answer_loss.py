@@ -91,3 +91,14 @@ def answer_loss(
     return AnswerLoss(
         math.fsum(nats), sum(targets), len(targets), ratio_stderr(nats, targets), cut, left_out
     )
+
+
+def answers_result(loss: AnswerLoss, files: Sequence[str], context_length: int) -> dict[str, Any]:
+    """The loss of the answers in ``files`` as it stands in a file of evaluations."""
+    number = "1 answer" if loss.answers == 1 else f"{loss.answers:,} answers"
+    return {
+        "measure": "answers",
+        **loss.to_dict(),
+        "context_length": context_length,
+        "scored": f"{number} of {', '.join(files)}, prompts not counted",
+    }

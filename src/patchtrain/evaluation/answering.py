@@ -68,7 +68,7 @@ def answer_prompts(
     batch_size = batch_size or (16 if device_of(loaded.model).type == "cuda" else 1)
     if decoding.temperature > 0:
         batch_size = 1
-    context = loaded.position_limit
+    context = loaded.context_length
     encoded = [chat.encode(loaded.tokenizer, prompt) for prompt in prompts]
     batch: list[int] = []
     for index in sorted(range(len(prompts)), key=lambda index: len(encoded[index])):

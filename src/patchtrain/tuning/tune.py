@@ -25,7 +25,7 @@ import torch
 from patchtrain import chat
 from patchtrain.data.conversations import Conversation, Conversations, read_conversations
 from patchtrain.errors import PatchtrainError, UsageError, one_line
-from patchtrain.evaluation.answer_loss import AnswerLoss, answer_loss
+from patchtrain.evaluation.answer_loss import AnswerLoss, answer_loss, answers_result
 from patchtrain.evaluation.answering import Decoding, answer
 from patchtrain.evaluation.loading import LoadedModel, load_model
 from patchtrain.evaluation.record import record
@@ -344,7 +344,8 @@ class _Tuner:
     ) -> None:
         """Put the held-out loss into the run's evaluations, as ``eval --answers`` would."""
         file = self.folder.path / "held_out.jsonl"
-        result = answers_result(loss, [str(file)], self.context, model, self.about["template"])
+        result = answers_result(loss, [str(file)], self.context)
+        result |= {"template": self.about["template"], "model": {"path": str(model)}}
         if before is not None:
             result["before"] = before.to_dict()
         record(run.evaluation_file, "instructions", f"{self.folder.name}-held_out", result)
@@ -358,21 +359,6 @@ class _Tuner:
             given = answer(exported, asked, Decoding(_SAMPLE_TOKENS))
             samples.append({"prompt": asked[-1]["content"] + "\n\n", "completion": given.text})
         write_json(self.folder.samples_file, samples)
-
-
-def answers_result(
-    loss: AnswerLoss, files: Sequence[str], context: int, model: Path, template: str
-) -> dict[str, Any]:
-    """A held-out loss as it stands in a file of evaluations."""
-    number = "1 answer" if loss.answers == 1 else f"{loss.answers:,} answers"
-    return {
-        "measure": "answers",
-        **loss.to_dict(),
-        "context_length": context,
-        "scored": f"{number} of {', '.join(files)}, prompts not counted",
-        "template": template,
-        "model": str(model),
-    }
 
 
 def _require_trl() -> None:
