@@ -7,6 +7,7 @@ RUN is a run folder, or with --text or --tasks any plain Hugging Face model fold
   patchtrain eval my-gpt2/ --text test.parquet --text-column content --stride 512
   patchtrain eval runs/small --tasks small,piqa     zero-shot accuracy on lm-eval's tasks
   patchtrain eval runs/small --inside               neurons, embeddings, loss by slot
+  patchtrain eval runs/small --speed                what each stage did a second
 
 Text gives bits per byte and perplexity per token and word. One longer than the context is read in
 windows that start --stride tokens apart; every token is scored once. A smaller stride gives each
@@ -18,7 +19,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from patchtrain.cli import eval_inside, eval_tasks, eval_text, results
+from patchtrain.cli import eval_inside, eval_speed, eval_tasks, eval_text, results
 
 HELP = "measure how good a model is"
 
@@ -28,6 +29,7 @@ PARTS: tuple[Any, ...] = (
     eval_text,
     eval_tasks,
     eval_inside,
+    eval_speed,
 )
 
 
