@@ -1,5 +1,6 @@
 """What README and docs say is true: commands run, code runs, quoted output is a result's."""
 
+import json
 import re
 import runpy
 import shlex
@@ -81,6 +82,30 @@ def test_the_commands_on_the_bill_run_in_order(
         assert main(shlex.split(command)[1:]) == 0, command
     assert "device-hours" in capsys.readouterr().out
     assert (tmp_path / "runs" / "patch-7b-rehearsal" / "model").is_dir()
+
+
+def test_the_commands_on_evaluation_run_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    corpus = write_corpus(tmp_path / "text.txt", sentences=20_000)
+    prepare([corpus], tmp_path / "stores" / "text", train_tokenizer="bpe", vocab_size=300)
+    write_corpus(tmp_path / "YOUR-TEXT", sentences=300).rename(tmp_path / "own.txt")
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    monkeypatch.chdir(tmp_path)
+    short = ["plan.steps=20", "plan.tokens_per_step=1024", "plan.max_epochs=9", "--quiet"]
+    assert len(commands(text)) == 7
+    for command in commands(text):
+        words = shlex.split(command.replace("YOUR-TEXT", "own.txt"), comments=True)[1:]
+        assert main([*words, *(short if words[0] == "train" else [])]) == 0, command
+    said = capsys.readouterr().out
+    assert "after stage 1" in said
+    assert "waiting for data" in said
+    kept = json.loads((tmp_path / "runs" / "small" / "evaluation.json").read_text())
+    assert list(kept["text"]) == ["validation", "own.txt", "blocks"]
+    assert json.loads((tmp_path / "model.json").read_text())["text"].keys() == {"own.txt"}
+    page = (tmp_path / "runs" / "small" / "report.html").read_text(encoding="utf-8")
+    assert "Loss by tokens of context: own.txt" in page
 
 
 def test_make_targets_of_the_readme_exist() -> None:

@@ -9,6 +9,8 @@
     RUN/nonfinite/      what the steps read whose loss or gradient was no number, one folder each
     RUN/checkpoint-N/   what it takes to go on after step N (``training/checkpoint.py``)
     RUN/model/          the exported plain Hugging Face model with its tokenizer
+    RUN/stage-N/        the same as it was at the end of stage N, for each stage but the last
+                        (training.keep_stage_models)
     RUN/samples.json    completions of a few prompts by the final model
     RUN/evaluation.json what was measured on the model (``evaluation/record.py``)
     RUN/report.html     the page
@@ -16,7 +18,8 @@
     RUN/.lock           held by the process that writes the run
 
 Counters in metrics are cumulative over all stages: ``step``, ``tokens``, ``positions``, ``flops``,
-``seconds`` (training time, evaluation not counted). Losses are in nats per token.
+``seconds`` (training time, evaluation not counted) and, of these, ``data_seconds`` (the first
+process waiting for its next batch). Losses are in nats per token.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -76,6 +80,19 @@ class RunFolder:
     @property
     def model(self) -> Path:
         return self.path / "model"
+
+    def stage_model(self, number: int) -> Path:
+        """The model at the end of stage ``number``, from 1; kept for each stage but the last."""
+        return self.path / f"stage-{number}"
+
+    def stage_models(self) -> dict[int, Path]:
+        """Those that are there, by the number of their stage; a run may keep none."""
+        found = {}
+        for path in self.path.iterdir():
+            name = re.fullmatch(r"stage-([1-9]\d{0,3})", path.name)
+            if name and (path / "config.json").is_file():
+                found[int(name[1])] = path
+        return dict(sorted(found.items()))
 
     @property
     def samples_file(self) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,16 @@ from patchtrain.cli import eval as eval_command
 from patchtrain.data.store import StoreWriter
 from patchtrain.errors import PatchtrainError, UsageError
 from patchtrain.evaluation.loading import load_model
-from patchtrain.evaluation.perplexity import stream_loss
+from patchtrain.evaluation.perplexity import blocks_loss, documents_loss, stream_loss
 from patchtrain.runs import RunFolder, read_evaluation
-from tests.evaluation.tiny import CONTEXT, TEXT, save_tiny_model, save_tiny_run, tiny_tokenizer
+from tests.evaluation.tiny import (
+    CONTEXT,
+    TEXT,
+    save_tiny_model,
+    save_tiny_run,
+    tiny_model,
+    tiny_tokenizer,
+)
 
 DOCUMENTS = [TEXT, "Le café est fermé.", "A cell divides. " * 9]
 
@@ -82,6 +90,71 @@ def test_validation_split_is_one_stream(
     assert result["words"] == sum(len(text.split()) for text in DOCUMENTS)
     assert "validation split" in result["scored"]
     assert RunFolder(run).evaluation()["text"]["validation"] == result
+
+
+@pytest.fixture
+def lines(tmp_path: Path) -> Path:
+    file = tmp_path / "lines.jsonl"
+    file.write_text("".join(json.dumps({"text": t}) + "\n" for t in DOCUMENTS), encoding="utf-8")
+    return file
+
+
+def test_each_way_of_reading_documents(
+    run: Path, store: Path, lines: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a store and of the same text in a file."""
+    tokenizer, model = tiny_tokenizer(), load_model(run).model
+    T, end = CONTEXT // 2, tokenizer.eos_token_id
+    texts = [tokenizer(text)["input_ids"] for text in DOCUMENTS]
+    size = sum(len(text.encode()) for text in DOCUMENTS)
+    ended = [[*ids, end] for ids in texts]
+
+    def check(result: dict[str, Any], expected: tuple[float, int], utf8_bytes: int) -> None:
+        assert result["nats"] == pytest.approx(expected[0], rel=1e-5)
+        assert (result["targets"], result["utf8_bytes"]) == (expected[1], utf8_bytes)
+        assert sum(b["targets"] for b in result["by_position"]) == expected[1]
+        assert result["by_document"]["documents"] == len(DOCUMENTS)
+
+    for documents, of_store, of_text in (
+        ("separate", documents_loss(model, ended, end, T), documents_loss(model, texts, end, T)),
+        ("mixed", *(stream_loss(model, np.concatenate(ended), T),) * 2),
+    ):
+        words = ("--documents", documents, "--name", documents)
+        check(result_of(capsys, run, *words), of_store, size)
+        check(result_of(capsys, run, *words, "--text", lines), of_text, size)
+    for words, stream in (((), np.concatenate(ended)), (("--text", lines), np.concatenate(texts))):
+        result = result_of(capsys, run, "--documents", "blocks", *words, "--name", "b")
+        expected = blocks_loss(model, stream, T)
+        check(result, expected, round(size * expected[1] / len(stream)))
+        # As during training: nats per token over the bytes that a token stands for.
+        per_token = expected[0] / expected[1] / math.log(2)
+        assert result["bits_per_byte"] == pytest.approx(per_token * len(stream) / size, rel=2e-3)
+        assert "cut in blocks, each on its own" in result["scored"]
+
+
+def test_bits_per_byte_of_a_document_are_those_of_the_document_alone(
+    run: Path, lines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    each = result_of(capsys, run, "--text", lines)["by_document"]["each"]
+    for text, bits in zip(DOCUMENTS, each, strict=True):
+        (tmp_path / "one.txt").write_text(text, encoding="utf-8")
+        alone = result_of(capsys, run, "--text", tmp_path / "one.txt")
+        assert bits == pytest.approx(alone["bits_per_byte"], abs=1e-5)
+    store = result_of(capsys, run, "--documents", "separate", "--max-tokens", 100, "--name", "part")
+    assert store["by_document"]["documents"] == 2
+    assert store["targets"] == 100
+
+
+def test_the_screen_shows_positions_and_documents(
+    run: Path, lines: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(run, "--text", lines) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"by context +1: \d\.\d+, 2-3: .*8-15: \d\.\d+, 16: \d\.\d+", out)
+    assert re.search(r"by document +3 documents: mean \d\.\d+ bits per byte, the middle half", out)
+    assert re.search(
+        r"best \d\.\d+ \(document \d\), worst \d\.\d+ \(document \d, counted from", out
+    )
 
 
 def test_text_output_states_the_window(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -191,6 +264,8 @@ def test_results_take_the_name_of_the_file(
         (["--name", "../evil"], "cannot name a result"),
         (["--store", "s", "--text", "t"], "give one"),
         (["--store", "no-such-store"], "no-such-store"),
+        (["--documents", "blocks", "--stride", "8"], "leave --stride out"),
+        (["--documents", "blocks", "--max-tokens", "9"], "cannot be cut in blocks of 16"),
     ],
 )
 def test_bad_input_is_one_clear_line(run: Path, words: list[str], message: str) -> None:
@@ -287,3 +362,106 @@ def test_a_run_json_with_other_values(
     with pytest.raises(PatchtrainError, match=message):
         call(odd)
     assert not (odd / "evaluation.json").exists()
+
+
+def staged_run(folder: Path, store: Path) -> Path:
+    """A run that kept the model of its first stage, another than its last."""
+    stages = [{"name": "patches of 2", "patch_size": 2}, {"name": "tokens", "patch_size": 1}]
+    run = save_tiny_run(folder, store, plan={"context_length": CONTEXT // 2, "stages": stages})
+    shutil.copytree(run / "model", run / "stage-1")
+    tiny_model(len(tiny_tokenizer()), seed=1).save_pretrained(run / "stage-1")
+    return run
+
+
+def test_the_models_before_the_last_stage_read_the_same_text(
+    store: Path, lines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = staged_run(tmp_path / "run", store)
+    for words in ((), ("--text", lines), ("--stride", "4", "--max-tokens", "90")):
+        result = result_of(capsys, run, *words)
+        (before,) = result["stages"]
+        assert (before["stage"], before["patch_size"]) == (1, 2)
+        alone = ["--store", store, *words] if "--text" not in words else words
+        alone = [*alone, "--context-length", CONTEXT // 2, "--out", tmp_path / "o.json"]
+        for values, model in ((before, run / "stage-1"), (result, run / "model")):
+            expected = result_of(capsys, model, *alone)
+            assert expected["stages"] == []
+            for key in ("nats", "targets", "utf8_bytes", "by_position", "by_document"):
+                assert values[key] == expected[key]
+        assert before["nats"] != result["nats"]
+    assert RunFolder(run).evaluation()["text"]["validation"]["stages"] == [before]
+
+
+def test_the_screen_says_what_the_last_stage_did(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = staged_run(tmp_path / "run", store)
+    result = result_of(capsys, run)
+    change = result["bits_per_byte"] - result["stages"][0]["bits_per_byte"]
+    assert call(run) == 0
+    out = capsys.readouterr().out
+    assert "after stage 1" in out
+    assert "(patches of 2, read token by token)" in out
+    assert f"from there to the end {change:+.4f} bits per byte" in out
+    assert call(run, "--final-only") == 0
+    assert "after stage" not in capsys.readouterr().out
+    assert result_of(capsys, run, "--final-only")["stages"] == []
+
+
+def test_a_broken_model_of_a_stage_is_named(store: Path, tmp_path: Path) -> None:
+    run = staged_run(tmp_path / "run", store)
+    (run / "stage-1" / "model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(PatchtrainError, match=r"cannot load the model in .*stage-1"):
+        call(run)
+    assert call(run, "--final-only") == 0
+
+
+def metrics_of(run: Path) -> None:
+    """Two stages of metrics in a tiny run."""
+    stages = [{"name": "patches of 2", "patch_size": 2}, {"name": "tokens", "patch_size": 1}]
+    values = json.loads((run / "run.json").read_text()) | {"plan": {"stages": stages}}
+    (run / "run.json").write_text(json.dumps(values))
+    rows = [
+        {"event": event, "step": step, "stage": stage, "tokens": 64 * step, "positions": 32 * step,
+         "flops": 1e6 * step, "seconds": 0.5 * step, "data_seconds": 0.1 * step}
+        for event, step, stage in (("train", 4, 0), ("switch", 4, 1), ("train", 10, 1))
+    ]  # fmt: skip
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_speed_is_told_from_the_metrics_and_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = save_tiny_run(tmp_path / "run")
+    with pytest.raises(UsageError, match="no metrics of training"):
+        call(run, "--speed")
+    metrics_of(run)
+    assert call(run, "--speed", "--peak-flops", "8e6") == 0
+    out = capsys.readouterr().out
+    assert re.search(r"1 patches of 2 +4 +2\.0 s +128 +64 +2\.00 MFLOP/s +25% +20%", out)
+    assert re.search(r"all +10 +5\.0 s +128 +64 +2\.00 MFLOP/s +25% +20%", out)
+    assert "8.00 MFLOP/s, as given" in out
+    result = result_of(capsys, run, "--speed", "--peak-flops", "8e6")
+    assert RunFolder(run).evaluation()["throughput"]["training"] == result
+    assert [stage["flop_per_s"] for stage in result["stages"]] == [2e6, 2e6]
+    # On this machine nothing says that the run was made here, so its peak cannot be measured.
+    assert call(run, "--speed", "--name", "unknown") == 0
+    assert "not known on this machine: name it with --peak-flops" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--peak-flops", "1e12"], "is for --speed"),
+        (["--speed", "--peak-flops", "-1"], "a number above 0"),
+        (["--speed", "--peak-flops", "nan"], "a number above 0"),
+    ],
+)
+def test_bad_options_of_speed(run: Path, words: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        call(run, *words)
+
+
+def test_a_model_without_a_run_has_no_speed(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"is not a run folder: it has no run\.json"):
+        call(save_tiny_model(tmp_path / "model"), "--speed")

@@ -216,7 +216,7 @@ def test_a_run_killed_after_its_last_step_still_gets_its_model(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     recipe = str(write_recipe(tmp_path, store))
-    argv = ["train", recipe, "--quiet", "plan.steps=5"]
+    argv = ["train", recipe, "--quiet", "plan.steps=5", "training.keep_stage_models=false"]
     with monkeypatch.context() as patched:
         patched.setattr(PatchTrainer, "export", full_disk)
         assert main(argv) == 1

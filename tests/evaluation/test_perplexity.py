@@ -15,12 +15,11 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from patchtrain.errors import UsageError
 from patchtrain.evaluation import perplexity
 from patchtrain.evaluation.perplexity import (
-    TextLoss,
     documents_loss,
     stream_loss,
-    text_size,
     windows,
 )
+from patchtrain.evaluation.text_loss import TextLoss, text_size
 
 V = 53
 

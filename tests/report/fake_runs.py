@@ -46,6 +46,7 @@ def write_run(
         counters = {"stage": index, "patch_size": k}
         if index:
             now = {"tokens": tokens, "positions": positions, "flops": flops, "seconds": seconds}
+            now["data_seconds"] = 0.05 * seconds
             rows.append({"event": "switch", "step": step, **counters, **now})
         for i in range(1, steps + 1):
             step, tokens = step + 1, tokens + positions_a_step * k
@@ -61,6 +62,7 @@ def write_run(
                 "positions": positions,
                 "flops": flops,
                 "seconds": round(seconds, 3),
+                "data_seconds": round(0.05 * seconds, 3),
             }
             if i % log_every == 0:
                 rows.append(
@@ -158,6 +160,20 @@ def add_extras(run: RunFolder, completion: str = " made of many small rooms.\n\n
         "context_length": 256,
         "stride": 128,
         "scored": "the validation split of the run's store, as one stream",
+        "by_position": _positions(3.41),
+        "by_document": _documents(1.2617),
+        "stages": [
+            {
+                "stage": 1,
+                "patch_size": 4,
+                "loss": 6.02,
+                "perplexity": math.exp(6.02),
+                "bits_per_byte": 2.2274,
+                "targets": 412_300,
+                "by_position": _positions(6.02),
+                "by_document": _documents(2.2274),
+            }
+        ],
     }
     record(run.evaluation_file, "text", "validation", evaluation)
     scores = {"score": 0.612, "score_stderr": 0.006, "chance": 0.5, "documents": 6700}
@@ -166,3 +182,27 @@ def add_extras(run: RunFolder, completion: str = " made of many small rooms.\n\n
     run.recipe_file.write_text(
         "store: /data/stores/textbooks\nplan:\n  preset: paper\n  patch_size: 4\n", encoding="utf-8"
     )
+
+
+def _positions(loss: float) -> list[dict[str, Any]]:
+    """A loss that falls with the context, to 256 tokens."""
+    edges = [(2**i, min(2 ** (i + 1) - 1, 256)) for i in range(9)]
+    return [
+        {"from": low, "to": high, "loss": loss + 3 / low, "targets": 100 * (high - low + 1)}
+        for low, high in edges
+    ]
+
+
+def _documents(bits: float) -> dict[str, Any]:
+    quantiles = ("0", "0.05", "0.25", "0.5", "0.75", "0.95", "1")
+    each = [bits - 0.3 + 0.1 * i for i in range(len(quantiles))]
+
+    def named(i: int) -> list[dict[str, Any]]:
+        return [{"document": i, "bits_per_byte": each[i], "loss": 3.0, "targets": 9,
+                 "utf8_bytes": 20}]  # fmt: skip
+
+    return {
+        "documents": len(each), "mean": bits,
+        "quantiles": dict(zip(quantiles, each, strict=True)),
+        "best": named(0), "worst": named(6), "each": each,
+    }  # fmt: skip

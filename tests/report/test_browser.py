@@ -80,9 +80,12 @@ def test_figures_are_drawn_and_the_page_fits(page: Path, tmp_path: Path, width: 
     assert seen["loaded"] == []
     assert seen["frame"] == width
     assert seen["width"] <= width
-    assert [plot["id"] for plot in seen["plots"]] == ["against-compute", "against-time"]
-    for plot in seen["plots"]:
-        assert 0.8 * min(width, 960) < plot["width"] <= width
+    names = ["against-compute", "against-time", "by-position-0"]
+    assert [plot["id"] for plot in seen["plots"]] == names
+    assert all(0.8 * min(width, 960) < plot["width"] <= width for plot in seen["plots"])
+    assert len(seen["plots"][2]["lines"]) == 4  # of each run before and after
+    assert seen["plots"][2]["dashed"] == 2
+    for plot in seen["plots"][:2]:
         # Training and validation of the first run; two patch stages, tokens, validation.
         assert len(plot["lines"]) == 2 + 4
         assert min(plot["lines"]) > 20

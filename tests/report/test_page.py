@@ -11,7 +11,9 @@ import pytest
 
 from patchtrain.errors import PatchtrainError, UsageError
 from patchtrain.evaluation.record import record
-from patchtrain.report import figures, words
+from patchtrain.evaluation.throughput import rates
+from patchtrain.report import figures, text_section, words
+from patchtrain.report.formats import NONE
 from patchtrain.report.page import write_page
 from patchtrain.report.summary import RunSummary
 from patchtrain.runs import RunFolder
@@ -46,6 +48,61 @@ def test_one_run(tmp_path: Path) -> None:
     assert "88.12" in text
     assert "transformers 5.23.0" in text
     assert "did not finish" not in text
+
+
+def test_evaluations_say_what_the_last_stage_did(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "book")
+    add_extras(run)
+    text = text_of(write_page([run], run.report_file))
+    assert f"after stage 1, patches of 4 2.2274 {NONE} 6.0200" in text
+    assert "final 1.2617 -0.9657 3.4100" in text
+    assert "Loss by tokens of context: validation" in text
+    assert "Bits per byte by document" in text
+    assert "book validation final 7 1.2617 1.0617 1.1617 1.2617 1.3617" in text
+    assert "0.9617 (0) 1.5617 (6)" in text
+    figure = text_section.position_figure(summaries(run), "validation")
+    before, final = figure.data
+    assert (before.line.dash, final.line.dash) == ("dot", "solid")
+    assert before.name == "book, after stage 1, patches of 4"
+    assert len(final.x) == 9
+    assert final.x[0] == 1
+    # One number, of a run that kept no model before its last.
+    old = run.evaluation()["text"]["validation"]
+    old = {key: value for key, value in old.items() if key in ("loss", "bits_per_byte", "scored")}
+    record(run.evaluation_file, "text", "validation", old)
+    text = text_of(write_page([run], run.report_file))
+    assert "book validation 1.2617 3.4100" in text
+    assert "change" not in text
+    assert "by document" not in text
+
+
+def test_a_page_without_losses_still_draws_its_evaluations(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    add_extras(run)
+    run.metrics_file.unlink()
+    page = write_page([run], run.report_file).read_text(encoding="utf-8")
+    assert "There are no losses to draw yet" in page
+    assert page.count("Plotly.newPlot(") > page.count('id="against-compute"') == 0
+    assert page.count("plotly.js v") == 1
+    assert page.index("plotly.js v") < page.index('id="by-position-0"')
+
+
+def test_the_speed_of_each_stage(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    text = text_of(write_page([run], run.report_file))
+    assert "patches of 4 500 1 min 55 s 142,470 35,617" in text
+    assert "5.0%" in text
+    assert "The peak of this device is not known: patchtrain eval --speed measures it" in text
+    peak = {"peak": {"flop_per_s": 4e12, "source": "measured <here>"}}
+    record(run.evaluation_file, "throughput", "training", peak)
+    text = text_of(write_page([run], run.report_file))
+    assert "898 GFLOP/s 22% 5.0%" in text
+    assert "The peak is 4.00 TFLOP/s (measured &lt;here&gt;)" in text
+    known = write_run(tmp_path / "gpu", machine={"device": "NVIDIA A100-SXM4-80GB"})
+    assert "NVIDIA A100 SXM (80 GB), fp32" in text_of(write_page([known], known.report_file))
+    rows = [{k: v for k, v in row.items() if k != "data_seconds"} for row in run.metrics()]
+    run.metrics_file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "not recorded" in text_of(write_page([run], run.report_file))
 
 
 def test_two_runs_are_compared_by_their_numbers(tmp_path: Path) -> None:
@@ -94,7 +151,7 @@ def test_stage_counters_and_rates(tmp_path: Path) -> None:
     assert (first.done["step"], second.done["step"]) == (500, 1000)
     assert first.done["tokens"] == 4 * first.done["positions"] == 500 * 8192 * 4
     assert second.done["tokens"] == second.done["positions"] == 1000 * 8192
-    assert first.rate("tokens") == pytest.approx(8192 * 4 / 0.23, rel=1e-3)
+    assert rates(first.done, None)["tokens_per_s"] == pytest.approx(8192 * 4 / 0.23, rel=1e-3)
     assert first.done["flops"] + second.done["flops"] == pytest.approx(run.total("flops"))
 
 

@@ -29,7 +29,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-_CLOCK = ("seconds", "tokens_per_s", "positions_per_s")
+_CLOCK = ("seconds", "data_seconds", "tokens_per_s", "positions_per_s")
 _EVENTS = ("open", "os.", "shutil.")
 
 

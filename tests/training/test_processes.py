@@ -83,6 +83,8 @@ class Runs:
         shutil.rmtree(folder / "model")
         for later in range(step + 1, STEPS + 1):
             shutil.rmtree(folder / f"checkpoint-{later}")
+        if step <= SWITCH:
+            shutil.rmtree(folder / "stage-1")
         return folder
 
     def go(self, name: str, count: int, *words: str, **kwargs: Any) -> tuple[RunFolder, Ended]:
@@ -120,6 +122,9 @@ def same_run(found: tuple[RunFolder, Ended], whole: tuple[RunFolder, Ended], ste
     assert folder.info()["result"]["loss"] == pytest.approx(expected.info()["result"]["loss"])
     assert folder.info()["model"] == expected.info()["model"]
     same_model(folder.model, expected.model)
+    kept, made = expected.stage_models(), folder.stage_models()
+    assert kept.keys() == made.keys() == {1}
+    same_model(made[1], kept[1])
 
 
 def same_model(folder: Path, expected: Path) -> None:

@@ -10,6 +10,7 @@ RUN is a run folder, or with --text or --tasks any plain Hugging Face model fold
   patchtrain eval runs/small-sft --ifeval --prompts ifeval_prompts.jsonl
   patchtrain eval runs/small-sft --mt-bench --judge-url http://localhost:8000/v1 --judge-model M
   patchtrain eval runs/small-sft --answers held_out.jsonl
+  patchtrain eval runs/small --speed                what each stage did a second
 
 Text gives bits per byte and perplexity per token and word. One longer than the context is read in
 windows that start --stride tokens apart; every token is scored once. A smaller stride gives each
@@ -21,7 +22,14 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from patchtrain.cli import eval_inside, eval_instructions, eval_tasks, eval_text, results
+from patchtrain.cli import (
+    eval_inside,
+    eval_instructions,
+    eval_speed,
+    eval_tasks,
+    eval_text,
+    results,
+)
 
 HELP = "measure how good a model is"
 
@@ -32,6 +40,7 @@ PARTS: tuple[Any, ...] = (
     eval_tasks,
     eval_instructions,
     eval_inside,
+    eval_speed,
 )
 
 

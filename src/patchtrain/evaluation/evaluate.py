@@ -1,12 +1,18 @@
 """What ``patchtrain eval`` measures: a run's validation split, or any text by document.
 
-* A store's split is read as in training. Mixed: as one stream, in which every token but the first
-  is scored, the end-of-text tokens between documents too, and a window may reach back over a
-  document's beginning. Separate: by document, each with its end-of-text token.
-* Text is read by document: each starts with the BOS (or EOS) token, which is not scored, sees no
-  other document, and has nothing appended.
+Documents are read in one of three ways (``READINGS``):
 
-Both divide by the UTF-8 bytes and the words of the text itself.
+* ``separate``: each on its own. Of a store each has its end-of-text token; of other text nothing
+  is appended. Each starts with the BOS (or EOS) token, which is not scored.
+* ``mixed``: as one stream, in which every token but the first is scored, the end-of-text tokens
+  between documents too, and a window may reach back over a document's beginning.
+* ``blocks``: as the code of arXiv:2407.12665 evaluates WikiText-103. The documents, tokenised with
+  the special tokens that the tokenizer adds itself, are strung together and cut in blocks of the
+  context length, each on its own. The first token of a block is not scored and a last incomplete
+  block is dropped; both count in the bytes as the scored tokens do on average.
+
+A run's validation split is read as in training unless told otherwise, any other text separately.
+All divide by the UTF-8 bytes and the words of the text itself.
 """
 
 from __future__ import annotations
@@ -24,13 +30,16 @@ from patchtrain.errors import PatchtrainError, UsageError, one_line
 from patchtrain.evaluation.loading import LoadedModel
 from patchtrain.evaluation.perplexity import (
     Progress,
-    TextLoss,
+    blocks_loss,
     check_stride,
     documents_loss,
     stream_loss,
-    text_size,
 )
+from patchtrain.evaluation.tally import Tally
+from patchtrain.evaluation.text_loss import TextLoss, text_size
 from patchtrain.plan import CHOICES
+
+READINGS = ("separate", "mixed", "blocks")
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,22 @@ class Window:
 
     context_length: int
     stride: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The loss of a text, and where in it the model loses."""
+
+    loss: TextLoss
+    tally: Tally
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: the numbers of the whole, then ``by_position`` and ``by_document``."""
+        return {
+            **self.loss.to_dict(),
+            "by_position": self.tally.by_position(),
+            "by_document": self.tally.by_document(),
+        }
 
 
 def choose_window(loaded: LoadedModel, context_length: int | None, stride: int | None) -> Window:
@@ -81,13 +106,14 @@ def evaluate_store(
     loaded: LoadedModel,
     store: TokenStore,
     window: Window,
+    documents: str,
     batch_size: int | None = None,
     max_tokens: int | None = None,
     progress: Progress | None = None,
-) -> TextLoss:
-    """Score the validation split of ``store`` as the run was trained, or its first ``max_tokens``.
+) -> Measured:
+    """Score the validation split of ``store``, or its first ``max_tokens``.
 
-    A store small enough is verified first.
+    ``documents`` is one of ``READINGS``. A store small enough is verified first.
 
     ``UsageError``: an empty split, or a store of another tokenizer than the model's.
     ``PatchtrainError``: a damaged store.
@@ -102,15 +128,24 @@ def evaluate_store(
     split = store.validation
     if len(split.tokens) < 2:
         raise UsageError(f"the validation split of {store.path} is empty")
+    for _ in _spans(split.offsets):
+        pass  # raises where they are damaged, before anything is scored
+    tally = Tally(window.context_length)
     nats, targets = split_loss(
-        loaded.model, split, window, read_documents_as(loaded), batch_size, progress, max_tokens
+        loaded.model, split, window, documents, batch_size, progress, max_tokens, tally
     )
-    utf8_bytes, words = split.utf8_bytes, split.words
-    if max_tokens is not None and max_tokens < len(split.tokens):
-        # The store knows the size of the whole split only: decode the part that was scored.
-        part = np.asarray(split.tokens[:max_tokens])
-        utf8_bytes, words = text_size(_decoded(tokenizer, part, store.eos_token_id))
-    return TextLoss(nats, targets, utf8_bytes, words)
+    last = len(split.tokens) if max_tokens is None else min(max_tokens, len(split.tokens))
+    decoded = [0, 0]
+    for begin, end in _spans(split.offsets):
+        if begin >= last:
+            break
+        ids = np.asarray(split.tokens[begin : min(end, last)]).tolist()
+        size = text_size([tokenizer.decode(ids, skip_special_tokens=True)])
+        tally.add_document(len(ids), size[0])
+        decoded = [decoded[0] + size[0], decoded[1] + size[1]]
+    # The store knows the size of the whole split: of a part of it, what was decoded counts.
+    sizes = (split.utf8_bytes, split.words) if last == len(split.tokens) else tuple(decoded)
+    return Measured(_text_loss(nats, targets, sizes, last, documents), tally)
 
 
 def read_documents_as(loaded: LoadedModel) -> str:
@@ -134,15 +169,50 @@ def split_loss(
     batch_size: int | None = None,
     progress: Progress | None = None,
     max_tokens: int | None = None,
+    tally: Tally | None = None,
 ) -> tuple[float, int]:
-    """``(nats, targets)`` of a store's split as one stream, or ``separate`` by document."""
-    tokens, rest = split.tokens, (window.context_length, window.stride, batch_size, progress)
-    if documents == "mixed":
-        return stream_loss(model, tokens, *rest, max_tokens)
+    """``(nats, targets)`` of a store's split, its documents read as one of ``READINGS``."""
+    tokens, rest = split.tokens, (batch_size, progress)
+    if documents != "separate":
+        return _joined_loss(
+            model, tokens, split.offsets, window, documents, *rest, max_tokens, tally
+        )
     last = len(tokens) if max_tokens is None else min(max_tokens, len(tokens))
     texts = (tokens[begin : min(end, last)] for begin, end in _spans(split.offsets) if begin < last)
     start_token = int(tokens[-1])  # every document ends in the end-of-text token
-    return documents_loss(model, texts, start_token, *rest)
+    return documents_loss(
+        model, texts, start_token, window.context_length, window.stride, *rest, tally
+    )
+
+
+def _joined_loss(
+    model: Any,
+    tokens: np.ndarray,
+    offsets: np.ndarray,
+    window: Window,
+    documents: str,
+    batch_size: int | None,
+    progress: Progress | None,
+    max_tokens: int | None,
+    tally: Tally | None,
+) -> tuple[float, int]:
+    """``(nats, targets)`` of documents strung together, as a stream or cut in blocks."""
+    if documents == "mixed":
+        return stream_loss(
+            model, tokens, window.context_length, window.stride, batch_size, progress, max_tokens,
+            tally, offsets,
+        )  # fmt: skip
+    return blocks_loss(
+        model, tokens, window.context_length, batch_size, progress, max_tokens, tally, offsets
+    )
+
+
+def _text_loss(
+    nats: float, targets: int, sizes: Sequence[int], tokens: int, documents: str
+) -> TextLoss:
+    """The loss of a text of ``tokens`` and of ``sizes``, its UTF-8 bytes and words."""
+    share = targets / tokens if documents == "blocks" else 1.0
+    return TextLoss(nats, targets, round(sizes[0] * share), round(sizes[1] * share))
 
 
 def _spans(offsets: np.ndarray) -> Iterator[tuple[int, int]]:
@@ -160,31 +230,42 @@ def evaluate_text(
     loaded: LoadedModel,
     files: Sequence[str],
     window: Window,
+    documents: str = "separate",
     text_column: str = "text",
     file_format: str | None = None,
     batch_size: int | None = None,
     max_tokens: int | None = None,
     progress: Progress | None = None,
-) -> tuple[TextLoss, int]:
-    """Score the documents of some files; also returns how many documents there were.
+) -> Measured:
+    """Score the documents of some files; the tally knows how many there were.
 
     ``files`` are whatever ``patchtrain prepare`` reads: text (one document a file), JSON lines,
-    Parquet, also compressed; ``file_format`` is for names that do not tell. With ``max_tokens``
-    the document that reaches it is cut there.
+    Parquet, also compressed; ``file_format`` is for names that do not tell. ``documents`` is one of
+    ``READINGS``. With ``max_tokens`` the document that reaches it is cut there.
     """
     from patchtrain.data.sources import read_documents
 
+    if max_tokens is not None and max_tokens < 1:
+        raise UsageError(f"the number of tokens to score must be at least 1, not {max_tokens}")
+    tokenizer, end = loaded.tokenizer, loaded.tokenizer.eos_token_id
+    if documents == "mixed" and end is None:
+        raise UsageError(
+            f"the tokenizer in {loaded.path} has no EOS token to put between mixed documents"
+        )
     texts = read_documents(files, text_column=text_column, format=file_format)
-    counts = {"documents": 0, "tokens": 0, "bytes": 0, "words": 0}
+    tally = Tally(window.context_length)
+    counts = {"tokens": 0, "bytes": 0, "words": 0}
 
     def tokens() -> Iterator[list[int]]:
         for text in texts:
-            ids = loaded.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+            own = documents == "blocks"
+            ids = tokenizer(text, add_special_tokens=own, verbose=False)["input_ids"]
+            ids = [*ids, end] if documents == "mixed" else ids
             if max_tokens is not None and counts["tokens"] + len(ids) > max_tokens:
                 ids = ids[: max_tokens - counts["tokens"]]
-                text = loaded.tokenizer.decode(ids, skip_special_tokens=True)
+                text = tokenizer.decode(ids, skip_special_tokens=True)
             utf8_bytes, words = text_size([text])
-            counts["documents"] += 1
+            tally.add_document(len(ids), utf8_bytes)
             counts["tokens"] += len(ids)
             counts["bytes"] += utf8_bytes
             counts["words"] += words
@@ -192,28 +273,28 @@ def evaluate_text(
             if max_tokens is not None and counts["tokens"] >= max_tokens:
                 return
 
-    if max_tokens is not None and max_tokens < 1:
-        raise UsageError(f"the number of tokens to score must be at least 1, not {max_tokens}")
     try:
-        nats, targets = documents_loss(
-            loaded.model,
-            tokens(),
-            loaded.start_token_id,
-            window.context_length,
-            window.stride,
-            batch_size,
-            progress,
-        )
+        if documents == "separate":
+            nats, targets = documents_loss(
+                loaded.model,
+                tokens(),
+                loaded.start_token_id,
+                window.context_length,
+                window.stride,
+                batch_size,
+                progress,
+                tally,
+            )
+        else:
+            parts = [np.asarray(ids, dtype=np.int32) for ids in tokens()]
+            stream = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int32)
+            offsets = np.cumsum([0, *(len(part) for part in parts)])
+            nats, targets = _joined_loss(
+                loaded.model, stream, offsets, window, documents, batch_size, progress, None, tally
+            )
     except UsageError as error:
         if counts["tokens"]:
             raise
         raise UsageError(f"there is no text to score in {', '.join(map(str, files))}") from error
-    return TextLoss(nats, targets, counts["bytes"], counts["words"]), counts["documents"]
-
-
-def _decoded(tokenizer: Any, tokens: np.ndarray, eos_token_id: int) -> Iterator[str]:
-    ends = [*(np.flatnonzero(tokens == eos_token_id) + 1).tolist(), len(tokens)]
-    begin = 0
-    for end in ends:
-        yield tokenizer.decode(tokens[begin:end].tolist(), skip_special_tokens=True)
-        begin = end
+    sizes = (counts["bytes"], counts["words"])
+    return Measured(_text_loss(nats, targets, sizes, counts["tokens"], documents), tally)

@@ -10,14 +10,15 @@ tokens of context as soon as the text is that long:
 * ``stride == context_length``: neighbours share one token, every position is scored, cheapest;
 * ``stride == context_length // 2``: twice the compute, at least half a context for every token.
 
-Sums are kept in float64; only one batch of logits exists at a time.
+``blocks_loss`` reads a text otherwise, as the code of arXiv:2407.12665 does. Sums are kept in
+float64; only one batch of logits exists at a time. A ``Tally`` that is handed in also gets the loss
+of every single token.
 """
 
 from __future__ import annotations
 
 import inspect
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -28,60 +29,13 @@ import torch
 import torch.nn.functional as F
 
 from patchtrain.errors import UsageError
+from patchtrain.evaluation.tally import Tally
 
 Progress = Callable[[int], None]
 
 # Logits of one batch, and their float32 copy in one step of the log-softmax, in elements.
 _BATCH_LOGITS = 2**27
 _CHUNK_LOGITS = 2**24
-
-
-@dataclass(frozen=True)
-class TextLoss:
-    """The summed loss of a text and what it is spread over.
-
-    ``nats``: sum of the next-token losses. ``targets``: tokens that were predicted.
-    ``utf8_bytes`` and ``words`` (separated by white space): the size of the text itself.
-    """
-
-    nats: float
-    targets: int
-    utf8_bytes: int
-    words: int
-
-    @property
-    def loss(self) -> float:
-        """Nats per token."""
-        return _ratio(self.nats, self.targets)
-
-    @property
-    def perplexity(self) -> float:
-        """Per token."""
-        return _exp(self.loss)
-
-    @property
-    def word_perplexity(self) -> float:
-        """Per word; infinite where a text without spaces makes it overflow."""
-        return _exp(_ratio(self.nats, self.words))
-
-    @property
-    def bits_per_byte(self) -> float:
-        """Bits per byte of UTF-8: the number that compares across tokenizers."""
-        return _ratio(self.nats / math.log(2), self.utf8_bytes)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers for JSON; what is not finite becomes None."""
-        values = {
-            "loss": self.loss,
-            "perplexity": self.perplexity,
-            "word_perplexity": self.word_perplexity,
-            "bits_per_byte": self.bits_per_byte,
-            "nats": self.nats,
-            "targets": self.targets,
-            "utf8_bytes": self.utf8_bytes,
-            "words": self.words,
-        }
-        return {key: value if math.isfinite(value) else None for key, value in values.items()}
 
 
 def windows(
@@ -120,14 +74,18 @@ def stream_loss(
     batch_size: int | None = None,
     progress: Progress | None = None,
     max_tokens: int | None = None,
+    tally: Tally | None = None,
+    offsets: np.ndarray | None = None,
 ) -> tuple[float, int]:
     """Next-token loss of one flat stream of token ids, read across document boundaries.
 
     ``tokens``: shape ``(N,)``, any integer dtype, may be a memmap; only its first ``max_tokens``
     are read. Returns ``(nats, targets)``, one target fewer than tokens read. ``batch_size`` is in
     windows (default: as many as keep the logits near 512 MB). ``progress`` is called with the
-    number of targets each batch scored. The model runs in eval mode, is put back into the mode it
-    was in, and runs under autocast if its weights are bfloat16 or float16.
+    number of targets each batch scored. ``offsets``: ``(documents + 1,)``, where the documents of
+    the stream begin and end, for the ``tally``; without them the stream is one document. The model
+    runs in eval mode, is put back into the mode it was in, and runs under autocast if its weights
+    are bfloat16 or float16.
 
     ``UsageError``: fewer than two tokens, a stride that does not fit, a token id outside the
     model's vocabulary.
@@ -138,11 +96,45 @@ def stream_loss(
     if len(tokens) < 2:
         raise UsageError(f"{len(tokens)} tokens cannot be scored: at least 2 are needed")
     spans = (
-        (tokens[begin:end], first - begin)
+        _Span(tokens[begin:end], first - begin, _owners(offsets, begin, end) if tally else 0)
         for begin, end, first in windows(len(tokens), context_length, stride)
     )
     size = _batch_size(model, context_length, batch_size)
-    return _loss(model, _equal_batches(spans, size), progress)
+    return _loss(model, _equal_batches(spans, size), progress, tally)
+
+
+def blocks_loss(
+    model: torch.nn.Module,
+    tokens: np.ndarray,
+    context_length: int,
+    batch_size: int | None = None,
+    progress: Progress | None = None,
+    max_tokens: int | None = None,
+    tally: Tally | None = None,
+    offsets: np.ndarray | None = None,
+) -> tuple[float, int]:
+    """Next-token loss of a stream cut in blocks of ``context_length`` tokens, each on its own.
+
+    That is how the code of arXiv:2407.12665 evaluates: the first token of a block is not scored,
+    what is left after the last whole block is dropped, and a token in the middle of a block sees
+    half of it only. Arguments and result are those of ``stream_loss``.
+
+    ``UsageError``: as there, and a text of less than one block or blocks of one token.
+    """
+    check_stride(context_length, None)
+    if max_tokens is not None:
+        tokens = tokens[: max(0, max_tokens)]
+    if context_length < 2 or len(tokens) < context_length:
+        raise UsageError(
+            f"{len(tokens):,} tokens cannot be cut in blocks of {context_length:,}: at least one "
+            "whole block of two tokens or more is needed"
+        )
+    spans = (
+        _Span(tokens[begin:end], 1, _owners(offsets, begin, end) if tally else 0)
+        for begin, end in itertools.pairwise(range(0, len(tokens) + 1, context_length))
+    )
+    size = _batch_size(model, context_length, batch_size)
+    return _loss(model, _equal_batches(spans, size), progress, tally)
 
 
 def rows_loss(
@@ -158,7 +150,7 @@ def rows_loss(
     """
     size = _batch_size(model, rows.shape[1] - 1, batch_size)
     counted = len(rows) if counted is None else counted
-    spans = [(row, 1 if number < counted else len(row)) for number, row in enumerate(rows)]
+    spans = [_Span(row, 1 if number < counted else len(row)) for number, row in enumerate(rows)]
     batches = (spans[begin : begin + size] for begin in range(0, len(spans), size))
     return _loss(model, batches, None)
 
@@ -182,7 +174,8 @@ def packed_loss(
             logits = model(
                 input_ids=ids.to(device), position_ids=positions.to(device), use_cache=False
             ).logits[:, :-1]
-            nats += _sum_nll(logits.flatten(0, 1), labels[:, 1:].flatten().to(device))
+            losses = _nll(logits.flatten(0, 1), labels[:, 1:].flatten().to(device))
+            nats += float(losses.double().sum())
     return nats, int((rows["labels"][:, 1:] != -100).sum())
 
 
@@ -194,6 +187,7 @@ def documents_loss(
     stride: int | None = None,
     batch_size: int | None = None,
     progress: Progress | None = None,
+    tally: Tally | None = None,
 ) -> tuple[float, int]:
     """Next-token loss of documents that do not see each other.
 
@@ -203,84 +197,106 @@ def documents_loss(
     ``stream_loss``; empty documents count nothing.
     """
     stride = check_stride(context_length, stride)
+    texts = (_preceded(document, start_token_id) for document in documents)
     spans = (
-        (text[begin:end], first - begin)
-        for text in (_preceded(document, start_token_id) for document in documents)
+        _Span(text[begin:end], first - begin, number)
+        for number, text in enumerate(texts)
         for begin, end, first in windows(len(text), context_length, stride)
     )
     size = _batch_size(model, context_length, batch_size)
-    nats, targets = _loss(model, _padded_batches(spans, size), progress)
+    nats, targets = _loss(model, _padded_batches(spans, size), progress, tally)
     if targets == 0:
         raise UsageError("there is no text to score: every document is empty")
     return nats, targets
 
 
-def text_size(texts: Iterable[str]) -> tuple[int, int]:
-    """``(UTF-8 bytes, words separated by white space)`` of some texts."""
-    utf8_bytes = words = 0
-    for text in texts:
-        utf8_bytes += len(text.encode("utf-8"))
-        words += len(text.split())
-    return utf8_bytes, words
+@dataclass(frozen=True)
+class _Span:
+    """What the model sees at a time.
+
+    ``tokens``: ``(n,)`` token ids. ``first``: the index of the first one to score, at least 1.
+    ``owner``: the document of each token, or of all.
+    """
+
+    tokens: np.ndarray
+    first: int
+    owner: np.ndarray | int = 0
 
 
-# A span of tokens and the index in it of the first token to score (at least 1).
-_Span = tuple[np.ndarray, int]
+def _owners(offsets: np.ndarray | None, begin: int, end: int) -> np.ndarray | int:
+    """The document of each of the tokens from ``begin`` to ``end``."""
+    if offsets is None:
+        return 0
+    return np.searchsorted(offsets, np.arange(begin, end), side="right") - 1
 
 
 def _loss(
-    model: torch.nn.Module, batches: Iterable[list[_Span]], progress: Progress | None
+    model: torch.nn.Module,
+    batches: Iterable[list[_Span]],
+    progress: Progress | None,
+    tally: Tally | None = None,
 ) -> tuple[float, int]:
     nats, targets = 0.0, 0
     with evaluating(model):
         for batch in batches:
-            batch_nats, batch_targets = _score(model, batch)
+            batch_nats, batch_targets = _score(model, batch, tally)
             nats, targets = nats + batch_nats, targets + batch_targets
             if progress:
                 progress(batch_targets)
     return nats, targets
 
 
-def _score(model: torch.nn.Module, batch: list[_Span]) -> tuple[float, int]:
+def _score(
+    model: torch.nn.Module, batch: list[_Span], tally: Tally | None = None
+) -> tuple[float, int]:
     """Sum of losses and number of targets of one batch of windows, padded on the right."""
-    width = max(len(span) for span, _ in batch) - 1
+    width = max(len(span.tokens) for span in batch) - 1
     inputs = np.zeros((len(batch), width), dtype=np.int64)
     labels = np.full((len(batch), width), -100, dtype=np.int64)
     mask = np.zeros((len(batch), width), dtype=np.int64)
-    for row, (span, first) in enumerate(batch):
-        inputs[row, : len(span) - 1] = span[:-1]
-        labels[row, first - 1 : len(span) - 1] = span[first:]
-        mask[row, : len(span) - 1] = 1
+    for row, span in enumerate(batch):
+        inputs[row, : len(span.tokens) - 1] = span.tokens[:-1]
+        labels[row, span.first - 1 : len(span.tokens) - 1] = span.tokens[span.first :]
+        mask[row, : len(span.tokens) - 1] = 1
     check_token_ids(model, max(int(inputs.max()), int(labels.max())))
 
     device = device_of(model)
     arguments: dict[str, Any] = {"use_cache": False}
     if not mask.all():
         arguments["attention_mask"] = torch.from_numpy(mask).to(device)
-    keep = width - (min(first for _, first in batch) - 1)
+    keep = width - (min(span.first for span in batch) - 1)
     if keep < width and "logits_to_keep" in inspect.signature(model.forward).parameters:
         # The head is a large part of a small model: only the scored positions need it.
         arguments["logits_to_keep"] = keep
     logits = model(input_ids=torch.from_numpy(inputs).to(device), **arguments).logits
-    flat_labels = torch.from_numpy(labels[:, width - logits.shape[1] :].reshape(-1).copy())
-    return _sum_nll(logits.flatten(0, 1), flat_labels.to(device)), int((labels != -100).sum())
+    left_out = width - logits.shape[1]
+    labels = np.ascontiguousarray(labels[:, left_out:])
+    losses = _nll(logits.flatten(0, 1), torch.from_numpy(labels.reshape(-1)).to(device))
+    if tally is not None:
+        owners = np.full((len(batch), width), -1, dtype=np.int64)
+        for row, span in enumerate(batch):
+            own = span.owner[span.first :] if isinstance(span.owner, np.ndarray) else span.owner
+            owners[row, span.first - 1 : len(span.tokens) - 1] = own
+        # The first column of the inputs predicts from one token.
+        tally.add(losses.reshape(labels.shape).cpu().numpy(), owners[:, left_out:], left_out + 1)
+    return float(losses.double().sum()), int((labels != -100).sum())
 
 
-def _sum_nll(logits: torch.Tensor, labels: torch.Tensor) -> float:
-    """Sum of the negative log-likelihoods, ``(N, V)`` and ``(N,)``; -100 is ignored."""
+def _nll(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The negative log-likelihoods of ``(N,)`` labels under ``(N, V)`` logits; 0 for -100."""
     rows = max(1, _CHUNK_LOGITS // logits.shape[-1])
     parts = [
-        F.cross_entropy(part.float(), label, ignore_index=-100, reduction="none").double().sum()
+        F.cross_entropy(part.float(), label, ignore_index=-100, reduction="none")
         for part, label in zip(logits.split(rows), labels.split(rows), strict=True)
     ]
-    return float(torch.stack(parts).sum())
+    return torch.cat(parts)
 
 
 def _equal_batches(spans: Iterable[_Span], batch_size: int) -> Iterator[list[_Span]]:
     """Neighbouring windows of equal length and equal first target: no row needs padding."""
     batch: list[_Span] = []
     for span in spans:
-        same = batch and len(span[0]) == len(batch[0][0]) and span[1] == batch[0][1]
+        same = batch and len(span.tokens) == len(batch[0].tokens) and span.first == batch[0].first
         if batch and (len(batch) == batch_size or not same):
             yield batch
             batch = []
@@ -293,7 +309,7 @@ def _padded_batches(spans: Iterable[_Span], batch_size: int) -> Iterator[list[_S
     """Windows sorted by length within a look-ahead of some batches, so that little is padding."""
     spans = iter(spans)
     while ahead := list(itertools.islice(spans, batch_size * 16)):
-        ahead.sort(key=lambda span: len(span[0]), reverse=True)
+        ahead.sort(key=lambda span: len(span.tokens), reverse=True)
         for begin in range(0, len(ahead), batch_size):
             yield ahead[begin : begin + batch_size]
 
@@ -348,14 +364,3 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
-
-
-def _ratio(total: float, count: int) -> float:
-    return total / count if count else math.nan
-
-
-def _exp(value: float) -> float:
-    try:
-        return math.exp(value)
-    except OverflowError:
-        return math.inf

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
 
 from patchtrain.report import curve
 from patchtrain.report.formats import is_number, scale
@@ -132,8 +133,13 @@ def loss_figure(runs: Sequence[RunSummary], axis: Axis) -> go.Figure:
     return figure
 
 
-def to_html(figure: go.Figure, name: str, first: bool) -> str:
-    """A figure as the element ``name`` of a page; the ``first`` one brings plotly's script."""
+def script() -> str:
+    """Plotly's own script, which a page with figures holds once, before the first of them."""
+    return f"<script>{get_plotlyjs()}</script>"
+
+
+def to_html(figure: go.Figure, name: str, first: bool = False) -> str:
+    """A figure as the element ``name`` of a page; the ``first`` one can bring plotly's script."""
     text: str = figure.to_html(
         full_html=False,
         include_plotlyjs=first,

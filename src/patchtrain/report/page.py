@@ -12,12 +12,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from plotly.offline import get_plotlyjs
-
 from patchtrain import __version__
 from patchtrain.errors import PatchtrainError, UsageError, one_line
 from patchtrain.files import write_text
-from patchtrain.report import curve, evaluations, figures, tables, words
+from patchtrain.report import curve, evaluations, figures, speed_section, tables, words
 from patchtrain.report.summary import RunSummary
 from patchtrain.report.template import PAGE, POLICY, SCRIPT, STYLE
 from patchtrain.runs import RunFolder
@@ -60,17 +58,15 @@ def render(runs: Sequence[RunSummary], title: str | None = None) -> str:
         _section("Versions and machine", f'<div class="wide">{tables.machine_table(runs)}</div>'),
         f"<footer>Made by patchtrain {html.escape(__version__)}.</footer>",
     ]
-    body = "\n".join(part for part in parts if part)
-    plots = 'class="plot"' in body
-    if plots and not any(figures.kinds_drawn(run) for run in runs):
-        # No curve of a loss has brought it, but what was measured is drawn too.
-        body = f"<script>{get_plotlyjs()}</script>\n{body}"
+    drawn = any('class="plot' in part for part in parts)
+    if drawn:  # whichever section draws: the script comes before all of them
+        parts.insert(0, figures.script())
     return PAGE.format(
         policy=POLICY,
         title=html.escape(title),
         style=STYLE,
-        body=body,
-        script=SCRIPT if plots else "",
+        body="\n".join(part for part in parts if part),
+        script=SCRIPT if drawn else "",
     )
 
 
@@ -126,8 +122,8 @@ def _curves(runs: Sequence[RunSummary]) -> str:
         ("against-time", "Loss against training time", figures.time_axis(runs)),
     ]
     parts = []
-    for number, (name, heading, axis) in enumerate(plots):
-        figure = figures.to_html(figures.loss_figure(runs, axis), name, first=number == 0)
+    for name, heading, axis in plots:
+        figure = figures.to_html(figures.loss_figure(runs, axis), name)
         parts.append(f'<h3>{heading}</h3><div class="plot">{figure}</div>')
     return _section("Loss", _legend(runs) + "".join(parts) + _curve_notes(runs))
 
@@ -189,7 +185,7 @@ def _stages(runs: Sequence[RunSummary]) -> str:
             parts.append(heading + _note("There is no plan in this run's run.json."))
             continue
         parts.append(
-            heading + tables.stages_table(run) + "<h3>Speed</h3>" + tables.speed_table(run)
+            heading + tables.stages_table(run) + "<h3>Speed</h3>" + speed_section.speed(run)
         )
     return "".join(parts)
 

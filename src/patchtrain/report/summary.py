@@ -11,11 +11,11 @@ from functools import cached_property
 from typing import Any
 
 from patchtrain.analysis.spikes import Spike, Switch, find_spikes, find_switches
+from patchtrain.evaluation.throughput import in_order, spent
 from patchtrain.report.formats import count, is_number
 from patchtrain.runs import RunFolder
 
 Row = dict[str, Any]
-_COUNTERS = ("step", "tokens", "positions", "flops", "seconds")
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,9 @@ class StageSummary:
     patch_size: int
     planned_steps: int | None
     done: dict[str, float] | None
-    """Steps, tokens, positions, flops and seconds spent in this stage so far."""
+    """Steps, tokens, positions, flops, seconds and, where they are known, data_seconds spent in
+    this stage so far."""
     learning_rates: list[float] = field(default_factory=list)
-
-    def rate(self, counter: str) -> float | None:
-        """``counter`` per second of training."""
-        if not self.done or not self.done["seconds"]:
-            return None
-        return self.done[counter] / self.done["seconds"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +49,7 @@ class RunSummary:
     def read(cls, run: RunFolder) -> RunSummary:
         """Read everything the folder has; ``PatchtrainError`` only for a file that is broken."""
         info = run.info()
-        rows = _in_order(run.metrics())
+        rows = in_order(run.metrics())
         recipe = (
             run.recipe_file.read_text("utf-8", "replace") if run.recipe_file.is_file() else None
         )
@@ -145,19 +140,6 @@ def _checked_samples(run: RunFolder) -> list[dict[str, str]]:
     return samples
 
 
-def _in_order(rows: list[Row]) -> list[Row]:
-    """Metrics with growing steps: a resumed run repeats the steps after its checkpoint."""
-    kept: list[Row] = []
-    for row in rows:
-        if not is_number(row.get("step")):
-            continue
-        if kept and kept[-1]["step"] > row["step"]:
-            while kept and kept[-1]["step"] >= row["step"]:
-                kept.pop()
-        kept.append(row)
-    return kept
-
-
 def _stages(info: Row, rows: list[Row]) -> list[StageSummary]:
     stages = []
     for index, stage in enumerate((info.get("plan") or {}).get("stages") or []):
@@ -173,25 +155,6 @@ def _stages(info: Row, rows: list[Row]) -> list[StageSummary]:
             stage.get("name") or (f"patches of {patch_size}" if patch_size > 1 else "tokens")
         )
         stages.append(
-            StageSummary(index, name, patch_size, stage.get("steps"), _done(index, rows), rates)
+            StageSummary(index, name, patch_size, stage.get("steps"), spent(index, rows), rates)
         )
     return stages
-
-
-def _done(index: int, rows: list[Row]) -> dict[str, float] | None:
-    """Counters spent in a stage: from its switch, or zero, to the next switch or the last row."""
-    start: Row = dict.fromkeys(_COUNTERS, 0)
-    before = [row for row in rows if row.get("stage", 0) < index]
-    switch = [row for row in rows if row.get("event") == "switch" and row.get("stage") == index]
-    inside = [row for row in rows if row.get("event") != "switch" and row.get("stage") == index]
-    following = [
-        row for row in rows if row.get("event") == "switch" and row.get("stage") == index + 1
-    ]
-    if not inside:
-        return None
-    if switch or before:
-        start = (switch or before)[-1]
-    end = (following or inside)[-1]
-    return {
-        counter: float(end.get(counter, 0)) - float(start.get(counter, 0)) for counter in _COUNTERS
-    }

@@ -53,7 +53,7 @@ def results_table(runs: Sequence[RunSummary]) -> str:
             [significant(run.result.get("word_perplexity"), 4) for run in runs],
         ),
         ("tokens measured", [count(run.result.get("targets")) for run in runs]),
-        ("window and stride", [_window(run.result) for run in runs]),
+        ("window and stride", [window(run.result) for run in runs]),
         ("tokens read", [count(run.total("tokens")) for run in runs]),
         ("positions computed", [count(run.total("positions")) for run in runs]),
         ("compute", [flops(run.total("flops")) for run in runs]),
@@ -98,47 +98,6 @@ def stages_table(run: RunSummary) -> str:
     return table(head, rows, f"Stages of {run.name}")
 
 
-def speed_table(run: RunSummary) -> str:
-    """What each stage reached on this machine."""
-    rows = []
-    for stage in run.stages:
-        done = stage.done or {}
-        rows.append(
-            [
-                stage.name,
-                count(done.get("step")),
-                duration(done.get("seconds")),
-                count(stage.rate("tokens")),
-                count(stage.rate("positions")),
-                flops(stage.rate("flops"), per_second=True),
-            ]
-        )
-    head = ["stage", "steps done", "time", "tokens/s", "positions/s", "compute rate"]
-    return table(head, rows, f"Speed of {run.name}")
-
-
-def evals_table(runs: Sequence[RunSummary]) -> str:
-    """Results of ``patchtrain eval``, one row each."""
-    rows = [
-        [
-            run.name,
-            name,
-            number(values.get("bits_per_byte"), 4),
-            number(values.get("loss"), 4),
-            number(values.get("perplexity"), 2),
-            significant(values.get("word_perplexity"), 4),
-            count(values.get("targets")),
-            _window(values),
-            str(values.get("scored") or NONE),
-        ]
-        for run in runs
-        for name, values in run.measured("text").items()
-    ]
-    head = ["run", "evaluation", "bits per byte", "loss", "perplexity per token"]
-    head += ["per word", "tokens scored", "window and stride", "what was scored"]
-    return table(head, rows, "Evaluations")
-
-
 def machine_table(runs: Sequence[RunSummary]) -> str:
     """Versions, machine and data of each run."""
     keys: list[tuple[str, str]] = []
@@ -172,7 +131,8 @@ def samples_grid(runs: Sequence[RunSummary]) -> str:
     return "".join(blocks)
 
 
-def _window(values: dict[str, Any]) -> str:
+def window(values: dict[str, Any]) -> str:
+    """Context length and stride of a result."""
     if not is_number(values.get("context_length")):
         return NONE
     return f"{values['context_length']}, stride {values.get('stride', NONE)}"

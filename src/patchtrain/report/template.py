@@ -33,7 +33,7 @@ p { margin: .5rem 0; overflow-wrap: anywhere; }
   cursor: pointer; text-align: left; overflow-wrap: anywhere; }
 .legend button[aria-pressed=false] { opacity: .4; text-decoration: line-through; }
 .legend svg { flex: none; }
-.plot { width: 100%; height: 400px; }
+.plot { width: 100%; height: 400px; } .plot.small { height: 280px; }
 .dot { display: inline-block; width: .7em; height: .7em; border-radius: 50%; margin-right: .45em; }
 .scroll { overflow-x: auto; -webkit-overflow-scrolling: touch; }
 table { border-collapse: collapse; font-size: .9rem; min-width: 100%; }

@@ -85,6 +85,13 @@ class PatchConfig(TrainingArguments):
             "help": "Keep every M-th checkpoint for good, besides the last save_total_limit."
         },
     )
+    keep_stage_models: bool = field(
+        default=True,
+        metadata={
+            "help": "Keep the model as it is at each switch, as output_dir/stage-N, to be measured "
+            "against the final one. Costs the disk space of one model a switch."
+        },
+    )
     loss_backend: str = field(
         default="auto",
         metadata={

@@ -31,6 +31,8 @@ class RunRecord:
         self._paused = 0.0
         self._info: dict[str, Any] = {}
         self._before = 0.0  # seconds of training before a resume
+        self.data_seconds = 0.0
+        """Of the training time, what the loop spent waiting for its next batch."""
 
     def start(self, info: dict[str, Any], step: int = 0) -> None:
         """Begin the record, or with ``step`` > 0 go on with the one up to that step."""
@@ -39,6 +41,8 @@ class RunRecord:
         # A switch is written at the first step of its stage, which is still to come.
         kept = [row for row in kept if row["event"] != "switch" or row["step"] < step]
         self._before = max((row["seconds"] for row in kept), default=0.0)
+        # An earlier version did not count these.
+        self.data_seconds = max((row.get("data_seconds", 0.0) for row in kept), default=0.0)
         write_text(self.folder.metrics_file, "".join(json.dumps(row) + "\n" for row in kept))
         resumed = self._resumes(step)
         self._info = {**describe_process(), **info, "resumed": resumed}
@@ -64,6 +68,10 @@ class RunRecord:
     def pause(self, seconds: float) -> None:
         """Take ``seconds`` that just passed out of the training time."""
         self._paused += seconds
+
+    def waited(self, seconds: float) -> None:
+        """Add ``seconds`` that the training loop just waited for its next batch."""
+        self.data_seconds += seconds
 
     def event(self, row: dict[str, Any]) -> None:
         """Append one line to ``metrics.jsonl``."""

@@ -21,7 +21,7 @@ from patchtrain.data.store import VERIFIED_BYTES, TokenStore
 from patchtrain.errors import PatchtrainError, UsageError, one_line
 from patchtrain.evaluation.evaluate import Window, split_loss
 from patchtrain.evaluation.generate import complete
-from patchtrain.evaluation.perplexity import TextLoss
+from patchtrain.evaluation.text_loss import TextLoss
 from patchtrain.files import clear_partial, write_text
 from patchtrain.plan import Plan
 from patchtrain.recipe import Recipe, build_model

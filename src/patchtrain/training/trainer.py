@@ -45,9 +45,11 @@ from patchtrain.training.record import RunRecord, now
 from patchtrain.training.resuming import LossWindow, Resuming
 from patchtrain.training.sharding import Sharding
 from patchtrain.training.signals import StoppedBySignalError, StopRequest
+from patchtrain.training.stage_models import KeepingStageModels
+from patchtrain.training.waiting import CountingDataWait
 
 
-class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation):
+class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation, CountingDataWait, KeepingStageModels):
     """Trains a causal LM through the stages of ``args.plan``.
 
     Args:
@@ -306,6 +308,9 @@ class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation):
         if self._stage is stage:
             return
         self._leave_stage()
+        switching = stage.index > 0 and self.state.global_step == stage.first_step
+        if switching:
+            self.keep_stage_model(self.plan.stages[stage.index - 1])
         plain = self.plain_model()
         if stage.patch_size > 1:
             self._handle = patch_level(
@@ -317,7 +322,7 @@ class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation):
                 ablation=stage.ablation,
             )
         self._stage = stage
-        if stage.index > 0 and self.state.global_step == stage.first_step:
+        if switching:
             if self.plan.spec.optimizer_at_switch == "reset":
                 self.optimizer.state.clear()
             if self.args.torch_compile:
@@ -405,6 +410,7 @@ class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation):
                 "positions": positions,
                 "flops": self.size.flops(self.plan, self.state.global_step).total,
                 "seconds": self.record.seconds,
+                "data_seconds": self.record.data_seconds,
             }
         )
 
@@ -420,11 +426,15 @@ class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation):
         state = self.gathered_state(plain)
         with together():
             if self.is_world_process_zero():
-                plain.config.use_cache = True  # off while training; a reader wants fast generation
-                with whole_folder(path, replace=True) as folder:
-                    plain.save_pretrained(folder, state_dict=state)
-                    if self.processing_class is not None:
-                        self.processing_class.save_pretrained(folder)
+                # Off while training, which may go on; a reader wants fast generation.
+                cached, plain.config.use_cache = getattr(plain.config, "use_cache", None), True
+                try:
+                    with whole_folder(path, replace=True) as folder:
+                        plain.save_pretrained(folder, state_dict=state)
+                        if self.processing_class is not None:
+                            self.processing_class.save_pretrained(folder)
+                finally:
+                    plain.config.use_cache = cached
         return path
 
 

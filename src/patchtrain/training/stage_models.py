@@ -1,0 +1,47 @@
+"""The model as it is at the end of each stage but the last, kept as a plain model folder.
+
+``RUN/stage-1/`` is the model that was trained on patches and has not seen a token-level step: what
+it takes to say what the token-level stage did. It is written at the switch, when the stage's last
+step has passed the guard, its evaluation and its checkpoint, so a run killed after the switch has
+it, and one that goes on from before the switch writes it again.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+from transformers import Trainer
+
+from patchtrain.plan import Stage
+from patchtrain.runs import RunFolder
+from patchtrain.training.processes import together
+from patchtrain.training.record import RunRecord
+
+
+class KeepingStageModels(Trainer):
+    """The part of ``PatchTrainer`` that writes them; it uses the trainer's export and record."""
+
+    record: RunRecord | None
+
+    def export(self, path: str | Path) -> Path:
+        """See ``PatchTrainer``."""
+        raise NotImplementedError
+
+    def keep_stage_model(self, stage: Stage) -> None:
+        """Write the model at the end of ``stage``, if it is wanted. Called on all processes.
+
+        The time it takes is not training time. What an earlier attempt at the run left there makes
+        way in either case: it may be of other weights.
+        """
+        folder = RunFolder(Path(self.args.output_dir)).stage_model(stage.index + 1)
+        begin = time.perf_counter()
+        if self.args.keep_stage_models:
+            self.export(folder)
+        else:
+            with together():
+                if self.is_world_process_zero() and folder.is_dir():
+                    shutil.rmtree(folder)
+        if self.record is not None:
+            self.record.pause(time.perf_counter() - begin)
