@@ -18,6 +18,7 @@ from typing import Any
 from patchtrain.advice.ranges import count
 from patchtrain.files import write_text
 from patchtrain.report.formats import accuracy, part_of
+from patchtrain.report.study_page import arm_rows, difference_rows
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -32,7 +33,8 @@ def main() -> None:
     for name, table in TABLES.items():
         file = folder / f"{name}.json"
         if not file.exists():
-            print(f"{file} is missing; python benchmarks/{name}.py writes it", file=sys.stderr)
+            script = name.replace("-", ".py ") if "-" in name else f"{name}.py"
+            print(f"{file} is missing; python benchmarks/{script} writes it", file=sys.stderr)
             continue
         found += 1
         result = json.loads(file.read_text(encoding="utf-8"))
@@ -372,12 +374,29 @@ def _interval(found: dict[str, float | None]) -> str:
     return text if found["low"] is None else f"{text} ({found['low']:+.4f} to {found['high']:+.4f})"
 
 
-# A result's name is that of the script that writes it.
+def study(result: dict[str, Any]) -> list[str]:
+    """The arms of a study, and their differences."""
+    seeds = ", ".join(map(str, result["seeds"]))
+    lines = head("arm", "what it is", "bits per byte", "standard deviation", "steps",
+                 "tokens read", "compute off")  # fmt: skip
+    lines += [line(*(cell.replace("|", "/") for cell in row)) for row in arm_rows(result)]
+    if rows := difference_rows(result):
+        lines += ["", *head("arm", "less", "difference", "95 % interval", "seeds",
+                            "compute to match")]  # fmt: skip
+        lines += [line(*row) for row in rows]
+    lines += ["", f"Mean over seeds {seeds}; differences paired by seed, in bits per byte, below "
+              "zero: the first arm ended lower."]  # fmt: skip
+    lines += [f"- Failed: {name}: {reason}" for name, reason in result["failed"].items()]
+    return lines
+
+
+# A result's name is that of the script that writes it, and of what it was told to measure.
 TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "loss": loss, "stages": stages, "overhead": overhead, "loader": loader, "cost": cost,
     "resume": resume, "scaling": scaling, "advice": advice, "memory": memory, "traces": traces,
     "zero_shot": zero_shot,
     "boundaries": boundaries,
+    "study-ablation": study, "study-tokenizers": study,
 }  # fmt: skip
 
 

@@ -221,13 +221,15 @@ def test_what_makes_no_sense_is_refused(
         batches(stages=stages(**first), steps=20, **plan)
 
 
-@pytest.mark.parametrize("ablation", ABLATIONS)
-def test_a_run_trains_through_an_ablated_stage(ablation: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "first", [*({"ablation": name} for name in ABLATIONS), {"patch_size": 1, "context_length": 32}]
+)
+def test_a_run_trains_through_a_stage_to_study(first: dict[str, Any], tmp_path: Path) -> None:
     plan = {
         "preset": "superposition",
         "context_length": 8,
         "tokens_per_step": 64,
-        "stages": stages(ablation),
+        "stages": stages(**first),
         "share_of": "steps",
         "steps": 8,
     }
@@ -238,8 +240,10 @@ def test_a_run_trains_through_an_ablated_stage(ablation: str, tmp_path: Path) ->
     tokens = np.random.default_rng(0).integers(0, VOCAB, 4000).astype(np.uint16)
     PatchTrainer(tiny_model(), args, tokens, eval_dataset=tokens[:500]).train()
     run = RunFolder.open(tmp_path)
-    first = run.metrics("train")[0]
-    assert first["loss"] == pytest.approx(np.log(VOCAB), abs=0.6), "about log V at the start"
-    assert run.info()["plan"]["stages"][0]["ablation"] == ablation
+    logged = run.metrics("train")[0]
+    assert logged["loss"] == pytest.approx(np.log(VOCAB), abs=0.6), "about log V at the start"
+    stage = run.info()["plan"]["stages"][0]
+    assert stage.items() >= first.items()
+    assert logged["positions"] == stage["positions_per_step"] == 64
     has_patch_loss = ["patch_loss" in row for row in run.metrics("eval") if row["stage"] == 0]
-    assert any(has_patch_loss) == (ablation in ("input-only", "output-only"))
+    assert any(has_patch_loss) == (first.get("ablation") in ("input-only", "output-only"))

@@ -259,7 +259,9 @@ def test_a_verdict_follows_the_numbers(folder: Path, tmp_path: Path) -> None:
         assert word in (tmp_path / "stages.md").read_text()
 
 
-@pytest.mark.parametrize("name", [*TABLES, "tables", "demo", "collect_points", "zero_shot"])
+@pytest.mark.parametrize(
+    "name", [*TABLES, "tables", "demo", "collect_points", "zero_shot", "study"]
+)
 def test_help_says_what_is_measured(name: str) -> None:
     done = run(name, "--help")
     assert done.returncode == 0

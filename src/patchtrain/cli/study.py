@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from patchtrain.analysis.studies.study import Study
 
 HELP = "compare small models over seeds: ablations of the patch, tokenizers"
+KINDS = ("ablation", "tokenizers")
 _RECIPES = (".yaml", ".yml")
 
 

@@ -90,7 +90,7 @@ def base(values: Mapping[str, Any], where: str, steps: int | None = None) -> Bas
         if name not in _STAGES and value is not None
     }
     dumped = recipe.model_dump(mode="json", exclude_none=True)
-    shared = {name: dumped[name] for name in ("store", "model", "training") if name in dumped}
+    shared: dict[str, Any] = {name: dumped[name] for name in ("store", "model", "training")}
     return Base(
         recipe={**shared, "plan": {**kept, "hold": "compute", "share_of": "steps"}},
         patch_size=patched[0].patch_size,

@@ -94,8 +94,8 @@ def _finished(run: RunFolder) -> Row | None:
     except (OSError, PatchtrainError):
         return None
     result = info.get("result")
-    good = info.get("status") == "finished" and isinstance(result, dict)
-    return info if good and result.get("bits_per_byte") is not None else None
+    measured = isinstance(result, dict) and result.get("bits_per_byte") is not None
+    return info if measured and info.get("status") == "finished" else None
 
 
 def _run(seed: int, info: Row) -> Row:
