@@ -150,7 +150,7 @@ def test_the_screen_shows_positions_and_documents(
 ) -> None:
     assert call(run, "--text", lines) == 0
     out = capsys.readouterr().out
-    assert re.search(r"by context +1: \d\.\d+, 2-3: .*8-15: \d\.\d+, 16: \d\.\d+", out)
+    assert re.search(r"by context +1: \d\.\d+, 2: .*5-8: \d\.\d+, 9-16: \d\.\d+", out)
     assert re.search(r"by document +3 documents: mean \d\.\d+ bits per byte, the middle half", out)
     assert re.search(
         r"best \d\.\d+ \(document \d\), worst \d\.\d+ \(document \d, counted from", out

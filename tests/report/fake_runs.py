@@ -186,7 +186,7 @@ def add_extras(run: RunFolder, completion: str = " made of many small rooms.\n\n
 
 def _positions(loss: float) -> list[dict[str, Any]]:
     """A loss that falls with the context, to 256 tokens."""
-    edges = [(2**i, min(2 ** (i + 1) - 1, 256)) for i in range(9)]
+    edges = [(2**i // 2 + 1, 2**i) for i in range(9)]
     return [
         {"from": low, "to": high, "loss": loss + 3 / low, "targets": 100 * (high - low + 1)}
         for low, high in edges

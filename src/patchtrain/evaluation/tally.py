@@ -69,13 +69,13 @@ class Tally:
         self._targets_of[low:high] += np.bincount(owners - low, minlength=high - low)
 
     def by_position(self) -> list[dict[str, Any]]:
-        """Mean loss in nats per token, by tokens of context: 1, 2 to 3, 4 to 7, and so on.
+        """Mean loss in nats per token, by tokens of context: 1, 2, 3 to 4, 5 to 8, and so on.
 
         The last bin ends with the context length; bins without a target are left out.
         """
         bins, begin = [], 1
         while begin < len(self._nats_at):
-            end = min(2 * begin, len(self._nats_at))
+            end = min(max(2 * begin - 1, 2), len(self._nats_at))  # the first one beyond the bin
             if targets := int(self._targets_at[begin:end].sum()):
                 loss = float(self._nats_at[begin:end].sum()) / targets
                 bins.append({"from": begin, "to": end - 1, "loss": loss, "targets": targets})
