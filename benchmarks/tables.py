@@ -390,12 +390,39 @@ def study(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def instructions(result: dict[str, Any]) -> list[str]:
+    """A model before and after a short tuning."""
+    kinds = [(level, kind) for level in ("prompt", "instruction") for kind in ("strict", "loose")]
+    columns = (f"{level}s, {kind}" for level, kind in kinds)
+    lines = head("model", "loss of held-out answers", *columns, "answers that did not end")
+    for row in result["rows"]:
+        answers, followed = row["answers"], row["ifeval"]
+        lines.append(line(
+            row["model"], f"{answers['loss']:.4f} ± {answers['loss_stderr']:.4f}",
+            *(f"{followed[f'{level}_{kind}']:.1%} ± {followed[f'{level}_{kind}_stderr']:.1%}"
+              for level, kind in kinds),
+            f"{followed['not_ended']} of {followed['prompts']}",
+        ))  # fmt: skip
+    settings, tuning, last = result["settings"], result["tuning"], result["rows"][-1]
+    return [
+        *lines,
+        "",
+        f"`{settings['model']}`, {result['parameters']:,} parameters, tuned for "
+        f"{settings['steps']} steps of {settings['tokens_per_step']:,} tokens at a rate of "
+        f"{settings['learning_rate']:g} in {tuning['seconds']:.0f} s, seed {settings['seed']}; "
+        f"{tuning['held_out']} of {tuning['conversations']} conversations held out. IFEval on the "
+        f"first {last['ifeval']['prompts']} prompts only, {last['ifeval']['instructions']} "
+        f"instructions, answers of at most {settings['max_new_tokens']} tokens. ± is a standard "
+        f"error.",
+    ]
+
+
 # A result's name is that of the script that writes it, and of what it was told to measure.
 TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "loss": loss, "stages": stages, "overhead": overhead, "loader": loader, "cost": cost,
     "resume": resume, "scaling": scaling, "advice": advice, "memory": memory, "traces": traces,
     "zero_shot": zero_shot,
-    "boundaries": boundaries,
+    "boundaries": boundaries, "instructions": instructions,
     "study-ablation": study, "study-tokenizers": study,
 }  # fmt: skip
 

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 
+from tests.evaluation.chatty import PROMPTS, save_chatty_run, write_lines
 from tests.evaluation.task_folder import write_task_folder
 from tests.evaluation.tiny import save_tiny_model
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-TABLES = ("loss", "stages", "overhead", "loader", "advice", "boundaries")
+TABLES = ("loss", "stages", "overhead", "loader", "advice", "boundaries", "instructions")
 MODEL = ["--vocabulary", "256", "--width", "64", "--layers", "1", "--context-length", "32",
          "--rows", "2", "--threads", "1"]  # fmt: skip
 
@@ -232,6 +233,22 @@ def test_least_squares_finds_what_was_put_in() -> None:
     found = script["place_effects"](losses, goes_on, np.arange(60))
     assert found["cut"]["value"] == pytest.approx(0.25)
     assert found["begins"] == [1, 2, 2, 2]
+
+
+def test_instructions(folder: Path, tmp_path: Path) -> None:
+    model = save_chatty_run(tmp_path / "run") / "model"
+    prompts = write_lines(tmp_path / "prompts.jsonl", PROMPTS)
+    rows = [{"prompt": f"What is {n}?", "completion": f"It is {n}."} for n in range(20)]
+    data = write_lines(tmp_path / "data.jsonl", rows)
+    found = result("instructions", folder / "instructions.json", "--model", str(model),
+                   "--data", str(data), "--prompts", str(prompts), "--steps", "3", "--first", "3",
+                   "--learning-rate", "0.01", "--tokens-per-step", "256", "--context-length", "128",
+                   "--max-new-tokens", "4")  # fmt: skip
+    before, after = found["rows"]
+    assert after["answers"]["loss"] < before["answers"]["loss"]
+    assert after["answers"]["targets"] == before["answers"]["targets"]
+    assert after["ifeval"]["prompts"] == 3
+    assert found["settings"]["model"] == "model"
 
 
 def test_tables(folder: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from patchtrain.report.inside_section import inside_section
+from patchtrain.report.instructions_section import instructions_section
 from patchtrain.report.summary import RunSummary
 from patchtrain.report.tasks_section import tasks_section
 from patchtrain.report.text_section import text_section
@@ -16,6 +17,7 @@ Section = Callable[[Sequence[RunSummary]], str]
 SECTIONS: tuple[Section, ...] = (
     text_section,
     tasks_section,
+    instructions_section,
     inside_section,
 )
 
