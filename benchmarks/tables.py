@@ -306,16 +306,17 @@ def zero_shot(result: dict[str, Any]) -> list[str]:
     for row in result["rows"]:
         cells = (accuracy(row[key], row.get(f"{key}_stderr"))
                  for key in ("score", "by_length", "chance", "longest_answer"))  # fmt: skip
-        lines.append(line(row["task"], *cells, row["ties"],
+        begins = f", begun with `{row['start_token']}`" if row["task"] == "blimp" else ""
+        lines.append(line(row["task"] + begins, *cells, row["ties"],
                           part_of(row["documents"], row["documents_available"])))  # fmt: skip
     settings, checks = result["settings"], result["checks"]
     what = (f"{settings['parameters']:,} parameters", settings["dtype"], "no shots",
             f"lm-eval {result['versions']['lm_eval']}")  # fmt: skip
     lines += ["", f"`{settings['model']}`: {', '.join(what)}."]
-    for row in result["rows"]:
-        if row["task"] == "blimp":
-            lines.append(verdict("BLiMP near 79 %, within 2", 100 * row["score"],
-                                 abs(row["score"] - 0.79) < 0.02))  # fmt: skip
+    first = next((row for row in result["rows"] if row["task"] == "blimp"), None)
+    if first:
+        lines.append(verdict("BLiMP near 79 %, within 2", 100 * first["score"],
+                             abs(first["score"] - 0.79) <= 0.02))  # fmt: skip
     if checks:
         same = sum(math.isclose(row["here"], row["command_line"], rel_tol=1e-5) for row in checks)
         first = f"The first {settings['check_limit']} documents of each task through lm-eval's"

@@ -40,6 +40,10 @@ def main() -> None:
     parser.add_argument("--tasks", default=TASKS, metavar="NAME,...", help="default: %(default)s")
     parser.add_argument("--limit", type=int, default=200, help="documents of each task")
     parser.add_argument("--blimp-limit", type=int, default=100, help="of each paradigm of BLiMP")
+    parser.add_argument("--start-token", metavar="TOKEN", help="what a text without context "
+                        "begins with (default: the BOS token)")  # fmt: skip
+    parser.add_argument("--bos-limit", type=int, default=30, metavar="N", help="documents of each "
+                        "paradigm of BLiMP begun with BOS too, with --start-token")  # fmt: skip
     parser.add_argument("--check-limit", type=int, default=5, metavar="N", help="documents of "
                         "each task by the command line of lm-eval too; 0: none")  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=8)
@@ -56,7 +60,9 @@ def main() -> None:
         rows = []
         for name in names:
             limit = args.blimp_limit if name == "blimp" else args.limit
-            rows.append(scored(loaded, name, limit, args))
+            rows.append(scored(loaded, name, limit, args.start_token, args))
+        if args.start_token and "blimp" in names:
+            rows.append(scored(loaded, "blimp", args.bos_limit, None, args))
         checks = []
         if args.check_limit:
             checks = compared(loaded, names, args, Path(temporary))
@@ -87,10 +93,13 @@ def converted(gguf: Path, folder: Path) -> Path:
     return folder
 
 
-def scored(loaded: LoadedModel, name: str, limit: int, args: argparse.Namespace) -> dict[str, Any]:
+def scored(
+    loaded: LoadedModel, name: str, limit: int, start_token: str | None, args: argparse.Namespace
+) -> dict[str, Any]:
     """Our result of one task, with its time."""
     begun = time.monotonic()
-    (row,) = evaluate_tasks(loaded, load_tasks([name], args.task_data), limit, args.batch_size)
+    tasks = load_tasks([name], args.task_data)
+    (row,) = evaluate_tasks(loaded, tasks, limit, args.batch_size, start_token=start_token)
     row["seconds"] = round(time.monotonic() - begun, 1)
     del row["data"]  # folders of this machine
     print(f"{name}: {row['score']:.4f} ± {row['score_stderr'] or math.nan:.4f}, "
@@ -102,12 +111,12 @@ def compared(
     loaded: LoadedModel, names: tuple[str, ...], args: argparse.Namespace, temporary: Path
 ) -> list[dict[str, Any]]:
     """Every metric of every task, parts of groups too, by us and by lm-eval's command line."""
-    ours = evaluate_tasks(
-        loaded, load_tasks(names, args.task_data), args.check_limit, args.batch_size
-    )
+    tasks, start = load_tasks(names, args.task_data), args.start_token
+    ours = evaluate_tasks(loaded, tasks, args.check_limit, args.batch_size, start_token=start)
+    prefix = loaded.tokenizer.convert_tokens_to_ids(start) if start else loaded.start_token_id
     options = {
         "model": "hf",
-        "model_args": f"pretrained={loaded.path}",
+        "model_args": f"pretrained={loaded.path},prefix_token_id={prefix}",
         "tasks": ",".join(names),
         "include_path": str(TASK_FILES),
         "metadata": json.dumps({"task_data": list(map(str, args.task_data))}),

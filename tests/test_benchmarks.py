@@ -175,12 +175,14 @@ def test_zero_shot(folder: Path, tmp_path: Path) -> None:
         # A process of lm-eval's own takes ten seconds: tests/evaluation compares with it.
         found = result("zero_shot", folder / "zero_shot.json", "--model", str(model),
                        "--task-data", str(data), "--tasks", "sciq,blimp", "--blimp-limit", "3",
-                       "--check-limit", "0", "--threads", "1")  # fmt: skip
-    sciq, blimp = found["rows"]
-    assert (sciq["documents"], blimp["documents"]) == (2, 67 * 3)
+                       "--check-limit", "0", "--threads", "1", "--start-token", "a",
+                       "--bos-limit", "1")  # fmt: skip
+    sciq, blimp, bos = found["rows"]
+    assert (sciq["documents"], blimp["documents"], bos["documents"]) == (2, 67 * 3, 67)
+    assert (blimp["start_token"], bos["start_token"]) == ("a", "<|end|>")
     assert blimp["seconds"] > 0
     assert run("tables", "--results", str(folder)).returncode == 0
-    assert "| blimp | " in (folder / "zero_shot.md").read_text()
+    assert "| blimp, begun with `<|end|>` | " in (folder / "zero_shot.md").read_text()
 
 
 def test_boundaries(folder: Path) -> None:

@@ -115,6 +115,7 @@ def test_minimal_pairs_by_hand(results: dict[str, dict[str, Any]], model: Loaded
         assert values["lm_eval"]["acc"] == pytest.approx(values["score"] + 0.5 / len(right))
     assert blimp["score"] == pytest.approx(sum(right) / len(right))
     assert blimp["ties"] == 67
+    assert blimp["start_token"] == "<|end|>"
     assert blimp["documents"] == 67 * len(PAIRS)
 
 
@@ -382,6 +383,21 @@ def test_numbers_that_make_no_sense(tasks: zero_shot.Tasks, model: LoadedModel) 
         evaluate_tasks(model, tasks, limit=0)
     with pytest.raises(UsageError, match="batch size must be at least 1, not -3"):
         evaluate_tasks(model, tasks, batch_size=-3)
+
+
+def test_a_text_without_context_begins_with_the_token_asked_for(
+    tasks: zero_shot.Tasks, model: LoadedModel
+) -> None:
+    found = evaluate_tasks(model, tasks, limit=3, start_token="a")
+    blimp = next(result for result in found if result["task"] == "blimp")
+    first = LoadedModel(**{**vars(model), "tokenizer": load_model(model.path, "cpu").tokenizer})
+    first.tokenizer.bos_token = "a"
+    assert first.start_token_id == model.tokenizer.get_vocab()["a"]
+    right = [likelihood(first, "", " " + a) > likelihood(first, "", " " + b) for a, b in PAIRS[:3]]
+    assert blimp["score"] == pytest.approx(sum(right) / 3)
+    assert blimp["start_token"] == "a"
+    with pytest.raises(UsageError, match="has no token '<none>'"):
+        evaluate_tasks(model, tasks, start_token="<none>")
 
 
 def test_a_broken_model_is_no_score(folder: Path, tmp_path: Path, offline: None) -> None:

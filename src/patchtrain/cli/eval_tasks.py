@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import time
 from typing import Any
 
@@ -39,6 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="solved examples before each question (default: %(default)s)",
     )
+    group.add_argument(
+        "--start-token",
+        metavar="TOKEN",
+        help="what a text without context begins with, as in BLiMP (default: the BOS token, or EOS "
+        "if there is none; for a chat model better what it was pretrained with)",
+    )
 
 
 def asked(args: argparse.Namespace) -> bool:
@@ -67,6 +74,7 @@ def run(args: argparse.Namespace) -> None:
         args.task_limit,
         args.batch_size,
         lambda total: results.progress(total, "answers"),
+        args.start_token,
     )
     about = {
         "model": {"path": str(folder), "class": type(loaded.model).__name__},
@@ -89,10 +97,8 @@ def run(args: argparse.Namespace) -> None:
 def _name(result: dict[str, Any]) -> str:
     """A task's name; with shots or a part of the documents, that is another measurement."""
     shots, limit = result["shots"], result["limit"]
-    name = (
-        result["task"] + (f"-{shots}-shot" if shots else "") + (f"-first-{limit}" if limit else "")
-    )
-    return results.checked_name(name)
+    name = re.sub(r"[^\w.-]+", "-", result["task"])
+    return name + (f"-{shots}-shot" if shots else "") + (f"-first-{limit}" if limit else "")
 
 
 def _show(run_folder: str, measured: dict[str, dict[str, Any]]) -> None:

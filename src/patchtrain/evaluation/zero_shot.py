@@ -78,6 +78,8 @@ def load_tasks(
 ) -> Tasks:
     """Load tasks and their documents; with ``task_data`` nothing is fetched from anywhere.
 
+    That also tells the Hugging Face libraries of this process, in its environment, to stay offline.
+
     ``task_data``: folders with the data (see ``task_data.py`` and docs/zero-shot.md); None takes
     the Hub. ``shots``: solved examples before each question, whatever a task's own number is; tasks
     that fix none, as BLiMP does, have none.
@@ -141,23 +143,26 @@ def evaluate_tasks(
     limit: int | None = None,
     batch_size: int | None = None,
     progress: Progress | None = None,
+    start_token: str | None = None,
 ) -> list[dict[str, Any]]:
     """One result for each of ``tasks.names``, as plain values for JSON.
 
     ``limit``: only the first documents of each task. ``batch_size``: answers at a time (default: 8,
-    on a GPU as many as fit). A group's result has those of its tasks under ``subtasks``.
+    on a GPU as many as fit). ``start_token``: what a text without context, as in BLiMP, begins with
+    (default: lm-eval's, the BOS token or the EOS where there is none). A group's result has those
+    of its tasks under ``subtasks``.
 
     Raises:
-        UsageError: a limit or batch size below 1, or a tokenizer without a token to begin with.
+        UsageError: a limit or batch size below 1, or no such token to begin with.
         PatchtrainError: the model cannot be run on the tasks, or a likelihood is no number.
     """
     for what, value in (("limit", limit), ("batch size", batch_size)):
         if value is not None and value < 1:
             raise UsageError(f"the {what} must be at least 1, not {value}")
-    _ = loaded.start_token_id  # what lm-eval reads before a text without context
+    first = _start_token_id(loaded, start_token)
     from lm_eval.evaluator import evaluate
 
-    model = _language_model(loaded, batch_size, progress)
+    model = _language_model(loaded, first, batch_size, progress)
     try:
         with _without_bars():
             found = evaluate(
@@ -179,6 +184,7 @@ def evaluate_tasks(
         "limit": limit,
         "batch_size": batch_size or model.batch_size,
         "max_length": model.max_length,
+        "start_token": str(loaded.tokenizer.convert_ids_to_tokens(first)),
         "data": list(tasks.task_data) if tasks.task_data else "the Hub",
         "lm_eval_version": version("lm_eval"),
     }
@@ -189,7 +195,18 @@ def evaluate_tasks(
     return results
 
 
-def _language_model(loaded: LoadedModel, batch_size: int | None, progress: Progress | None) -> Any:
+def _start_token_id(loaded: LoadedModel, token: str | None) -> int:
+    if token is None:
+        return loaded.start_token_id
+    found = loaded.tokenizer.get_vocab().get(token)
+    if found is None:
+        raise UsageError(f"the tokenizer in {loaded.path} has no token '{one_line(token, 40)}'")
+    return int(found)
+
+
+def _language_model(
+    loaded: LoadedModel, start_token_id: int, batch_size: int | None, progress: Progress | None
+) -> Any:
     """lm-eval's view of the loaded model, which reports to ``progress``."""
     from lm_eval.api.model import CacheHook
     from lm_eval.models.huggingface import HFLM
@@ -217,6 +234,7 @@ def _language_model(loaded: LoadedModel, batch_size: int | None, progress: Progr
         pretrained=loaded.model,
         tokenizer=loaded.tokenizer,
         batch_size=batch_size or default,
+        prefix_token_id=start_token_id,
         softmax_dtype="float32",
     )
 
