@@ -159,7 +159,7 @@ def evaluate_tasks(
 
     model = _language_model(loaded, batch_size, progress)
     try:
-        with _without_bars():
+        with without_bars():
             found = evaluate(
                 lm=model,
                 task_dict=tasks.loaded,
@@ -222,7 +222,7 @@ def _language_model(loaded: LoadedModel, batch_size: int | None, progress: Progr
 
 
 @contextmanager
-def _without_bars() -> Iterator[None]:
+def without_bars() -> Iterator[None]:
     """Without a progress bar for the building of each task's prompts: BLiMP has 67 of them."""
     from functools import partial
 
