@@ -16,8 +16,10 @@ from patchtrain import PatchConfig, PlanSpec
 from patchtrain.cli.main import main
 from patchtrain.data.prepare import prepare
 from patchtrain.plan import PRESETS
+from patchtrain.runs import read_evaluation
 from tests.cli.corpus import write_corpus
 from tests.cli.test_resume import stop_at
+from tests.evaluation.chatty import PROMPTS, save_chatty_run, write_lines
 from tests.models import VOCAB, tiny_model
 
 ROOT = Path(__file__).parents[1]
@@ -106,6 +108,29 @@ def test_the_commands_on_evaluation_run_in_order(
     assert json.loads((tmp_path / "model.json").read_text())["text"].keys() == {"own.txt"}
     page = (tmp_path / "runs" / "small" / "report.html").read_text(encoding="utf-8")
     assert "Loss by tokens of context: own.txt" in page
+
+
+def test_the_commands_on_instructions_run_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (ROOT / "docs" / "instructions.md").read_text(encoding="utf-8")
+    save_chatty_run(tmp_path / "runs" / "small")
+    rows = [{"instruction": f"What is {n}?", "output": f"It is {n}."} for n in range(20)]
+    write_lines(tmp_path / "alpaca.json", rows)
+    write_lines(tmp_path / "ifeval_prompts.jsonl", PROMPTS)
+    monkeypatch.chdir(tmp_path)
+    assert len(commands(text)) == 6
+    for command in commands(text):
+        words = shlex.split(command)[1:]
+        short = ["--max-new-tokens", "4"] if "--ifeval" in words else []
+        assert main([*words, *short]) == 0, command
+    told = (tmp_path / "runs" / "small-sft" / "report.html").read_text(encoding="utf-8")
+    assert "small-sft tuned a model of" in told
+    assert "small-sft has no" not in told
+    assert read_evaluation(tmp_path / "alone.json")["instructions"].keys() == {"ifeval"}
+    both = (tmp_path / "comparison.html").read_text(encoding="utf-8")
+    assert "small-sft-held_out" in both
+    assert "IFEval" in both
 
 
 def test_make_targets_of_the_readme_exist() -> None:

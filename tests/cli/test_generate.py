@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from patchtrain import chat
 from patchtrain.cli import generate
 from patchtrain.errors import PatchtrainError, UsageError
+from patchtrain.evaluation.answering import Decoding, answer
+from patchtrain.evaluation.loading import load_model
+from tests.evaluation.chatty import save_chatty_run
 from tests.evaluation.tiny import CONTEXT, save_tiny_model, save_tiny_run
 
 
@@ -81,3 +85,16 @@ def test_a_broken_model_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(PatchtrainError, match="cannot load the model in") as caught:
         call(folder, "x")
     assert "\n" not in str(caught.value)
+
+
+def test_a_question_is_answered_and_not_repeated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tuned = save_chatty_run(tmp_path / "run")
+    assert call(tuned, "What is a cell?", "--chat", "--greedy", "--max-new-tokens", 9) == 0
+    out = capsys.readouterr().out
+    loaded = load_model(tuned)
+    chat.use_template(loaded.tokenizer)
+    question = [{"role": "user", "content": "What is a cell?"}]
+    assert out.strip() == answer(loaded, question, Decoding(9)).text.strip()
+    assert "User" not in out

@@ -118,7 +118,11 @@ def test_a_killed_measurement_goes_on(
     answering(monkeypatch, list(GIVEN[2:]))  # only these two are asked for
     assert main(words(run, base)) == 0
     answering(monkeypatch, [])
+    capsys.readouterr()
     assert main(words(run, base, "--json", "--name", "again")) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["name"] == "again"
+    assert printed.err == ""
     found = RunFolder(run).evaluation()["instructions"]
     assert found["ifeval"]["prompt_strict"] == found["again"]["prompt_strict"] == 1.0
 
@@ -165,13 +169,13 @@ def test_sentences_are_told_without_data_and_it_is_said(
         raise LookupError
 
     monkeypatch.setattr(nltk.data, "find", missing)
-    before = nltk.download
+    before = nltk.data.find, nltk.word_tokenize
     answering(monkeypatch, [GIVEN[0], "Sugar. Sugar. Sugar.", *GIVEN[2:]])
     assert main(words(run, base)) == 0
     result = RunFolder(run).evaluation()["instructions"]["ifeval"]
     assert "untrained punkt" in result["sentences"]
     assert result["by_group"]["length_constraints"]["strict"] == 0  # three are not less than three
-    assert nltk.download is before
+    assert (nltk.data.find, nltk.word_tokenize) == before
 
 
 @pytest.mark.parametrize(

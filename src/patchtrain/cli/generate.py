@@ -5,6 +5,7 @@ The text appears as it is generated. RUN is a run folder, or any plain Hugging F
   patchtrain generate runs/small "The cat"
   patchtrain generate runs/small "The cat" --samples 3 --temperature 0.7
   echo "The cat" | patchtrain generate runs/small -
+  patchtrain generate runs/small-sft "What is a cat?" --chat
 
 Prompt and completion share the context the model was trained with: a prompt too long for that is
 cut at its beginning. The same seed gives the same text."""
@@ -50,6 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="K",
         help="sample from the K likeliest (default: off)",
     )
+    parser.add_argument(
+        "--chat", action="store_true", help="PROMPT is a question: only the answer is printed"
+    )
     parser.add_argument("--greedy", action="store_true", help="always take the likeliest token")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
     parser.add_argument(
@@ -75,7 +79,15 @@ def run(args: argparse.Namespace) -> int:
     if new_tokens is None:
         half = loaded.context_length // 2 if loaded.context_length else DEFAULT_NEW_TOKENS
         new_tokens = max(1, min(DEFAULT_NEW_TOKENS, half))
-    ids, cut = encode_prompt(loaded.tokenizer, prompt, new_tokens, loaded.context_length)
+    if args.chat:
+        from patchtrain import chat
+
+        chat.use_template(loaded.tokenizer)
+        question = [{"role": "user", "content": prompt}]
+        prompt = chat.render(loaded.tokenizer, question, "PROMPT", prompt=True)
+    ids, cut = encode_prompt(
+        loaded.tokenizer, prompt, new_tokens, loaded.context_length, whole=args.chat
+    )
     if cut:
         print(
             f"patchtrain: the prompt has {ids.shape[1] + cut} tokens; its first {cut} were dropped "
@@ -86,6 +98,6 @@ def run(args: argparse.Namespace) -> int:
     for number in range(1, args.samples + 1):
         if args.samples > 1:
             print(f"--- {number} of {args.samples} ---")
-        streamer = TextStreamer(loaded.tokenizer, skip_special_tokens=True)
+        streamer = TextStreamer(loaded.tokenizer, skip_prompt=args.chat, skip_special_tokens=True)
         continue_text(loaded.model, loaded.tokenizer, ids, new_tokens, sampling, streamer)
     return 0

@@ -102,5 +102,6 @@ def run(args: argparse.Namespace) -> int:
             f"after ({after['answers']:,} answers, {after['targets']:,} tokens)"
         )
     print(f"model       {out}/model\npage        {out}/report.html")
+    print(f'try it      patchtrain generate {out} "..." --chat')
     print(f"next        patchtrain eval {out} --ifeval")
     return 0

@@ -52,16 +52,21 @@ class Sampling:
 
 
 def encode_prompt(
-    tokenizer: Any, prompt: str, max_new_tokens: int, context_length: int | None
+    tokenizer: Any,
+    prompt: str,
+    max_new_tokens: int,
+    context_length: int | None,
+    whole: bool = False,
 ) -> tuple[torch.Tensor, int]:
     """Token ids ``(1, S)`` of a prompt, int64, and how many were cut off at its beginning.
 
-    An empty prompt becomes the BOS or EOS token. At most ``context_length - max_new_tokens`` tokens
+    A ``whole`` prompt, as a chat template makes it, has all its special tokens already. An empty
+    prompt becomes the BOS or EOS token. At most ``context_length - max_new_tokens`` tokens
     are kept. ``UsageError`` if that leaves none.
     """
     if max_new_tokens < 1:
         raise UsageError(f"the number of new tokens must be at least 1, not {max_new_tokens}")
-    ids = list(tokenizer(prompt, verbose=False)["input_ids"])
+    ids = list(tokenizer(prompt, add_special_tokens=not whole, verbose=False)["input_ids"])
     if not ids:
         start = tokenizer.bos_token_id
         start = tokenizer.eos_token_id if start is None else start

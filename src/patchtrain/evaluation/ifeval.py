@@ -26,6 +26,7 @@ from patchtrain.evaluation.answering import Decoding, answer_prompts
 from patchtrain.evaluation.kept_lines import KeptLines, key_of
 from patchtrain.evaluation.loading import LoadedModel
 from patchtrain.evaluation.uncertainty import mean, ratio_stderr
+from patchtrain.evaluation.zero_shot import without_bars
 from patchtrain.model_folder import fingerprint
 
 HUB_PROMPTS = "hf:google/IFEval"
@@ -226,7 +227,10 @@ def _evaluate(
     state = random.getstate()
     random.seed(0)  # an instruction without a value draws one
     try:
-        found = evaluate(answerer, {"ifeval": task}, bootstrap_iters=0, apply_chat_template=True)
+        with without_bars():
+            found = evaluate(
+                answerer, {"ifeval": task}, bootstrap_iters=0, apply_chat_template=True
+            )
     finally:
         random.setstate(state)
     return dict(found or {})
@@ -250,29 +254,27 @@ def _lm_eval() -> Iterator[tuple[dict[str, Any], str, Sequence[str]]]:
         raise UsageError(
             f"IFEval needs lm-eval ({one_line(error)}): pip install 'patchtrain[eval]'"
         ) from error
+    before = nltk.data.find, nltk.word_tokenize
     try:
         nltk.data.find("tokenizers/punkt_tab")
         trained = True
     except LookupError:
         trained = False
-    before = nltk.download, nltk.word_tokenize
     seed = langdetect.DetectorFactory.seed
     langdetect.DetectorFactory.seed = 0  # it draws by chance otherwise
-    if not trained:
-        nltk.download = lambda *args, **kwargs: True
-        words = nltk.word_tokenize
-        nltk.word_tokenize = lambda text: [
-            word
-            for sentence in PunktSentenceTokenizer().tokenize(text)
-            for word in words(sentence, preserve_line=True)
-        ]
     try:
-        folder = Path(lm_eval.tasks.__file__).parent / "ifeval"
-        config = load_yaml(folder / "ifeval.yaml")
+        if not trained:
+            nltk.data.find = lambda name: name  # so that its import looks no further
+        config = load_yaml(Path(lm_eval.tasks.__file__).parent / "ifeval" / "ifeval.yaml")
         from lm_eval.tasks.ifeval import instructions_registry, instructions_util
 
-        told = instructions_util._get_sentence_tokenizer
+        nltk.data.find, told = before[0], instructions_util._get_sentence_tokenizer
         if not trained:
+            nltk.word_tokenize = lambda text: [
+                word
+                for sentence in PunktSentenceTokenizer().tokenize(text)
+                for word in before[1](sentence, preserve_line=True)
+            ]
             instructions_util._get_sentence_tokenizer = PunktSentenceTokenizer
         try:
             sentences = "nltk's punkt_tab" if trained else _UNTRAINED
@@ -280,5 +282,5 @@ def _lm_eval() -> Iterator[tuple[dict[str, Any], str, Sequence[str]]]:
         finally:
             instructions_util._get_sentence_tokenizer = told
     finally:
-        nltk.download, nltk.word_tokenize = before
+        nltk.data.find, nltk.word_tokenize = before
         langdetect.DetectorFactory.seed = seed

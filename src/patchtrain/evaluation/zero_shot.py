@@ -164,7 +164,7 @@ def evaluate_tasks(
 
     model = _language_model(loaded, first, batch_size, progress)
     try:
-        with _without_bars():
+        with without_bars():
             found = evaluate(
                 lm=model,
                 task_dict=tasks.loaded,
@@ -240,7 +240,7 @@ def _language_model(
 
 
 @contextmanager
-def _without_bars() -> Iterator[None]:
+def without_bars() -> Iterator[None]:
     """Without a progress bar for the building of each task's prompts: BLiMP has 67 of them."""
     from functools import partial
 

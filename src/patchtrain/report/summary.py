@@ -103,6 +103,11 @@ class RunSummary:
         """Whether every stage reads single tokens."""
         return bool(self.stages) and all(stage.patch_size == 1 for stage in self.stages)
 
+    @property
+    def tuned_on_all(self) -> bool:
+        """Whether this is an instruction tuning that held nothing out."""
+        return self.part("tuning").get("held_out_conversations") == 0
+
     def total(self, counter: str) -> float | None:
         """What the whole run has spent of ``tokens``, ``positions``, ``flops``, ``seconds``."""
         if is_number(self.info.get(counter)):
@@ -120,6 +125,9 @@ class RunSummary:
             "samples": bool(self.samples),
             "recipe": self.recipe is not None,
         }
+        if self.part("tuning"):  # which has its held-out answers, and settings in place of a recipe
+            del lacks["final validation result"], lacks["recipe"]
+            lacks["validation curve"] |= self.tuned_on_all
         missing = [f"no {what}" for what, there in lacks.items() if not there]
         parts = []
         if self.status == "running":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from patchtrain.report import curve
 from patchtrain.report.formats import count, duration, flops, is_number, number, percent
@@ -23,8 +24,8 @@ def headline(runs: Sequence[RunSummary]) -> list[str]:
 
 
 def baseline(runs: Sequence[RunSummary]) -> RunSummary:
-    """The run the others are held against: the first token-level one, else the first."""
-    return next((run for run in runs if run.token_level), runs[0])
+    """The run the others are held against: the first trained at token level, else the first."""
+    return next((run for run in runs if run.token_level and not run.part("tuning")), runs[0])
 
 
 def describe(run: RunSummary) -> list[str]:
@@ -37,6 +38,8 @@ def describe(run: RunSummary) -> list[str]:
     if run.status not in ("finished", "running"):
         verb = "was to train"
     sentences = [f"{run.name} {verb} {what}{amount}{_curriculum(run)}."]
+    if tuning := run.part("tuning"):
+        sentences = [f"{run.name} {_tuning_verb(run)} {what}{amount}{_conversations(tuning)}."]
     ratio = run.plan.get("compute_ratio")
     spent = [value for value in (_spent(run),) if value]
     if is_number(ratio) and not run.token_level and run.stages:
@@ -47,6 +50,25 @@ def describe(run: RunSummary) -> list[str]:
     elif spent:
         sentences.append(f"So far it has taken {spent[0]}{_latest(run)}.")
     return sentences
+
+
+def _tuning_verb(run: RunSummary) -> str:
+    return {"finished": "tuned", "running": "tunes"}.get(run.status, "was to tune")
+
+
+def _conversations(tuning: dict[str, Any]) -> str:
+    """What a model was tuned on, and what the held-out answers say of it."""
+    number_, held_out = tuning.get("conversations"), tuning.get("held_out_conversations")
+    text = ""
+    if is_number(number_) and is_number(held_out):
+        text = f" of {count(number_ - held_out)} conversations"
+    before, after = (
+        values.get("loss") if isinstance(values := tuning.get(when), dict) else None
+        for when in ("before", "after")
+    )
+    if is_number(before) and is_number(after):
+        text += f"; held-out answers went from {number(before)} to {number(after)} nats per token"
+    return text
 
 
 def compare(run: RunSummary, base: RunSummary) -> list[str]:
