@@ -31,6 +31,7 @@ COMMANDS = (
     "eval",
     "generate",
     "sft",
+    "compare",
     "study",
     "report",
 )

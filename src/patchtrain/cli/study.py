@@ -8,6 +8,7 @@ ablation    what a patch does, one part taken away at a time, against token leve
             shortened and extended
 tokenizers  the same corpus under bpe, unigram, char and byte tokenizers, and any you name, each at
             token level and with patches, in bits per byte
+sweep       K, fraction, learning rate, model or any other entry of a recipe, by grid or search
 
 All arms cost the same compute. One process a core trains them; Ctrl-C leaves a folder that the same
 command goes on with, and more seeds may be asked for later. STUDY/report.html is the page."""
@@ -20,10 +21,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from patchtrain.cli import sweep
+
 if TYPE_CHECKING:
     from patchtrain.analysis.studies.study import Study
 
-HELP = "compare small models over seeds: ablations of the patch, tokenizers"
+HELP = "compare small models over seeds: ablations of the patch, tokenizers, sweeps"
 KINDS = ("ablation", "tokenizers")
 _RECIPES = (".yaml", ".yml")
 
@@ -59,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="entries of the bpe and unigram tokenizers (default: %(default)s)",
     )
+    sweep.add(kinds)
 
 
 def _about(study: str) -> str:
@@ -126,6 +130,8 @@ def _common(parser: argparse.ArgumentParser, words: str, seeds: list[int]) -> No
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.study == "sweep":
+        return sweep.run(args)
     import shutil
 
     from patchtrain.analysis.studies.study import claim

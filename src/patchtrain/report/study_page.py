@@ -36,11 +36,11 @@ def render(results: Row) -> str:
     title = html.escape(results["title"])
     body = [
         f"<h1>{title}</h1>",
-        f'<div class="lead">{_paragraphs(lead(results))}</div>',
+        f'<div class="lead">{paragraphs(lead(results))}</div>',
         _missing(results),
         "<h2>Arms</h2>",
         table(ARM_HEAD, arm_rows(results), "Arms"),
-        _note(
+        note(
             "Bits per byte on all of the held-out text, at token level; lower is better. Mean over "
             "the seeds, and their standard deviation. Off: the compute beyond the baseline's, "
             "which whole steps leave."
@@ -48,9 +48,9 @@ def render(results: Row) -> str:
         *_differences(results),
         *_curves(results),
         "<h2>Runs</h2>",
-        table(_RUN_HEAD, _run_rows(results), "Runs"),
+        table(RUN_HEAD, run_rows(results), "Runs"),
         "<h2>Recipe</h2>",
-        _recipe(results),
+        recipe_parts(results),
         f"<footer>Made by patchtrain {html.escape(__version__)}.</footer>",
     ]
     return PAGE.format(
@@ -143,7 +143,7 @@ def _differences(results: Row) -> list[str]:
     return [
         "<h2>Differences</h2>",
         table(DIFFERENCE_HEAD, rows, "Differences"),
-        _note(
+        note(
             "In bits per byte; below zero the first arm ended lower. Compute to match is the "
             "comparison at equal loss: the share of the other arm's compute after which this one "
             "had come down to the other's last loss; a dash where it never did."
@@ -157,7 +157,7 @@ def _missing(results: Row) -> str:
     there = sum(len(arm["runs"]) for arm in results["arms"])
     if there < wanted:
         notes.insert(0, f"{there} of {wanted} runs are finished; the rest is missing here.")
-    return f'<div class="missing">{_paragraphs(notes)}</div>' if notes else ""
+    return f'<div class="missing">{paragraphs(notes)}</div>' if notes else ""
 
 
 def _curves(results: Row) -> list[str]:
@@ -165,15 +165,16 @@ def _curves(results: Row) -> list[str]:
         return []
     return [
         "<h2>Against compute</h2>",
-        f'<div class="plot">{to_html(_figure(results), "against-compute", first=True)}</div>',
-        _note(
+        f'<div class="plot">{to_html(curves_figure(results), "against-compute", first=True)}</div>',
+        note(
             "Validation text read token by token in every stage; the lines are means over the "
             "seeds, the bands reach from the least to the most. A click on a name hides it."
         ),
     ]
 
 
-def _figure(results: Row) -> go.Figure:
+def curves_figure(results: Row) -> go.Figure:
+    """Bits per byte against compute: of each arm with a curve a mean line and a band."""
     figure = go.Figure()
     arms = [arm for arm in results["arms"] if arm["curve"]]
     divisor, letter = scale(max(point["flops"] for arm in arms for point in arm["curve"]))
@@ -233,10 +234,11 @@ def _faint(colour: str) -> str:
     return f"rgba({red},{green},{blue},.14)"
 
 
-_RUN_HEAD = ("run", "bits per byte", "loss", "steps", "tokens", "epochs", "compute", "time")
+RUN_HEAD = ("run", "bits per byte", "loss", "steps", "tokens", "epochs", "compute", "time")
 
 
-def _run_rows(results: Row) -> list[list[str]]:
+def run_rows(results: Row) -> list[list[str]]:
+    """A row for each finished run; the cells of ``RUN_HEAD``."""
     return [
         [
             f"{arm['name']}, seed {run['seed']}",
@@ -253,7 +255,8 @@ def _run_rows(results: Row) -> list[list[str]]:
     ]
 
 
-def _recipe(results: Row) -> str:
+def recipe_parts(results: Row) -> str:
+    """The shared recipe and what each arm replaces, folded."""
     import yaml
 
     parts = [("shared by all arms", results["recipe"])]
@@ -266,9 +269,11 @@ def _recipe(results: Row) -> str:
     )
 
 
-def _paragraphs(sentences: Sequence[str]) -> str:
+def paragraphs(sentences: Sequence[str]) -> str:
+    """Sentences as HTML, escaped."""
     return "".join(f"<p>{html.escape(sentence)}</p>" for sentence in sentences)
 
 
-def _note(text: str) -> str:
+def note(text: str) -> str:
+    """What explains the table or figure above it, as HTML."""
     return f'<p class="note">{html.escape(text)}</p>'

@@ -43,6 +43,7 @@ td { min-width: 4.2rem; white-space: nowrap; }
 thead th { color: var(--soft); font-weight: 500; vertical-align: bottom; }
 th:first-child, tbody th { text-align: left; font-weight: 500; }
 th:last-child, td:last-child { padding-right: 0; }
+.named tbody th { min-width: 9.5rem; }
 .wide td { min-width: 11rem; max-width: 24rem; white-space: normal; overflow-wrap: anywhere; }
 .last td:last-child { min-width: 13rem; white-space: normal; }
 .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 18rem), 1fr));

@@ -27,14 +27,22 @@ def at_compute(study: Study, baseline: str) -> Study:
     Raises:
         UsageError: an arm's recipe is wrong, or its text too short for so long a run.
     """
-    first = plan_of(study, study.arm(baseline))
-    return _equal(study, first.size.flops(first.plan).total, _flops)
+    return held_at(study, measured(study, study.arm(baseline), "compute"), "compute")
 
 
 def at_data(study: Study, baseline: str) -> Study:
     """``study`` with the steps of each arm such that all read the tokens of ``baseline``."""
-    first = plan_of(study, study.arm(baseline))
-    return _equal(study, float(first.plan.total_tokens), lambda run: float(run.plan.total_tokens))
+    return held_at(study, measured(study, study.arm(baseline), "data"), "data")
+
+
+def measured(study: Study, arm: Arm, held: str) -> float:
+    """FLOPs (``held`` is ``"compute"``) or tokens (``"data"``) of an arm at its own length."""
+    return _MEASURES[held](plan_of(study, arm))
+
+
+def held_at(study: Study, target: float, held: str) -> Study:
+    """``study`` with the steps of each arm such that all have ``target`` FLOPs or tokens."""
+    return _equal(study, target, _MEASURES[held])
 
 
 def plan_of(study: Study, arm: Arm, **plan: Any) -> Planned:
@@ -61,8 +69,10 @@ def check_data(study: Study) -> None:
         raise UsageError("; ".join(problems))
 
 
-def _flops(run: Planned) -> float:
-    return run.size.flops(run.plan).total
+_MEASURES: dict[str, Callable[[Planned], float]] = {
+    "compute": lambda run: run.size.flops(run.plan).total,
+    "data": lambda run: float(run.plan.total_tokens),
+}
 
 
 def _equal(study: Study, target: float, measure: Callable[[Planned], float]) -> Study:

@@ -30,28 +30,28 @@ def collect(study: Study, folder: Path, failed: Mapping[str, str]) -> Row:
     the share of that arm's compute after which this one had come down to that arm's last loss
     (None where it never did), which is the comparison at equal loss.
     """
-    finished = {
+    done = {
         arm.name: {
             seed: info
             for seed in study.seeds
-            if (info := _finished(run_folder(folder, arm, seed))) is not None
+            if (info := finished(run_folder(folder, arm, seed))) is not None
         }
         for arm in study.arms
     }
     curves = {
-        arm.name: {seed: _curve(run_folder(folder, arm, seed)) for seed in finished[arm.name]}
+        arm.name: {seed: _curve(run_folder(folder, arm, seed)) for seed in done[arm.name]}
         for arm in study.arms
     }
     measured = {
         name: {seed: float(info["result"]["bits_per_byte"]) for seed, info in infos.items()}
-        for name, infos in finished.items()
+        for name, infos in done.items()
     }
-    arms = [_arm(study, arm, finished[arm.name], measured, curves) for arm in study.arms]
-    first = next((info for infos in finished.values() for info in infos.values()), {})
+    arms = [_arm(study, arm, done[arm.name], measured, curves) for arm in study.arms]
+    first = next((info for infos in done.values() for info in infos.values()), {})
     return {
         **study.to_dict(),
         "confidence": CONFIDENCE,
-        "complete": all(len(infos) == len(study.seeds) for infos in finished.values()),
+        "complete": all(len(infos) == len(study.seeds) for infos in done.values()),
         "failed": dict(failed),
         "arms": arms,
         "versions": first.get("versions"),
@@ -88,7 +88,8 @@ def _arm(
     }
 
 
-def _finished(run: RunFolder) -> Row | None:
+def finished(run: RunFolder) -> Row | None:
+    """What a run says of itself if it got to its end, with a result; else None."""
     try:
         info = run.info()
     except (OSError, PatchtrainError):

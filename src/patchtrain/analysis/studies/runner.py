@@ -16,13 +16,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from patchtrain.analysis.studies import results
 from patchtrain.analysis.studies.study import (
+    Arm,
     Study,
     claim,
     refuse_another,
@@ -114,7 +115,7 @@ def run_study(
         write_json(folder / "study.json", {**study.to_dict(), "versions": versions()})
         failed: dict[str, str] = {}
         try:
-            _train(study, folder, jobs or cores(), failed, say, quiet)
+            train_runs(study, folder, jobs or cores(), failed, say, quiet)
         finally:
             found = conclude(study, folder, failed)
     if failed and not any(arm["runs"] for arm in found["arms"]):
@@ -153,12 +154,22 @@ def flops_so_far(run: RunFolder) -> float:
         return 0.0
 
 
-def _train(
-    study: Study, folder: Path, jobs: int, failed: dict[str, str], say: Say, quiet: bool
+def train_runs(
+    study: Study,
+    folder: Path,
+    jobs: int,
+    failed: dict[str, str],
+    say: Say,
+    quiet: bool,
+    chosen: Sequence[tuple[Arm, int]] | None = None,
 ) -> None:
+    """Train what is not finished of all runs of a study, or of those ``chosen``.
+
+    Runs that fail are added to ``failed``, with the reason by name.
+    """
     waiting = []
     finished, done, total = 0, 0.0, 0.0
-    for arm, seed in study.runs():
+    for arm, seed in study.runs() if chosen is None else chosen:
         flops = study.equality[arm.name].actual if arm.name in study.equality else 1.0
         flops = flops if study.held_equal == "compute" else 1.0
         total += flops

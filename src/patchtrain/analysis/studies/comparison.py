@@ -1,0 +1,213 @@
+"""Train what a question asks, in its order, and write down what came out.
+
+First every contender at every learning rate, on the first seed; then each at the best of its own on
+all seeds, and the baseline at its budgets. Which runs come later depends on what the earlier ones
+ended at, and on nothing else: the same command again comes to the same runs, finds those that are
+finished and trains the rest. Runs that lost or failed stay in the folder and in the results.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from patchtrain.analysis.studies import comparison_results as results
+from patchtrain.analysis.studies.question import BASELINE, Contender, Question
+from patchtrain.analysis.studies.runner import Say, cores, train_runs
+from patchtrain.analysis.studies.study import Arm, Study, claim, run_folder
+from patchtrain.errors import PatchtrainError, UsageError
+from patchtrain.files import write_json
+from patchtrain.runs import RunFolder, versions
+
+Rate = float | None  # None: the recipe's own
+
+
+@dataclass
+class Work:
+    """The folder of a comparison while its runs are trained."""
+
+    question: Question
+    folder: Path
+    jobs: int = 1
+    say: Say = print
+    quiet: bool = False
+    arms: dict[str, Arm] = field(default_factory=dict)  # variants asked for, by name
+    tried: dict[str, dict[Rate, Arm]] = field(default_factory=dict)  # variants by contender
+    chosen: dict[str, Arm] = field(default_factory=dict)  # of each contender, the best variant
+    budgets: dict[float, Arm] = field(default_factory=dict)  # of the baseline
+    wanted: dict[tuple[str, int], None] = field(default_factory=dict)  # runs: variant and seed
+    failed: dict[str, str] = field(default_factory=dict)  # by run
+    trials: list[dict[str, Any]] = field(default_factory=list)  # of a search
+
+    def tune(self, contenders: Iterable[Contender], rates: Sequence[Rate] = ()) -> None:
+        """Train contenders at each of the rates (the question's if none) on the first seed."""
+        variants = []
+        for contender in contenders:
+            tried = self.tried.setdefault(contender.name, {})
+            for rate in rates or self.question.rates or (None,):
+                tried[rate] = self.question.variant(contender, rate)
+                variants.append(tried[rate])
+        self._tell(f"{len(variants)} runs with seed {self.question.first_seed}")
+        self.train([(arm, self.question.first_seed) for arm in variants])
+
+    def choose(self) -> None:
+        """Take each contender's best rate by the first seed, and by no other."""
+        for name, variants in self.tried.items():
+            ended = {rate: self.ended_at(arm) for rate, arm in variants.items()}
+            good = [(end, rate or 0.0) for rate, end in ended.items() if end is not None]
+            if good:
+                rate = min(good)[1]  # the smaller rate of two that are as good
+                self.chosen[name] = variants[rate if rate in variants else None]
+
+    def repeat(self) -> None:
+        """Train the chosen variants on the other seeds: the best few, or all of them."""
+        if len(self.question.seeds) < 2:
+            return
+        self._tell("the arms at the rates chosen, with all seeds")
+        self.train(
+            [
+                (self.chosen[name], seed)
+                for seed in self.question.seeds
+                for name in self.confirmed()
+                if name in self.chosen
+            ]
+        )
+
+    def confirmed(self) -> list[str]:
+        """The contenders that get all seeds: the best by the first, with their references."""
+        question = self.question
+        ended = {name: self.ended_at(arm) for name, arm in self.chosen.items()}
+        ends = {name: end for name, end in ended.items() if end is not None}
+        against = {item.name: item.reference for item in question.contenders}
+        ranked = [name for name in sorted(ends, key=lambda name: ends[name]) if against[name]]
+        best = set(ranked if question.confirm is None else ranked[: question.confirm])
+        best |= {reference for name in best if (reference := against[name])}
+        return [item.name for item in question.contenders if item.name in best]
+
+    def spend(self) -> None:
+        """Train the baseline at its budgets, at the rate that is its best at full length."""
+        baseline = self.chosen.get(BASELINE)
+        if baseline is None or not self.question.budgets:
+            return
+        contender, rate = self.question.contender(BASELINE), baseline.notes["learning_rate"]
+        for budget in self.question.budgets:
+            self.budgets[budget] = self.question.at_budget(contender, rate, budget)
+        self.budgets.setdefault(1.0, baseline)
+        self._tell("token level at its budgets")
+        self.train([(arm, seed) for seed in self.question.seeds for arm in self.budgets.values()])
+
+    def train(self, runs: Sequence[tuple[Arm, int]]) -> None:
+        """Train what of ``runs`` is not finished."""
+        if not runs:
+            return
+        arms = {**self.arms, **{arm.name: arm for arm, _ in runs}}
+        study = self.question.study(list(arms.values()))
+        self._write(study)
+        self.arms = arms
+        self.wanted.update(dict.fromkeys((arm.name, seed) for arm, seed in runs))
+        names = dict.fromkeys((arm.name, seed) for arm, seed in runs)
+        chosen = [(study.arm(name), seed) for name, seed in names]
+        train_runs(study, self.folder, self.jobs, self.failed, self.say, self.quiet, chosen)
+
+    def ended_at(self, arm: Arm) -> float | None:
+        """Bits per byte of a variant on the first seed, or None where it is not finished."""
+        return results.bits_per_byte(run_folder(self.folder, arm, self.question.first_seed))
+
+    def add(self, contender: Contender) -> None:
+        """One more contender, which a search came to."""
+        if all(item.name != contender.name for item in self.question.contenders):
+            found = (*self.question.contenders, contender)
+            self.question = replace(self.question, contenders=found)
+
+    def refuse(self, name: str, reason: str) -> None:
+        """A contender that cannot be trained."""
+        self.question = replace(self.question, unfit={**self.question.unfit, name: reason})
+
+    def conclude(self) -> dict[str, Any]:
+        """Count what is finished and write it down, with the page."""
+        from patchtrain.report.compare_page import write_compare_page
+
+        found = results.summarise(self)
+        write_json(self.folder / "results.json", found)
+        write_compare_page(found, self.folder / "report.html")
+        return found
+
+    def _tell(self, line: str) -> None:
+        if not self.quiet:
+            self.say(line)
+
+    def _write(self, study: Study) -> None:
+        """``study.json``, with the variants of earlier calls; refuses what is another study."""
+        file = self.folder / "study.json"
+        now = study.to_dict()
+        now["about"] = {}  # does not change what a run is
+        before = _read(file) if file.is_file() else now
+        known = {arm["name"]: arm for arm in before.get("arms", [])}
+        changed = [key for key in ("name", "held_equal", "recipe") if before.get(key) != now[key]]
+        changed += [
+            f"arm {arm['name']}"
+            for arm in now["arms"]
+            if known.get(arm["name"], arm).get("recipe") != arm["recipe"]
+        ]
+        if changed:
+            raise UsageError(
+                f"{self.folder} holds another study: {', '.join(changed)} differ"
+                f"{'s' * (len(changed) == 1)} from {file}; name another --out, or start over with "
+                f"--fresh"
+            )
+        known.update({arm["name"]: arm for arm in now["arms"]})
+        write_json(file, {**now, "arms": list(known.values()), "versions": versions()})
+
+
+def run_comparison(
+    question: Question,
+    folder: Path,
+    jobs: int | None = None,
+    *,
+    say: Say = print,
+    quiet: bool = False,
+    search: Callable[[Work], None] | None = None,
+) -> dict[str, Any]:
+    """Train, count, and write ``results.json`` and ``report.html``; returns the results.
+
+    Args:
+        question: with its contenders at their lengths.
+        folder: the comparison's folder, made if it is not there.
+        jobs: runs at a time; one a core if None.
+        say: is given a line where something begins, ends or fails, and now and then on progress.
+        quiet: no lines on progress.
+        search: trains more contenders, which it chooses as it goes, after the question's own.
+
+    Raises:
+        UsageError: the folder holds something else, or another study is running in it.
+        PatchtrainError: every run failed.
+    """
+    claim(folder)
+    work = Work(question, folder, jobs or cores(), say, quiet)
+    with RunFolder(folder).locked():
+        for name in ("recipes", "runs", "logs"):
+            (folder / name).mkdir(exist_ok=True)
+        try:
+            work.tune(question.contenders)
+            if search is not None:
+                search(work)
+            work.choose()
+            work.repeat()
+            work.spend()
+        finally:
+            found = work.conclude() if work.arms else {}  # none: refused, or cut short at once
+    if work.failed and not any(arm["runs"] for arm in found["arms"]):
+        name, reason = next(iter(work.failed.items()))
+        raise PatchtrainError(f"no run of the study got to its end; {name}: {reason}")
+    return found
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise PatchtrainError(f"{file}: not valid JSON; --fresh starts over") from error
+    return values if isinstance(values, dict) else {}

@@ -1,0 +1,330 @@
+"""What a comparison asks: contenders over seeds, each at the best of the same learning rates.
+
+A contender is the recipe with entries replaced (``plan.patch_size``), made as long as costs what
+the baseline costs. ``compare`` names a few, a sweep makes them from axes. A *variant* is one
+contender at one learning rate; it is an arm of a study, so that its runs are trained, resumed and
+counted like those of any study.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from patchtrain.analysis.studies.equal import check_data, held_at, measured, plan_of
+from patchtrain.analysis.studies.study import Arm, Equality, Study
+from patchtrain.errors import UsageError, nearest
+from patchtrain.plan import PlanSpec
+from patchtrain.planning import Planned
+from patchtrain.recipe import Recipe
+from patchtrain.yaml_reader import read_yaml
+
+BASELINE = "token"
+RATE = "training.learning_rate"
+HOLDS = ("compute", "data")
+BUDGETS = (0.4, 0.5, 0.63, 0.8, 1.0, 1.26)
+ALIASES = {
+    "K": "plan.patch_size",
+    "r": "plan.step_fraction",
+    "lambda": "plan.patch_fraction",
+    "rate": RATE,
+}
+LENGTHS = ("plan.steps", "plan.tokens", "plan.epochs")
+_STAGES = ("plan.patch_fraction", "plan.step_fraction", "plan.stages")
+_PLAN_KEYS = tuple(PlanSpec.__dataclass_fields__)
+# What a preset decides, and what a contender that is a preset does not take from the recipe.
+_DECIDED = ("hold", "schedule", "schedule_scope", "optimizer_at_switch", "slot_weights")
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to train, whatever its learning rate."""
+
+    name: str
+    words: str
+    recipe: Mapping[str, Any]  # entries of the recipe to replace, by path
+    reference: str | None = None  # the token-level contender that it is compared with
+    values: Mapping[str, Any] = field(default_factory=dict)  # of a sweep's axes, by path
+    equality: Equality | None = None  # once its steps are set
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is to be compared."""
+
+    name: str  # compare or sweep
+    title: str
+    recipe: Mapping[str, Any]  # values of a Recipe, without seed and out
+    contenders: tuple[Contender, ...]
+    held_equal: str  # of HOLDS
+    seeds: tuple[int, ...]  # the first one also chooses the learning rates
+    rates: tuple[float, ...] = ()  # tried for each contender; none: the recipe's own
+    budgets: tuple[float, ...] = ()  # of the baseline, as shares of its compute
+    confirm: int | None = None  # the best contenders that get the other seeds; None: all
+    axes: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    unfit: Mapping[str, str] = field(default_factory=dict)  # contenders that cannot be trained
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.held_equal not in HOLDS:
+            raise UsageError(f"--equal is one of {', '.join(HOLDS)}, not {self.held_equal}")
+        for option, values in (("--rates", self.rates), ("--baseline-budgets", self.budgets)):
+            if any(not 0 < value < 1e6 for value in values):
+                raise UsageError(f"{option} are numbers above 0")
+            if len(set(values)) < len(values):
+                raise UsageError(f"{option}: a value is there twice")
+
+    @property
+    def first_seed(self) -> int:
+        return self.seeds[0]
+
+    def contender(self, name: str) -> Contender:
+        return next(item for item in self.contenders if item.name == name)
+
+    def variant(self, contender: Contender, rate: float | None, budget: float = 1.0) -> Arm:
+        """A contender at a learning rate, or None at the recipe's own; a share of its length."""
+        name, words, recipe = contender.name, contender.words, dict(contender.recipe)
+        notes = {"contender": contender.name, "learning_rate": rate, "budget": budget}
+        if rate is not None:
+            name, words = f"{name}-rate-{rate:g}", f"{words}; learning rate {rate:g}"
+            recipe[RATE] = rate
+        if budget != 1.0:
+            name, words = f"{name}-budget-{budget:g}", f"{words}; {budget:g} of the compute"
+        return Arm(name, words, recipe, notes=notes)
+
+    def at_budget(self, contender: Contender, rate: float | None, budget: float) -> Arm:
+        """The variant of a contender that has a share of its compute (or data)."""
+        arm = self.variant(contender, rate, budget)
+        if budget == 1.0 or contender.equality is None:
+            return arm
+        study = held_at(self.study([arm]), budget * contender.equality.actual, self.held_equal)
+        (found,), equality = study.arms, study.equality[arm.name]
+        return replace(found, notes={**found.notes, "equality": [equality.target, equality.actual]})
+
+    def study(self, arms: Sequence[Arm]) -> Study:
+        """The study that trains ``arms``."""
+        equality = {}
+        for arm in arms:
+            if "equality" in arm.notes:
+                equality[arm.name] = Equality(*arm.notes["equality"])
+            elif (name := arm.notes.get("contender")) and (own := self.contender(name).equality):
+                equality[arm.name] = own
+        return Study(
+            self.name, self.title, self.recipe, tuple(arms), self.seeds, self.held_equal,
+            self.about, equality,
+        )  # fmt: skip
+
+
+def shared_recipe(recipe: Recipe) -> dict[str, Any]:
+    """What all contenders have of a recipe: all but its seed and place."""
+    values = recipe.model_dump(mode="json", exclude_none=True)
+    kept: dict[str, Any] = {
+        name: values[name] for name in ("store", "model", "training") if name in values
+    }
+    return {**kept, "plan": {k: v for k, v in recipe.plan.items() if v is not None}}
+
+
+def full_path(key: str) -> str:
+    """``K`` and ``patch_size`` as ``plan.patch_size``; a path as it is.
+
+    Raises:
+        UsageError: it is none, with the nearest.
+    """
+    if key in ALIASES:
+        return ALIASES[key]
+    if key in _PLAN_KEYS:
+        return f"plan.{key}"
+    section, _, rest = key.partition(".")
+    if rest and section in ("plan", "model", "training", "store"):
+        if section == "plan" and rest not in _PLAN_KEYS:
+            raise UsageError(f"plan: no key '{rest}'{nearest(rest, list(_PLAN_KEYS))}")
+        return key
+    if key == "store":
+        return key
+    hint = nearest(key, [*_PLAN_KEYS, *ALIASES])
+    raise UsageError(f"'{key}' is no entry of a recipe, such as plan.patch_size{hint}")
+
+
+def replaced(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """``entries`` with those of a recipe taken out that they stand for.
+
+    A plan has its stages from one of ``patch_fraction``, ``step_fraction`` and ``stages``, and its
+    length from one of ``steps``, ``tokens`` and ``epochs``.
+    """
+    found = dict(entries)
+    for group in (_STAGES, LENGTHS):
+        if any(entries.get(path) is not None for path in group):
+            for path in group:
+                found.setdefault(path, None)
+    if "plan.patch_size" in entries:
+        found.setdefault("plan.stages", None)
+    return found
+
+
+def token_level() -> dict[str, Any]:
+    """The entries that make any recipe's plan token level throughout."""
+    return {"plan.patch_fraction": 0, "plan.step_fraction": None, "plan.stages": None,
+            "plan.patch_size": 1}  # fmt: skip
+
+
+def preset(name: str, patch_size: int) -> dict[str, Any]:
+    """The entries that make a recipe's plan a paper's, with what that paper's preset decides."""
+    decided = {f"plan.{key}": None for key in _DECIDED}
+    stages = dict.fromkeys(_STAGES, None)
+    return {"plan.preset": name, "plan.patch_size": patch_size, **decided, **stages}
+
+
+def from_words(words: str) -> tuple[str, dict[str, Any]]:
+    """``mine:plan.patch_size=2,plan.step_fraction=0.3`` as a name and entries.
+
+    A comma inside brackets separates nothing: ``steps:plan.stages=[[4,0.2],[1,0.8]]``.
+    """
+    name, colon, text = words.partition(":")
+    entries = {}
+    for pair in _outer_commas(text):
+        key, equals, value = pair.partition("=")
+        if not equals or not key.strip():
+            raise UsageError(f"arm '{words}': '{pair}' is not key=value, such as patch_size=2")
+        entries[full_path(key.strip())] = read_yaml(value, f"arm '{name}'")
+    if not colon or not entries or not re.fullmatch(r"\w[\w.-]*", name):
+        raise UsageError(
+            f"'{words}' is no arm: name token, recipe, paper or superposition, or give one of your "
+            f"own, such as mine:plan.patch_size=2,plan.step_fraction=0.3"
+        )
+    return name, replaced(entries)
+
+
+def compared(
+    recipe: Recipe,
+    arms: Sequence[str],
+    *,
+    held_equal: str = "compute",
+    seeds: Sequence[int] = (0, 1, 2),
+    rates: Sequence[float] = (),
+    budgets: Sequence[float] = (),
+    about: Mapping[str, Any] | None = None,
+) -> Question:
+    """The question of ``patchtrain compare``.
+
+    Args:
+        recipe: what all arms share, and the length of the baseline.
+        arms: names or ``NAME:entries``; empty for token, recipe, paper and superposition, of which
+            one that is the same as another is left out.
+        held_equal: ``"compute"`` or ``"data"``.
+        seeds: the first chooses the learning rate.
+        rates: peak learning rates that every arm is tried at.
+        budgets: shares of its compute that the baseline is trained at, for the comparison at equal
+            loss.
+
+    Raises:
+        UsageError: an arm is wrong, or its store too small.
+    """
+    shared = shared_recipe(recipe)
+    bare = Question("compare", "Ways to train, compared", shared, (), held_equal, tuple(seeds))
+    patch_size = _patch_size(bare)
+    known: dict[str, dict[str, Any]] = {
+        BASELINE: token_level(),
+        "recipe": {},
+        "paper": preset("paper", patch_size),
+        "superposition": preset("superposition", patch_size),
+    }
+    asked: dict[str, dict[str, Any]] = {BASELINE: known[BASELINE]}
+    for word in arms or known:
+        name, entries = (word, known[word]) if word in known else from_words(word)
+        if name in known and word not in known:
+            raise UsageError(f"arm '{word}': '{name}' is an arm already; give yours another name")
+        if name in asked and name != BASELINE:
+            raise UsageError(f"arm '{name}' is there twice")
+        if rates and RATE in entries:
+            raise UsageError(f"arm '{name}' has a learning rate, and --rates tries others on it")
+        asked[name] = entries
+    target = measured_length(bare, asked[BASELINE])
+    found: list[Contender] = []
+    same: dict[str, str] = {}
+    for name, entries in asked.items():
+        contender = equalized(bare, Contender(name, "", entries, _reference(name)), target)
+        twin = next((item.name for item in found if _alike(bare, item, contender)), None)
+        if twin and not arms:
+            same[name] = twin
+        else:
+            found.append(contender)
+    question = replace(
+        bare, contenders=tuple(found), rates=tuple(sorted(rates)), budgets=tuple(sorted(budgets)),
+        about={**(about or {}), "same": same},
+    )  # fmt: skip
+    if len(found) < 2:
+        raise UsageError("there is nothing to compare: the recipe trains on tokens throughout")
+    check_data(question.study([question.variant(item, None) for item in found]))
+    return question
+
+
+def measured_length(question: Question, entries: Mapping[str, Any]) -> float:
+    """FLOPs or tokens of the recipe with ``entries`` at the length it asks for."""
+    arm = Arm(BASELINE, "", entries)
+    return measured(question.study([arm]), arm, question.held_equal)
+
+
+def equalized(question: Question, contender: Contender, target: float) -> Contender:
+    """``contender`` as long as has ``target`` FLOPs or tokens, and in words if it has none."""
+    arm = Arm(contender.name, "", contender.recipe)
+    study = held_at(question.study([arm]), target, question.held_equal)
+    (found,) = study.arms
+    run = plan_of(study, found)
+    words = contender.words or plan_words(run)
+    return replace(contender, words=words, recipe=found.recipe, equality=study.equality[arm.name])
+
+
+def plan_words(run: Planned) -> str:
+    """A plan in a line: ``patches of 4 for 30% of the compute, then tokens; optimizer carried``."""
+    plan = run.plan
+    if all(stage.patch_size == 1 for stage in plan.stages):
+        return "tokens throughout"
+    total = plan.total_positions
+    stages = [
+        f"{stage.name} for {stage.positions / total:.0%} of the positions"
+        for stage in plan.stages[:-1]
+    ]
+    parts = [", then ".join([*stages, plan.stages[-1].name])]
+    parts.append({"carry": "optimizer carried", "reset": "optimizer reset"}[
+        str(plan.spec.optimizer_at_switch)])  # fmt: skip
+    scope = {"run": "one schedule", "stage": "a schedule a stage"}[str(plan.spec.schedule_scope)]
+    return "; ".join([*parts, f"{scope} ({plan.spec.schedule})"])
+
+
+def _reference(name: str) -> str | None:
+    return None if name == BASELINE else BASELINE
+
+
+def _patch_size(question: Question) -> int:
+    """K of the recipe: of its first stage of patches, or what its plan has for one."""
+    arm = Arm("recipe", "", {})
+    stages = plan_of(question.study([arm]), arm).plan.stages
+    sizes = [stage.patch_size for stage in stages if stage.patch_size > 1]
+    return sizes[0] if sizes else PlanSpec.patch_size
+
+
+def _alike(question: Question, first: Contender, second: Contender) -> bool:
+    plans = []
+    for item in (first, second):
+        arm = Arm(item.name, "", item.recipe)
+        plan = plan_of(question.study([arm]), arm).plan
+        single = len(plan.stages) == 1
+        spec = plan.spec
+        plans.append((
+            plan.stages, spec.schedule, spec.warmup_steps, spec.decay_fraction, spec.min_rate,
+            None if single else (spec.schedule_scope, spec.optimizer_at_switch),
+        ))  # fmt: skip
+    return plans[0] == plans[1]
+
+
+def _outer_commas(text: str) -> list[str]:
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "[{") - (letter in "]}")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part for part in parts if part.strip()]

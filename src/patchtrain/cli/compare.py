@@ -1,0 +1,251 @@
+"""Train one recipe in several ways over several seeds and say which ends lowest, and by how much.
+
+  patchtrain compare recipes/small.yaml --dry-run
+  patchtrain compare recipes/small.yaml --rates 2e-3 4e-3 8e-3 --seeds 0 1 2
+  patchtrain compare recipes/small.yaml --arms recipe "k4:patch_size=4,step_fraction=0.2"
+  patchtrain compare recipes/small.yaml --baseline-budgets --rates 2e-3 4e-3 8e-3
+
+Arms are `token` (token level throughout, always there), `recipe` (the plan as it is), `paper` and
+`superposition` (that preset with the recipe's patch size), and any of your own: a name and the
+entries of the recipe to replace. Each is made as long as costs what token level costs at the
+recipe's length. Give --rates: every arm is then taken at its own best of them, chosen on the first
+seed; a comparison with one tuned arm is worth nothing.
+
+One process a core trains the runs; Ctrl-C leaves a folder that the same command goes on with, and
+more arms, seeds, rates or budgets may be asked for later. OUT/report.html is the page."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from patchtrain.analysis.studies.comparison import Work
+    from patchtrain.analysis.studies.question import Question
+
+HELP = "train one recipe in several ways over seeds, and say by how much they differ"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_common(parser, [0, 1, 2])
+    parser.add_argument(
+        "--arms",
+        nargs="+",
+        default=[],
+        metavar="ARM",
+        help="token, recipe, paper, superposition, or NAME:key=value,... (default: those four)",
+    )
+    parser.add_argument(
+        "--rates",
+        type=float,
+        nargs="+",
+        default=[],
+        metavar="RATE",
+        help="peak learning rates that every arm is tried at, with the first seed (default: the "
+        "recipe's own, untuned)",
+    )
+    parser.add_argument(
+        "--baseline-budgets",
+        type=float,
+        nargs="*",
+        metavar="SHARE",
+        help="also train token level at these shares of its compute, for the comparison at equal "
+        "loss (without numbers: 0.4 0.5 0.63 0.8 1 1.26)",
+    )
+
+
+def add_common(parser: argparse.ArgumentParser, seeds: list[int]) -> None:
+    """What ``compare`` and ``study sweep`` share."""
+    parser.add_argument("recipe", metavar="RECIPE", help="a recipe whose store is there")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="entries of the recipe to replace, such as plan.steps=2000",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="OUT", help="the folder (default: studies/NAME-OF-RECIPE)"
+    )
+    parser.add_argument(
+        "--equal",
+        choices=("compute", "data"),
+        default="compute",
+        help="what all have as much of as token level (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=seeds,
+        metavar="N",
+        help="of weights and data order; runs with one seed are a pair (default: "
+        + " ".join(map(str, seeds))
+        + ")",
+    )
+    parser.add_argument(
+        "--jobs", type=int, metavar="N", help="runs at a time (default: one a core)"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print what would be trained and what it costs"
+    )
+    parser.add_argument(
+        "--fresh", action="store_true", help="delete what is in the folder and start over"
+    )
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def run(args: argparse.Namespace) -> int:
+    from patchtrain.analysis.studies.question import BUDGETS, compared
+
+    recipe, about = load(args)
+    asked = args.baseline_budgets
+    question = compared(
+        recipe,
+        args.arms,
+        held_equal=args.equal,
+        seeds=args.seeds,
+        rates=args.rates,
+        budgets=BUDGETS if asked == [] else asked or (),
+        about=about,
+    )
+    return carry_out(args, question)
+
+
+def load(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    """The recipe, and what is known of its text; sets the folder's default."""
+    from patchtrain.analysis.studies.asked import describe
+    from patchtrain.data.store import TokenStore
+    from patchtrain.errors import UsageError
+    from patchtrain.recipe import Recipe
+
+    if args.jobs is not None and args.jobs < 1:
+        raise UsageError(f"--jobs must be at least 1, not {args.jobs}")
+    recipe = Recipe.load(args.recipe, args.overrides)
+    if args.equal == "data" and recipe.plan.get("documents") == "separate":
+        raise UsageError(
+            "--equal data counts tokens with the padding between separate documents, which differs "
+            "by patch size; use --equal compute, or documents: mixed"
+        )
+    if args.out is None:
+        args.out = Path("studies") / f"{getattr(args, 'study', 'compare')}-{Path(args.recipe).stem}"
+    store = TokenStore.open(recipe.store)
+    return recipe, {"corpus": str(recipe.store), "store": describe(store)}
+
+
+def carry_out(
+    args: argparse.Namespace,
+    question: Question,
+    search: Callable[[Work], None] | None = None,
+    trials: int = 0,
+) -> int:
+    """Print what would be trained, or train it and print what came out; the exit code."""
+    from patchtrain.analysis.studies.comparison import run_comparison
+    from patchtrain.analysis.studies.study import claim
+
+    if args.dry_run:
+        print_question(question, args.out, trials)
+        return 0
+    claim(args.out)
+    if args.fresh:
+        shutil.rmtree(args.out)
+    found = run_comparison(question, args.out, args.jobs, say=_say, quiet=args.quiet, search=search)
+    if args.json:
+        from patchtrain.cli.results import show_json
+
+        show_json(found)
+    else:
+        print_results(found)
+        print(f"results  {args.out / 'results.json'}\npage     {args.out / 'report.html'}")
+    return 1 if found["failed"] or found["unfit"] else 0
+
+
+def print_question(question: Question, folder: Path, trials: int = 0) -> None:
+    """The contenders, what a run of each costs, and how many runs there are at most."""
+    from patchtrain.analysis.studies.comparison_results import seconds_per_flop
+    from patchtrain.analysis.studies.equal import plan_of
+    from patchtrain.analysis.studies.question import BASELINE
+    from patchtrain.analysis.studies.study import Arm
+    from patchtrain.report.formats import count, duration, flops
+
+    rows, costs = [], {}
+    for item in question.contenders:
+        arm = Arm(item.name, item.words, item.recipe)
+        planned = plan_of(question.study([arm]), arm)
+        costs[item.name] = planned.size.flops(planned.plan).total
+        off = f"{item.equality.off:+.2%}" if item.equality else ""
+        rows.append([
+            item.name, item.words, f"{planned.plan.total_steps:,}",
+            count(planned.plan.total_tokens), flops(costs[item.name]), off,
+        ])  # fmt: skip
+    print_table(["arm", "what it is", "steps", "tokens", "compute", "off"], rows)
+    for name, twin in question.about.get("same", {}).items():
+        print(f"left out     {name}: the same plan as {twin}")
+    for name, reason in question.unfit.items():
+        print(f"not trained  {name}: {reason}")
+    rates, seeds = max(len(question.rates), 1), len(question.seeds)
+    points = len(costs)
+    first, total = points * rates, sum(costs.values()) * rates
+    repeated = points if question.confirm is None else min(2 * question.confirm, points + trials)
+    average = sum(costs.values()) / points
+    later = repeated * (seeds - 1)
+    runs = first + trials + later + len([b for b in question.budgets if b != 1]) * seeds
+    total += average * (trials + later)
+    if question.budgets:
+        total += costs[BASELINE] * seeds * sum(b for b in question.budgets if b != 1)
+    print(
+        f"at most {runs} runs: {first} for each arm at each rate with seed {question.first_seed}, "
+        + (f"{trials} trials, " if trials else "")
+        + f"the rest for the other seeds{' and the budgets' * bool(question.budgets)}; "
+        f"{flops(total)} in all, equal {question.held_equal} a run"
+    )
+    pace = seconds_per_flop(folder)
+    if pace is None:
+        print("how long that takes is not known until a run has finished in the folder")
+    else:
+        print(f"about {duration(pace * total)} one at a time, at the pace of the finished runs")
+
+
+def print_results(found: Mapping[str, Any]) -> None:
+    """The verdict, the tables, and what is missing."""
+    from patchtrain.report.compare_words import (
+        CONTENDER_HEAD,
+        LOSS_HEAD,
+        contender_rows,
+        held,
+        loss_rows,
+        lost_notes,
+        verdict,
+    )
+
+    for sentence in verdict(found):
+        print(sentence)
+    print_table(CONTENDER_HEAD, contender_rows(found))
+    if rows := loss_rows(found):
+        print("At equal loss: compute over what token level needs for the same loss")
+        print_table(LOSS_HEAD, rows)
+    print(" ".join(held(found)))
+    for line in lost_notes(found):
+        print(line)
+
+
+def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in head:
+        table.add_column(name, justify="left" if name in ("arm", "what it is") else "right")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console(highlight=False, width=None if sys.stdout.isatty() else 150).print(table)
+
+
+def _say(line: str) -> None:
+    print(f"* {line}", file=sys.stderr, flush=True)

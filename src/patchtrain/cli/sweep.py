@@ -1,0 +1,84 @@
+"""Which K, fraction, rate, model: points along some axes, each against token level.
+
+  patchtrain study sweep recipes/small.yaml --over K=2,3,4 --over r=0.2,0.3,0.5 --dry-run
+  patchtrain study sweep recipes/small.yaml --over K=2,4,8 --over rate=2e-3,4e-3,8e-3 --seeds 0 1
+  patchtrain study sweep recipes/small.yaml --over "stages=[[8,.1],[4,.1],[1,.8]],[[4,.3],[1,.7]]"
+  patchtrain study sweep recipes/small.yaml --search bayes --trials 30 --over K=2,3,4,8 \\
+      --over r=0.05..0.5 --over rate=1e-3..1e-2
+
+An axis is any entry of a recipe (plan.optimizer_at_switch=carry,reset, model.config.hidden_size=
+64,128, plan.tokens_per_step, plan.tokens), or K, r, lambda or rate for short. The rate is no axis
+of the result: every point is taken at its own best. What is no matter of patches alone, such as the
+model, has a token-level reference for each of its values. Every point costs what token level costs
+at the recipe's length; only an axis over the length itself changes that."""
+
+from __future__ import annotations
+
+import argparse
+
+from patchtrain.cli import compare
+
+_CONFIRMED = 3
+
+
+def add(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """The command ``study sweep``."""
+    parser = kinds.add_parser(
+        "sweep",
+        help="points along any entries of a recipe, by grid or search",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    compare.add_common(parser, [0])
+    parser.add_argument(
+        "--over",
+        action="append",
+        required=True,
+        metavar="PATH=VALUES",
+        help="an axis: values with commas between, or low..high for a search; several times",
+    )
+    parser.add_argument(
+        "--search",
+        choices=("grid", "random", "bayes"),
+        default="grid",
+        help="all points, or some by optuna (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--trials", type=int, default=20, metavar="N", help="of a search (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--confirm",
+        type=int,
+        metavar="N",
+        help="points that are trained on the other seeds too, the best first (default: all of a "
+        f"grid, {_CONFIRMED} of a search)",
+    )
+    parser.add_argument(
+        "--debug",
+        action="store_true",
+        default=argparse.SUPPRESS,  # the command's own stands where it is not given here
+        help="show the traceback of an error",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from patchtrain.analysis.studies.search import Search
+    from patchtrain.analysis.studies.sweep import grid, searched, swept
+    from patchtrain.errors import UsageError
+
+    if args.confirm is not None and args.confirm < 1:
+        raise UsageError(f"--confirm must be at least 1, not {args.confirm}")
+    recipe, about = compare.load(args)
+    is_grid = args.search == "grid"
+    sweep = swept(
+        recipe,
+        args.over,
+        held_equal=args.equal,
+        seeds=args.seeds,
+        confirm=args.confirm or (None if is_grid else _CONFIRMED),
+        about=about,
+    )
+    if is_grid:
+        return compare.carry_out(args, grid(sweep))
+    search = Search(sweep, args.search, args.trials)
+    return compare.carry_out(args, searched(sweep), search, args.trials)

@@ -1,0 +1,182 @@
+"""The page of a comparison or sweep: the verdict in words first, then tables and figures.
+
+One self-contained HTML file, made from the results alone; it can be made while runs are still
+missing, and says so. Runs that lost or failed are on it.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from patchtrain import __version__
+from patchtrain.files import write_text
+from patchtrain.report import compare_figures
+from patchtrain.report.compare_words import (
+    CONTENDER_HEAD,
+    LOSS_HEAD,
+    contender_rows,
+    held,
+    loss_rows,
+    lost_notes,
+    rate_rows,
+    verdict,
+)
+from patchtrain.report.figures import to_html
+from patchtrain.report.formats import count
+from patchtrain.report.study_page import RUN_HEAD, note, paragraphs, recipe_parts, run_rows
+from patchtrain.report.tables import table
+from patchtrain.report.template import PAGE, POLICY, SCRIPT, STYLE
+
+Row = Mapping[str, Any]
+
+
+def write_compare_page(results: Row, out: Path) -> Path:
+    """Write the page of ``results`` (``comparison_results.summarise``) to ``out``."""
+    write_text(out, render(results).encode("utf-8", "replace").decode("utf-8"))
+    return out
+
+
+def render(results: Row) -> str:
+    """The page as text."""
+    title = html.escape(results["title"])
+    figures: list[str] = []
+    body = [
+        f"<h1>{title}</h1>",
+        f'<div class="lead">{paragraphs(verdict(results))}</div>',
+        "".join(note(sentence) for sentence in held(results)),
+        _models(results),
+        _missing(results),
+        "<h2>Arms</h2>",
+        table(CONTENDER_HEAD, contender_rows(results), "Arms"),
+        note(
+            "Bits per byte on all of the held-out text, at token level; lower is better. Mean over "
+            "the seeds and their standard deviation. The difference is to token level, seed by "
+            "seed; below zero the arm ended lower."
+        ),
+        _words(results),
+        *_equal_loss(results, figures),
+        *_heat_map(results, figures),
+        *_curves(results, figures),
+        *_rates(results),
+        *_trials(results),
+        "<h2>All runs</h2>",
+        f'<div class="named">{table(RUN_HEAD, run_rows(results), "All runs")}</div>',
+        "<h2>Recipe</h2>",
+        recipe_parts(results),
+        f"<footer>Made by patchtrain {html.escape(__version__)}.</footer>",
+    ]
+    return PAGE.format(
+        policy=POLICY,
+        title=title,
+        style=STYLE,
+        body="\n".join(part for part in body if part),
+        script=SCRIPT if figures else "",
+    )
+
+
+def _models(results: Row) -> str:
+    sizes = sorted({run["body_parameters"] for arm in results["arms"] for run in arm["runs"]})
+    words = []
+    if sizes:
+        shown = count(sizes[0]) + (f" to {count(sizes[-1])}" if len(sizes) > 1 else "")
+        words.append(f"Models of {shown} parameters without embeddings.")
+    if corpus := results["about"].get("corpus"):
+        words.append(f"Text: {corpus}.")
+    return note(" ".join(words)) if words else ""
+
+
+def _missing(results: Row) -> str:
+    notes = lost_notes(results)
+    return f'<div class="missing">{paragraphs(notes)}</div>' if notes else ""
+
+
+def _words(results: Row) -> str:
+    rows = [[item["name"], item["words"]] for item in results["contenders"]]
+    listed = table(("arm", "what it is"), rows, "What the arms are")
+    return f'<details class="wide"><summary>What the arms are</summary>{listed}</details>'
+
+
+def _equal_loss(results: Row, figures: list[str]) -> list[str]:
+    rows = loss_rows(results)
+    if not rows:
+        return []
+    budgets = ", ".join(results["budgets"])
+    return [
+        "<h2>At equal loss</h2>",
+        table(LOSS_HEAD, rows, "At equal loss"),
+        note(
+            f"An arm's compute over what token level needs for the arm's loss; below 1 saves. "
+            f"Token level was trained anew at {budgets} of the compute, each a whole run with its "
+            f"own schedule, at the rate that was its best at full length; in between it is read "
+            f"off straight in log compute, with neighbours pooled where noise made more compute "
+            f"end higher. Never beyond: where an arm ended outside, there is only a bound. "
+            f"Geometric mean over the seeds. Time is what each run took, with whatever else the "
+            f"machine did meanwhile."
+        ),
+        *_plot(compare_figures.needed(results), "compute-needed", figures),
+    ]
+
+
+def _heat_map(results: Row, figures: list[str]) -> list[str]:
+    found = compare_figures.heat_map(results)
+    if found is None:
+        return []
+    figure, words = found
+    return [
+        f"<h2>{html.escape(words)}</h2>",
+        *_plot(figure, "heat-map", figures),
+        note(
+            "Bits per byte less token level's on the first seed, each point at its own best "
+            "learning rate, and at the best of what varies besides; blue ended lower."
+        ),
+    ]
+
+
+def _curves(results: Row, figures: list[str]) -> list[str]:
+    parts = _plot(compare_figures.curves(results), "against-compute", figures)
+    if not parts:
+        return []
+    return [
+        "<h2>Against compute</h2>",
+        *parts,
+        note(
+            "Validation text read token by token in every stage; lines are means over the seeds, "
+            "bands reach from the least to the most. A click on a name hides it."
+        ),
+    ]
+
+
+def _plot(figure: Any, name: str, figures: list[str]) -> list[str]:
+    if figure is None:
+        return []
+    figures.append(name)
+    return [f'<div class="plot">{to_html(figure, name, first=len(figures) == 1)}</div>']
+
+
+def _rates(results: Row) -> list[str]:
+    head, rows = rate_rows(results)
+    if len(head) < 3:
+        return []
+    return [
+        "<h2>Learning rates</h2>",
+        table(head, rows, "Learning rates"),
+        note(f"Bits per byte with seed {results['first_seed']}; * is the one that was taken."),
+    ]
+
+
+def _trials(results: Row) -> list[str]:
+    if not results["trials"]:
+        return []
+    rows = [
+        [
+            str(number),
+            trial["contender"],
+            "" if trial["learning_rate"] is None else f"{trial['learning_rate']:.3g}",
+            "failed" if trial["value"] is None else f"{trial['value']:.4f}",
+        ]
+        for number, trial in enumerate(results["trials"], 1)
+    ]
+    return ["<h2>Trials</h2>", table(("trial", "point", "rate", "bits per byte"), rows, "Trials")]

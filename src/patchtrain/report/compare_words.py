@@ -1,0 +1,226 @@
+"""A comparison in words and rows: what its page and the terminal say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from patchtrain.report.formats import NONE, count, duration, flops, number, significant
+from patchtrain.report.study_page import interval
+
+Row = Mapping[str, Any]
+_LENGTHS = ("plan.steps", "plan.tokens", "plan.epochs")
+_MOST_SAID = 4  # contenders that the verdict has a sentence for
+
+
+def verdict(results: Row) -> list[str]:
+    """Which contender ended where against token level, in sentences; the best first."""
+    ranked = ranking(results)
+    compared = [item for item in ranked if item["difference"]]
+    if not compared:
+        return ["Nothing can be said yet: no contender and its reference are both finished."]
+    said = compared if results["name"] == "compare" else compared[:1]
+    sentences = [_sentence(item) for item in said[:_MOST_SAID]]
+    first = [item for item in results["contenders"] if first_difference(results, item) is not None]
+    if results["name"] == "sweep" and first:
+        better = sum((first_difference(results, item) or 0) < 0 for item in first)
+        sentences.append(
+            f"Of {len(first)} points {better} ended below token level on the first seed; the best "
+            f"of many is flattered by chance, which only the other seeds can tell."
+        )
+    return sentences
+
+
+def held(results: Row) -> list[str]:
+    """What is held equal, by which seeds, and how the rates were taken."""
+    seeds, what = results["seeds"], results["held_equal"]
+    target = next((arm["target"] for arm in results["arms"] if "target" in arm), None)
+    amount = {"compute": flops, "data": lambda value: f"{count(value)} tokens"}[what](target)
+    sentences = [
+        f"Held equal: {what}"
+        + (f", {amount} a run" if target is not None and not _lengths(results) else "")
+        + f". Seeds: {', '.join(map(str, seeds))}; runs with one seed are a pair."
+    ]
+    rates = results["rates"]
+    if results["trials"]:
+        sentences.append(
+            f"{len(results['trials'])} trials searched, each a point at one learning rate with "
+            f"seed {results['first_seed']}; token level was tried at "
+            f"{', '.join(f'{rate:g}' for rate in rates) or 'the rate of the recipe'}. Each is "
+            f"taken at the best of its own; the column 'other seeds' leaves that seed out."
+        )
+    elif len(rates) > 1:
+        listed = ", ".join(f"{rate:g}" for rate in rates)
+        sentences.append(
+            f"Every arm was trained at the learning rates {listed} with seed "
+            f"{results['first_seed']}, and is taken at its own best of them. That seed "
+            f"is also among those compared; the column 'other seeds' leaves it out."
+        )
+    else:
+        sentences.append(
+            "All contenders have one learning rate, which may suit some better than others: "
+            "compare each at its own best before believing a difference."
+        )
+    if results["confirm"] is not None and len(seeds) > 1:
+        sentences.append(
+            f"Only the best {results['confirm']} points of the first seed, with what they are "
+            f"compared with, were trained on the other seeds."
+        )
+    if edges := [item["name"] for item in results["contenders"] if item.get("edge")]:
+        sentences.append(
+            f"At the edge of the rates tried, so that a better one may lie beyond: "
+            f"{', '.join(edges)}."
+        )
+    for name, twin in results["about"].get("same", {}).items():
+        sentences.append(f"The arm {name} is left out: it is the same plan as {twin}.")
+    if len(seeds) < 2:
+        sentences.append("One seed says nothing of the spread: no difference here has an interval.")
+    else:
+        sentences.append(
+            f"Intervals are of {results['confidence']:.0%}, Student's t over paired seeds, each of "
+            f"one comparison alone."
+        )
+    return sentences
+
+
+def ranking(results: Row) -> list[Row]:
+    """Contenders that have an end, the best first: those with all seeds before the others."""
+    ended = [item for item in results["contenders"] if item["bits_per_byte"]]
+    return sorted(
+        ended, key=lambda item: (-len(item["seeds"]), item["bits_per_byte"]["mean"], item["name"])
+    )
+
+
+CONTENDER_HEAD = (
+    "arm", "bits per byte", "deviation", "difference", "interval", "other seeds", "seeds", "rate",
+    "tokens read", "compute", "time",
+)  # fmt: skip
+
+
+def contender_rows(results: Row) -> list[list[str]]:
+    """A row for each contender; the cells of ``CONTENDER_HEAD``."""
+    rows = []
+    for item in [*ranking(results), *(i for i in results["contenders"] if not i["bits_per_byte"])]:
+        ended, difference = item["bits_per_byte"] or {}, item["difference"] or {}
+        unseen = difference.get("unseen") or {}
+        rows.append(
+            [
+                item["name"],
+                number(ended.get("mean"), 4),
+                number(ended.get("standard_deviation"), 4),
+                _signed(difference.get("mean")),
+                interval(difference) if difference else NONE,
+                _signed(unseen.get("mean")),
+                str(len(item.get("seeds", []))),
+                significant(item.get("learning_rate")),
+                count(item.get("tokens")),
+                flops(item.get("flops")),
+                duration((item.get("seconds") or {}).get("mean")),
+            ]
+        )
+    return rows
+
+
+LOSS_HEAD = ("arm", "compute ratio", "interval", "time ratio", "interval of time", "seeds inside")
+
+
+def loss_rows(results: Row) -> list[list[str]]:
+    """At equal loss: a row for each contender that has a ratio; the cells of ``LOSS_HEAD``."""
+    rows = []
+    for item in ranking(results):
+        if found := item["equal_loss"]:
+            compute, time = found["compute"], found["time"]
+            inside = f"{compute['inside']} of {compute['count']}" if compute else NONE
+            rows.append([item["name"], *_ratio(compute), *_ratio(time), inside])
+    return rows
+
+
+def rate_rows(results: Row) -> tuple[list[str], list[list[str]]]:
+    """Head and rows: what each contender ended at with the first seed, by learning rate."""
+    rates = sorted({t["learning_rate"] for item in results["contenders"] for t in item["tried"]
+                    if t["learning_rate"] is not None})  # fmt: skip
+    rows = []
+    for item in results["contenders"]:
+        ended = {tried["learning_rate"]: tried for tried in item["tried"]}
+        cells = []
+        for rate in rates:
+            tried = ended.get(rate)
+            mark = " *" if tried and tried["variant"] == item["chosen"] else ""
+            cells.append(number(tried["bits_per_byte"], 4) + mark if tried else "")
+        rows.append([item["name"], *cells])
+    return ["arm", *(f"{rate:g}" for rate in rates)], rows
+
+
+def first_difference(results: Row, item: Row) -> float | None:
+    """A contender's best on the first seed less its reference's; None where one is missing."""
+    reference = next((c for c in results["contenders"] if c["name"] == item["reference"]), None)
+    ends = [first_end(side) for side in (item, reference) if side is not None]
+    if len(ends) < 2 or ends[0] is None or ends[1] is None:
+        return None
+    return ends[0] - ends[1]
+
+
+def first_end(item: Row) -> float | None:
+    """The best that a contender ended at with the first seed."""
+    ends = [t["bits_per_byte"] for t in item["tried"] if t["bits_per_byte"] is not None]
+    return min(ends, default=None)
+
+
+def lost_notes(results: Row) -> list[str]:
+    """What is missing: runs to come, runs that failed, contenders that could not be trained."""
+    notes = []
+    if results["runs_there"] < results["runs_wanted"] or not results["complete"]:
+        notes.append(
+            f"{results['runs_there']} of the {results['runs_wanted']} runs asked for so far are "
+            f"finished; the same command goes on."
+        )
+    notes += [f"{name} failed: {reason}" for name, reason in results["failed"].items()]
+    notes += [f"{name} was not trained: {reason}" for name, reason in results["unfit"].items()]
+    return notes
+
+
+def _sentence(item: Row) -> str:
+    found = item["difference"]
+    mean, low_high = found["mean"], found["interval"]
+    side = "below" if mean < 0 else "above"
+    text = f"{item['name']} ended {abs(mean):.4f} bits per byte {side} {item['reference']}"
+    if low_high is None:
+        text += ", with one seed"
+    else:
+        text += f" (interval {interval(found)}, {found['count']} seeds)"
+        if low_high[0] <= 0 <= low_high[1]:
+            text += "; the interval holds zero, so this is no evidence of a difference"
+    compute = (item["equal_loss"] or {}).get("compute")
+    if compute and compute["mean"]:
+        ratio, ends = compute["mean"], compute["interval"]
+        text += f". For the same loss it took {ratio:.2f} of the compute that token level needs"
+        text += f" (interval {ends[0]:.2f} to {ends[1]:.2f})" if ends else ""
+    return text + "."
+
+
+def _ratio(found: Row | None) -> tuple[str, str]:
+    if not found:
+        return NONE, NONE
+    if found["mean"] is not None:
+        ends = found["interval"]
+        shown = f"{ends[0]:.3f} to {ends[1]:.3f}" if ends else NONE
+        return f"{found['mean']:.3f}", shown
+    bounds = [(side, value) for bound in found["bounds"].values() for side, value in bound.items()]
+    below = [value for side, value in bounds if side == "below"]
+    above = [value for side, value in bounds if side == "above"]
+    words = []
+    if below:
+        words.append(f"below {max(below):.3f}")
+    if above:
+        words.append(f"above {min(above):.3f}")
+    return " / ".join(words) or NONE, NONE
+
+
+def _signed(value: float | None) -> str:
+    return NONE if value is None else f"{value:+.4f}"
+
+
+def _lengths(results: Row) -> Sequence[str]:
+    return [
+        path for path in results["axes"] if path in ("plan.steps", "plan.tokens", "plan.epochs")
+    ]

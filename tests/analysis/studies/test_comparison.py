@@ -1,0 +1,223 @@
+"""Comparisons: arms at an equal length, rates chosen on the first seed alone, results by hand."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from patchtrain.analysis.studies import comparison
+from patchtrain.analysis.studies.comparison import run_comparison
+from patchtrain.analysis.studies.question import compared, from_words, full_path
+from patchtrain.analysis.studies.study import Arm
+from patchtrain.errors import PatchtrainError, UsageError
+from tests.analysis.studies.pretend import End, Pretend, recipe
+
+
+@pytest.fixture
+def pretend(monkeypatch: pytest.MonkeyPatch) -> Any:
+    def make(end: End) -> Pretend:
+        found = Pretend(end)
+        monkeypatch.setattr(comparison, "train_runs", found)
+        return found
+
+    return make
+
+
+def run(question: Any, folder: Path, **more: Any) -> dict[str, Any]:
+    return run_comparison(question, folder, 1, say=lambda line: None, quiet=True, **more)
+
+
+def named(found: dict[str, Any], name: str) -> dict[str, Any]:
+    return next(item for item in found["contenders"] if item["name"] == name)
+
+
+def test_the_usual_arms_cost_the_same_and_a_twin_is_left_out() -> None:
+    question = compared(recipe(step_fraction=0.3), [])
+    assert [item.name for item in question.contenders] == ["token", "recipe", "paper"]
+    assert question.about["same"] == {"superposition": "recipe"}
+    for item in question.contenders:
+        assert item.equality is not None
+        assert abs(item.equality.off) < 0.01
+    words = {item.name: item.words for item in question.contenders}
+    assert words["token"] == "tokens throughout"
+    assert words["paper"].startswith("patches of 4 for 33% of the positions, then tokens; opt")
+
+
+def test_at_equal_data_all_read_the_same_tokens() -> None:
+    question = compared(recipe(), ["paper", "superposition"], held_equal="data")
+    token, *others = question.contenders
+    for item in others:
+        assert item.equality is not None
+        assert item.equality.actual == pytest.approx(200 * 64, rel=0.02)
+        assert item.recipe["plan.steps"] <= token.recipe["plan.steps"]
+
+
+def test_an_arm_in_words_clears_what_it_stands_for() -> None:
+    name, entries = from_words("mine:stages=[[8,0.2],[4,0.2],[1,0.6]],share_of=steps")
+    assert name == "mine"
+    assert entries["plan.stages"] == [[8, 0.2], [4, 0.2], [1, 0.6]]
+    assert entries["plan.share_of"] == "steps"
+    assert entries["plan.step_fraction"] is None
+    question = compared(recipe(), ["mine:K=2,lambda=0.5"])
+    mine = question.contender("mine").recipe
+    assert (mine["plan.patch_fraction"], mine["plan.step_fraction"]) == (0.5, None)
+
+
+@pytest.mark.parametrize(
+    ("arms", "message"),
+    [
+        (["tokn"], "is no arm"),
+        (["mine:patch_sise=2"], "patch_size"),
+        (["mine:patch_size"], "not key=value"),
+        (["paper:patch_size=2"], "is an arm already"),
+        (["recipe", "recipe"], "there twice"),
+        (["mine:rate=1e-3"], "tries others"),
+        (["token"], "nothing to compare"),
+    ],
+)
+def test_a_wrong_arm_is_said(arms: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        compared(recipe(), arms, rates=(1e-3, 2e-3))
+
+
+@given(st.text(max_size=30))
+def test_any_words_are_an_arm_or_a_usage_error(words: str) -> None:
+    try:
+        name, entries = from_words(words)
+    except UsageError:
+        return
+    assert name
+    assert entries
+
+
+def test_short_names_of_entries() -> None:
+    assert full_path("K") == "plan.patch_size"
+    assert full_path("tokens_per_step") == "plan.tokens_per_step"
+    assert full_path("model.config.hidden_size") == "model.config.hidden_size"
+    with pytest.raises(UsageError, match="optimizer_at_switch"):
+        full_path("optimizer_at_swich")
+
+
+def test_differences_by_hand(tmp_path: Path, pretend: Any) -> None:
+    ends = {"token": [2.0, 2.2, 2.1], "recipe": [1.9, 2.0, 2.0]}
+    pretend(lambda arm, seed: ends[arm.name][seed])
+    found = run(compared(recipe(), ["recipe"]), tmp_path / "c")
+    difference = named(found, "recipe")["difference"]
+    # -0.1, -0.2, -0.1: mean -0.4 / 3, deviation sqrt(1 / 300), and t(0.975, 2) is 4.3027.
+    assert difference["mean"] == pytest.approx(-0.4 / 3)
+    half = 4.30265 * math.sqrt(1 / 300) / math.sqrt(3)
+    ends_of_interval = [-0.4 / 3 - half, -0.4 / 3 + half]
+    assert difference["interval"] == pytest.approx(ends_of_interval, abs=1e-5)
+    assert difference["unseen"] is None  # no rate was chosen
+    assert found["complete"]
+
+
+def test_each_arm_is_taken_at_its_own_best_rate_of_the_first_seed_alone(
+    tmp_path: Path, pretend: Any
+) -> None:
+    def end(arm: Arm, seed: int) -> float:
+        rate, name = arm.notes["learning_rate"], arm.notes["contender"]
+        best = 4e-3 if name == "token" else 2e-3
+        chosen = rate == best
+        # On the other seeds the rates that were not chosen would have been far better.
+        return (2.0 if chosen else 2.5) if seed == 7 else (2.1 if chosen else 1.0)
+
+    trainer = pretend(end)
+    rates = (1e-3, 2e-3, 4e-3)
+    found = run(compared(recipe(), ["recipe"], seeds=(7, 8), rates=rates), tmp_path / "c")
+    assert named(found, "token")["learning_rate"] == 4e-3
+    assert named(found, "recipe")["learning_rate"] == 2e-3
+    assert named(found, "token")["edge"] == "largest"
+    assert named(found, "recipe")["edge"] is None
+    assert [run for run in trainer.trained if run[1] == 8] == [
+        ("token-rate-0.004", 8), ("recipe-rate-0.002", 8),
+    ]  # fmt: skip
+    assert named(found, "recipe")["difference"]["unseen"]["values"] == [0.0]
+    assert len(found["arms"]) == 6  # the rates that lost are kept
+    # More seeds later: the choice stays, and only what is missing is trained.
+    trainer.trained.clear()
+    run(compared(recipe(), ["recipe"], seeds=(7, 8, 9), rates=rates), tmp_path / "c")
+    assert trainer.trained == [("token-rate-0.004", 9), ("recipe-rate-0.002", 9)]
+
+
+def test_a_cut_comparison_goes_on_to_the_same_end(tmp_path: Path, pretend: Any) -> None:
+    def end(arm: Arm, seed: int) -> float:
+        return 2.0 + 0.1 * seed + arm.notes["learning_rate"] - 0.1 * (arm.name[0] == "r")
+
+    def ask() -> Any:
+        return compared(recipe(), ["recipe"], seeds=(0, 1), rates=(1e-3, 2e-3), budgets=(0.5,))
+
+    trainer = pretend(end)
+    whole = run(ask(), tmp_path / "whole")
+    count = len(trainer.trained)
+    assert count > 7
+    for stop in (0, 3, count - 1):
+        trainer.trained.clear()
+        trainer.stop_after = stop
+        with pytest.raises(KeyboardInterrupt):
+            run(ask(), tmp_path / f"cut-{stop}")
+        trainer.stop_after = None
+        again = run(ask(), tmp_path / f"cut-{stop}")
+        assert len(trainer.trained) == count
+        assert {**again, "counted": 0} == {**whole, "counted": 0}
+
+
+def test_at_equal_loss_by_the_baselines_own_runs(tmp_path: Path, pretend: Any) -> None:
+    def end(arm: Arm, seed: int) -> float:
+        if arm.notes["contender"] == "recipe":
+            return 1.5  # what the baseline has at a budget of 2
+        return 2.0 - 0.5 * math.log2(arm.notes["budget"])
+
+    pretend(end)
+    asked = compared(recipe(), ["recipe"], seeds=(0, 1), budgets=(0.5, 2.0))
+    found = run(asked, tmp_path / "c")
+    compute = named(found, "recipe")["equal_loss"]["compute"]
+    assert compute["mean"] == pytest.approx(0.5, rel=0.02)  # but for whole steps
+    assert compute["inside"] == 2
+    assert set(found["budgets"]) == {"0.5", "1", "2"}
+    budgets = {arm["name"]: arm["runs"][0]["flops"] for arm in found["arms"]}
+    assert budgets["token-budget-0.5"] == pytest.approx(budgets["token"] / 2, rel=0.02)
+
+
+def test_beyond_the_budgets_there_is_only_a_bound(tmp_path: Path, pretend: Any) -> None:
+    pretend(lambda arm, seed: 1.0 if arm.name == "recipe" else 2.0 - arm.notes["budget"] / 10)
+    asked = compared(recipe(), ["recipe"], seeds=(0,), budgets=(0.5, 1.0))
+    found = run(asked, tmp_path / "c")
+    compute = named(found, "recipe")["equal_loss"]["compute"]
+    assert compute["mean"] is None
+    assert compute["bounds"]["0"]["below"] == pytest.approx(1.0, rel=0.02)
+
+
+def test_a_run_that_fails_is_kept_and_the_rest_goes_on(tmp_path: Path, pretend: Any) -> None:
+    pretend(lambda arm, seed: None if (arm.name, seed) == ("recipe", 1) else 2.0)
+    found = run(compared(recipe(), ["recipe", "paper"]), tmp_path / "c")
+    assert found["failed"] == {"recipe-seed-1": "it fell over"}
+    assert not found["complete"]
+    assert named(found, "recipe")["difference"]["seeds"] == [0, 2]
+    page = (tmp_path / "c" / "report.html").read_text()
+    assert "recipe-seed-1 failed: it fell over" in page
+
+
+def test_nothing_finished_is_an_error(tmp_path: Path, pretend: Any) -> None:
+    pretend(lambda arm, seed: None)
+    with pytest.raises(PatchtrainError, match="no run of the study got to its end"):
+        run(compared(recipe(), ["recipe"]), tmp_path / "c")
+
+
+def test_another_question_does_not_go_on_in_the_folder(tmp_path: Path, pretend: Any) -> None:
+    pretend(lambda arm, seed: 2.0)
+    run(compared(recipe(), ["recipe"]), tmp_path / "c")
+    before = (tmp_path / "c" / "results.json").read_text()
+    with pytest.raises(UsageError, match="holds another study: recipe"):
+        run(compared(recipe(steps=300), ["recipe"]), tmp_path / "c")
+    run(compared(recipe(), ["mine:K=2"]), tmp_path / "c")
+    with pytest.raises(UsageError, match="arm mine"):
+        run(compared(recipe(), ["mine:K=8"]), tmp_path / "c")
+    assert json.loads(before)["name"] == "compare"
+    # Another arm is no other question.
+    found = run(compared(recipe(), ["recipe", "paper"]), tmp_path / "c")
+    assert named(found, "paper")["difference"]["mean"] == 0.0
