@@ -50,7 +50,7 @@ def test_from_the_command_to_the_page(
     assert blimp["lm_eval_version"]
     assert blimp["model"]["path"] == str(run.model)
     assert blimp["seconds"] > 0
-    assert blimp["command"].startswith("patchtrain ")
+    assert blimp["command"].startswith("patchtrain")
 
     page = tmp_path / "page.html"
     assert main(["report", str(run.path), "--out", str(page)]) == 0
