@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -333,6 +334,18 @@ def test_a_damaged_arrow_file_and_the_unpacked_package(
     (place / "data-00000-of-00001.arrow").write_bytes(b"no arrows")
     with pytest.raises(UsageError, match="cannot read"):
         load_tasks(["piqa"], [tmp_path])
+
+
+def test_the_data_are_left_alone_and_caches_beside_them_not_read(
+    tmp_path: Path, model: LoadedModel, offline: None
+) -> None:
+    folder = write_task_folder(tmp_path / "data")
+    place = folder / "hellaswag" / "none" / "validation"
+    shutil.copy(place / "data-00000-of-00001.arrow", place / "cache-0123456789abcdef.arrow")
+    before = sorted(folder.rglob("*"))
+    (found,) = evaluate_tasks(model, load_tasks(["hellaswag"], [folder]))
+    assert found["documents_available"] == 2
+    assert sorted(folder.rglob("*")) == before
 
 
 def test_pairs_as_blimp_itself_has_them(folder: Path, tmp_path: Path, offline: None) -> None:

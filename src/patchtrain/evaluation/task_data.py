@@ -43,7 +43,10 @@ def saved(
     for split in splits:
         files = _arrow_files(task_data, f"{folder}/{split}")
         try:
-            found[split] = concatenate_datasets([Dataset.from_file(str(file)) for file in files])
+            # Of data in memory ``datasets`` leaves no cache beside the files, where a task's own
+            # processing would otherwise write one.
+            parts = [Dataset.from_file(str(file), in_memory=True) for file in files]
+            found[split] = concatenate_datasets(parts)
         except Exception as error:
             raise UsageError(f"cannot read {files[0].parent}: {one_line(error)}") from error
     return found
@@ -96,7 +99,9 @@ def _pairs(path: Path, _modified: int) -> dict[str, list[tuple[str, str]]]:
 def _arrow_files(task_data: Sequence[str], folder: str) -> list[Path]:
     for place in task_data:
         for inside in _INSIDE:
-            if files := sorted((Path(place) / inside / folder).glob("*.arrow")):
+            files = sorted((Path(place) / inside / folder).glob("*.arrow"))
+            # Other programs' caches, beside the data, hold the same documents again.
+            if files := [file for file in files if not file.name.startswith("cache-")]:
                 return files
     raise UsageError(f"no {folder}/*.arrow in {_places(task_data)}: {_PACKAGE}")
 
