@@ -23,6 +23,7 @@ from patchtrain.tuning import tune as tune_module
 from patchtrain.tuning.tune import Tuning, tune
 from tests.evaluation.tiny import save_tiny_run
 
+pytest.importorskip("trl")
 CONTEXT = 160
 STEPS = 12
 THINGS = ("cell", "leaf", "root", "light", "sugar", "soil", "water", "life")
@@ -213,6 +214,25 @@ def test_what_cannot_be_tuned_is_one_clear_line(
     monkeypatch.setitem(sys.modules, "trl", None)
     with pytest.raises(UsageError, match=r"pip install 'patchtrain\[sft\]'"):
         tune(run, tmp_path / "o", settings)
+
+
+def test_a_tuning_killed_before_its_first_step_begins_anew(
+    run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    settings = Tuning([str(data)], max_steps=1, tokens_per_step=160)
+    with monkeypatch.context() as patched:
+        patched.setattr(tune_module, "answer_loss", killed)
+        with pytest.raises(KeyboardInterrupt):
+            tune(run, tmp_path / "o", settings, quiet=True)
+    assert (tmp_path / "o" / "held_out.jsonl").is_file()
+    assert tune(run, tmp_path / "o", settings, resume=True).info()["status"] == "finished"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.txt").touch()
+    with pytest.raises(UsageError, match="is not the folder of a tuning, so --resume does not"):
+        tune(run, tmp_path / "other", settings, resume=True)
 
 
 def test_a_tuning_that_ruins_the_model_says_so(

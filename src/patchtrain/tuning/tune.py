@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ import torch
 
 from patchtrain import chat
 from patchtrain.data.conversations import Conversation, Conversations, read_conversations
-from patchtrain.errors import PatchtrainError, UsageError, one_line
+from patchtrain.errors import PatchtrainError, UsageError
 from patchtrain.evaluation.answer_loss import AnswerLoss, answer_loss, answers_result
 from patchtrain.evaluation.answering import Decoding, answer
 from patchtrain.evaluation.loading import LoadedModel, load_model
@@ -36,6 +35,7 @@ from patchtrain.runs import RunFolder
 from patchtrain.sizing import model_size
 from patchtrain.training.record import RunRecord
 from patchtrain.training.signals import StoppedBySignalError
+from patchtrain.tuning.checks import HELD_OUT, check_out, check_same, require_trl
 from patchtrain.tuning.rows import Rows, split_off, training_rows
 
 _PASS_TOKENS = 2048  # of one device pass, where a row is not longer by itself
@@ -82,9 +82,9 @@ def tune(
         PatchtrainError: data or model cannot be read, or the tuned model is broken.
         StoppedBySignalError: a signal ended it after a step; ``resume`` goes on.
     """
-    _require_trl()
+    require_trl()
     folder = RunFolder(Path(out))
-    _check_out(Path(model), folder.path, resume)
+    check_out(Path(model), folder.path, resume)
     loaded = load_model(model)
     data = read_conversations(settings.data, settings.split)
     trained, held_out = split_off(data.rows, settings.held_out, settings.seed)
@@ -100,7 +100,7 @@ def tune(
         "model": fingerprint(loaded.path),
     }
     if resume and folder.info_file.is_file():
-        _check_same(folder, identity)
+        check_same(folder, identity)
         if folder.info().get("status") == "finished":
             print(f"{out} is finished already; nothing to do", file=sys.stderr)
             return folder
@@ -165,7 +165,7 @@ class _Tuner:
         lines = [
             json.dumps({"messages": row.messages}, ensure_ascii=False) for row in self.held_out
         ]
-        write_text(self.folder.path / "held_out.jsonl", "".join(f"{line}\n" for line in lines))
+        write_text(self.folder.path / HELD_OUT, "".join(f"{line}\n" for line in lines))
         self.before = self._measure(self.loaded.model)
         if self.loaded.run is not None:
             self._keep(self.loaded.run, self.loaded.path, self.before)
@@ -343,7 +343,7 @@ class _Tuner:
         self, run: RunFolder, model: Path, loss: AnswerLoss, before: AnswerLoss | None = None
     ) -> None:
         """Put the held-out loss into the run's evaluations, as ``eval --answers`` would."""
-        file = self.folder.path / "held_out.jsonl"
+        file = self.folder.path / HELD_OUT
         result = answers_result(loss, [str(file)], self.context)
         result |= {"template": self.about["template"], "model": {"path": str(model)}}
         if before is not None:
@@ -359,46 +359,6 @@ class _Tuner:
             given = answer(exported, asked, Decoding(_SAMPLE_TOKENS))
             samples.append({"prompt": asked[-1]["content"] + "\n\n", "completion": given.text})
         write_json(self.folder.samples_file, samples)
-
-
-def _require_trl() -> None:
-    try:
-        import trl  # noqa: F401
-    except ImportError as error:
-        raise UsageError(
-            f"tuning needs TRL ({one_line(error)}): pip install 'patchtrain[sft]'"
-        ) from error
-
-
-def _check_out(model: Path, out: Path, resume: bool) -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError("sft runs in one process: start it without torchrun")
-    if out.resolve() in (model.resolve(), (model / "model").resolve()):
-        raise UsageError(f"--out {out} is the model to be tuned; choose another folder")
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out} is a file; choose a folder")
-    there = out.is_dir() and any(
-        path.name != ".lock" and ".partial-" not in path.name for path in out.iterdir()
-    )
-    if there and not resume:
-        raise UsageError(
-            f"{out} exists; go on with it with --resume, delete it, or choose another with --out"
-        )
-    if resume and not (out / "run.json").is_file() and there:
-        raise UsageError(f"{out} is not the folder of a tuning, so --resume does not touch it")
-
-
-def _check_same(folder: RunFolder, identity: dict[str, Any]) -> None:
-    before = folder.part("tuning").get("identity")
-    if not isinstance(before, dict):
-        raise UsageError(f"{folder.path} is not the folder of a tuning; choose another with --out")
-    now = json.loads(json.dumps(identity))
-    changed = [name for name in now if now[name] != before.get(name)]
-    if changed:
-        raise UsageError(
-            f"{folder.path} was tuned with another {', '.join(changed)}: --resume goes on with the "
-            "same, or choose another folder with --out"
-        )
 
 
 def _context_length(loaded: LoadedModel, asked: int | None) -> int:
