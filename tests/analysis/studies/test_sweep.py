@@ -157,6 +157,11 @@ def test_a_search_that_was_cut_goes_on_to_the_same_trials(
     assert rates == pytest.approx([1e-3, 2.154e-3, 4.642e-3, 1e-2])
     assert token["learning_rate"] == 1e-3
     assert (tmp_path / "whole" / "report.html").is_file()
+    shown = heat_map(whole)
+    assert shown is not None
+    (marks,) = shown[0].data
+    assert marks.type == "scatter"  # r is a range
+    assert {str(x) for x in marks.x} == {"2", "4"}
 
     trainer.trained.clear()
     trainer.stop_after = 9
