@@ -15,6 +15,7 @@ from patchtrain.report.formats import is_number, scale
 from patchtrain.report.study_page import curves_figure
 
 Row = Mapping[str, Any]
+_ROOMY = 6  # columns of a heat map whose cells have room for all digits on a phone
 _MOST_CURVES = 6  # as many as there are colours
 # Below token level blue, above it orange: apart for the colour-blind, and zero is in between.
 _SCALE = [[0.0, "#2f7fc1"], [0.5, "#efeeea"], [1.0, "#d5641c"]]
@@ -98,7 +99,8 @@ def heat_map(results: Row) -> tuple[go.Figure, str] | None:
     """The difference to token level on the first seed over two axes, and the axes in words.
 
     The axes are patch size and fraction where both vary, else those with the most values. Of what
-    varies besides, a cell shows the best. None where fewer than two axes vary.
+    varies besides, a cell shows the best. Points of a range are marks instead of cells. None where
+    fewer than two axes vary.
     """
     cells = [
         (item["values"], value)
@@ -121,14 +123,16 @@ def heat_map(results: Row) -> tuple[go.Figure, str] | None:
     limit = max(abs(value) for value in best.values()) or 1.0
     colour = {"colorscale": _SCALE, "cmin": -limit, "cmax": limit}
     figure = go.Figure()
-    if 2 * len(best) >= len(xs) * len(ys):
+    digits, size = (4, 12) if len(xs) <= _ROOMY else (3, 9)
+    listed = [{_key(value) for value in results["axes"][path]} for path in (first, second)]
+    if set(xs) <= listed[0] and set(ys) <= listed[1]:
         z = [[best.get((x, y)) for x in xs] for y in ys]
-        text = [["" if value is None else f"{value:+.4f}" for value in row] for row in z]
+        text = [["" if value is None else f"{value:+.{digits}f}" for value in row] for row in z]
         figure.add_trace(
             go.Heatmap(
                 x=xs, y=ys, z=z, text=text, texttemplate="%{text}", zmin=-limit, zmax=limit,
                 colorscale=_SCALE, showscale=False, xgap=2, ygap=2,
-                textfont={"color": "#1b1f24", "size": 12},
+                textfont={"color": "#1b1f24", "size": size},
                 hovertemplate="%{x}, %{y}: %{z:+.4f}<extra></extra>",
             )
         )  # fmt: skip
@@ -139,7 +143,9 @@ def heat_map(results: Row) -> tuple[go.Figure, str] | None:
         figure.add_trace(
             go.Scatter(
                 x=[_value(x) for x, _ in places], y=[_value(y) for _, y in places],
-                mode="markers", customdata=list(best.values()),
+                mode="markers+text", customdata=list(best.values()),
+                text=[f"{value:+.3f}" for value in best.values()], textposition="top center",
+                textfont={"size": 9},
                 marker={"size": 13, "color": list(best.values()),
                         "line": {"width": 1, "color": "#888"}, **colour},
                 hovertemplate="%{x}, %{y}: %{customdata:+.4f}<extra></extra>",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from patchtrain.analysis.studies import comparison
@@ -84,6 +84,7 @@ def test_a_wrong_arm_is_said(arms: list[str], message: str) -> None:
         compared(recipe(), arms, rates=(1e-3, 2e-3))
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.text(max_size=30))
 def test_any_words_are_an_arm_or_a_usage_error(words: str) -> None:
     try:

@@ -85,6 +85,30 @@ def test_an_axis_over_the_length_changes_the_compute() -> None:
     assert actual["K4-steps100"] == pytest.approx(actual["token-steps100"], rel=0.03)
 
 
+@pytest.mark.parametrize(
+    ("axis", "references"),
+    [
+        ("stages=[[8,.1],[4,.1],[2,.1],[1,.7]],[[4,.3],[1,.7]]", 1),
+        ("slot_weights=uniform,power", 1),
+        ("schedule_scope=run,stage", 1),
+        ("schedule=cosine,wsd", 2),
+        ("tokens_per_step=128,256", 2),
+        ("context_length=16,32", 2),
+        ("tokens=1M,2M", 2),
+        ("training.weight_decay=0,0.1", 2),
+    ],
+)
+def test_any_entry_is_an_axis_at_equal_compute(axis: str, references: int) -> None:
+    question = grid(swept(recipe(tokens_per_step=256), [axis]))
+    assert question.unfit == {}
+    against = {item.name: item.reference for item in question.contenders}
+    assert sum(reference is None for reference in against.values()) == references
+    assert len(against) == references + 2
+    for item in question.contenders:
+        assert item.equality is not None
+        assert abs(item.equality.off) < 0.02
+
+
 def test_a_point_that_cannot_be_trained_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,6 +181,11 @@ def test_a_search_that_was_cut_goes_on_to_the_same_trials(
     assert rates == pytest.approx([1e-3, 2.154e-3, 4.642e-3, 1e-2])
     assert token["learning_rate"] == 1e-3
     assert (tmp_path / "whole" / "report.html").is_file()
+    shown = heat_map(whole)
+    assert shown is not None
+    (marks,) = shown[0].data
+    assert marks.type == "scatter"  # r is a range
+    assert {str(x) for x in marks.x} == {"2", "4"}
 
     trainer.trained.clear()
     trainer.stop_after = 9
