@@ -12,6 +12,7 @@ from patchtrain import PatchtrainError, UsageError
 from patchtrain.runs import RunFolder
 from patchtrain.training.checkpoint import Checkpoint
 from patchtrain.training.identity import MAY_CHANGE
+from patchtrain.training.resuming import LossWindow
 from tests.models import tiny_model
 from tests.training.test_trainer import corpus, trainer
 
@@ -42,6 +43,12 @@ def test_a_checkpoint_between_two_logs_loses_no_loss(tmp_path: Path) -> None:
             run.train(resume_from_checkpoint=str(tmp_path / name / "checkpoint-3"))
         rows.append([row["loss"] for row in RunFolder(tmp_path / name).metrics("train")])
     assert rows[0] == rows[1]
+
+
+def test_a_window_whose_total_is_a_whole_number_beyond_64_bits() -> None:
+    window = LossWindow(torch.device("cpu"))
+    window.load({"total": 10**30, "steps": 1})
+    assert window.drain() == pytest.approx(1e30)
 
 
 def test_true_takes_the_newest_whole_one_and_says_what_it_left_out(

@@ -237,5 +237,5 @@ class LossWindow:
         return {"total": sum(totals) / len(totals), "steps": self.steps}
 
     def load(self, state: dict[str, Any]) -> None:
-        self.total.fill_(state["total"])
+        self.total.fill_(float(state["total"]))  # JSON has whole numbers that torch has not
         self.steps = state["steps"]
