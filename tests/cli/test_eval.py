@@ -462,6 +462,19 @@ def test_bad_options_of_speed(run: Path, words: list[str], message: str) -> None
         call(run, *words)
 
 
+def test_a_text_that_is_named_is_scored_beside_what_else_is_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, text = save_tiny_run(tmp_path / "run"), tmp_path / "text.txt"
+    text.write_text(TEXT)
+    metrics_of(run)
+    assert call(run, "--speed", "--peak-flops", "8e6", "--text", text) == 0
+    printed = capsys.readouterr().out
+    assert "bits per byte" in printed
+    assert "2.00 MFLOP/s" in printed
+    assert RunFolder(run).evaluation().keys() == {"text", "throughput"}
+
+
 def test_a_model_without_a_run_has_no_speed(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"is not a run folder: it has no run\.json"):
         call(save_tiny_model(tmp_path / "model"), "--speed")

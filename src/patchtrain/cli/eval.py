@@ -52,7 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    asked = [part for part in PARTS[1:] if part.asked(args)] or [eval_text]
+    asked = [part for part in PARTS[1:] if part.asked(args)]
+    # What is inside a model is looked at on the text that is named; for the others it is one more.
+    if not asked or (eval_inside not in asked and (args.text or args.store)):
+        asked.insert(0, eval_text)
     for part in asked:
         part.run(args)
     return 0
