@@ -207,6 +207,16 @@ def test_options_that_do_not_fit(run: Path, base: Path, capsys: pytest.CaptureFi
     assert "--prompts is for --ifeval" in capsys.readouterr().err
 
 
+def test_a_folder_that_is_a_link_is_not_written_to(
+    run: Path, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "other").mkdir()
+    (run / "ifeval").symlink_to(tmp_path / "other")
+    assert main(words(run, base)) == 2
+    assert "ifeval is a link to another folder" in capsys.readouterr().err
+    assert not list((tmp_path / "other").iterdir())
+
+
 def test_a_missing_extra_is_named(
     run: Path, base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -135,7 +135,9 @@ def _folder(file: Path | None, kind: str) -> Path:
     """Where the answers of one kind lie: beside the file of results, named after it."""
     assert file is not None
     name = kind if file.name == "evaluation.json" else f"{file.stem}-{kind}"
-    return file.parent / name
+    if (folder := file.parent / name).is_symlink():
+        raise UsageError(f"{folder} is a link to another folder, so nothing is written to it")
+    return folder
 
 
 def _answers(args: argparse.Namespace) -> Any:
