@@ -9,16 +9,16 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from table_parts import head, line, verdict
+from tables_of_quality import boundaries, instructions, study, zero_shot
+
 from patchtrain.advice.ranges import count
 from patchtrain.files import write_text
-from patchtrain.report.formats import accuracy, part_of
-from patchtrain.report.study_page import arm_rows, difference_rows
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -299,125 +299,6 @@ def traces(result: dict[str, Any]) -> list[str]:
     return lines
 
 
-def zero_shot(result: dict[str, Any]) -> list[str]:
-    """Accuracies, and whether lm-eval's own command line says the same."""
-    lines = head("task", "accuracy, %", "by length, %", "chance, %", "longest answer, %", "ties",
-                 "documents")  # fmt: skip
-    for row in result["rows"]:
-        cells = (accuracy(row[key], row.get(f"{key}_stderr"))
-                 for key in ("score", "by_length", "chance", "longest_answer"))  # fmt: skip
-        begins = f", begun with `{row['start_token']}`" if row["task"] == "blimp" else ""
-        lines.append(line(row["task"] + begins, *cells, row["ties"],
-                          part_of(row["documents"], row["documents_available"])))  # fmt: skip
-    settings, checks = result["settings"], result["checks"]
-    what = (f"{settings['parameters']:,} parameters", settings["dtype"], "no shots",
-            f"lm-eval {result['versions']['lm_eval']}")  # fmt: skip
-    lines += ["", f"`{settings['model']}`: {', '.join(what)}."]
-    first = next((row for row in result["rows"] if row["task"] == "blimp"), None)
-    if first:
-        lines.append(verdict("BLiMP near 79 %, within 2", 100 * first["score"],
-                             abs(first["score"] - 0.79) <= 0.02))  # fmt: skip
-    if checks:
-        same = sum(math.isclose(row["here"], row["command_line"], rel_tol=1e-5) for row in checks)
-        first = f"The first {settings['check_limit']} documents of each task through lm-eval's"
-        lines.append(f"- {first} command line: {same:,} of {len(checks):,} metrics the same.")
-    return lines
-
-
-def boundaries(result: dict[str, Any]) -> list[str]:
-    """What the borders of patches tell of the loss, by seed and over seeds."""
-    fixed = [row for row in result["rows"] if row["arm"] == "fixed"]
-    across = result["across_seeds"]
-    lines = head("K", "patches that end inside a word", "words cut", "patches with two sentences",
-                 "with two documents", "mutual information inside, nats")  # fmt: skip
-    for entry in result["content"]["patches"]:
-        if entry["patch_size"] in (2, 3, 4, 6, 8, 12, 16):
-            names = ("end_in_word", "words_cut", "two_sentences", "two_documents")
-            lines.append(line(entry["patch_size"], *(f"{entry[name]:.1%}" for name in names),
-                              f"{entry['information_inside']:.4f}"))  # fmt: skip
-    lines += ["", *head("tokens apart", "mutual information, nats")]
-    for entry in result["content"]["distances"]:
-        if entry["distance"] in (1, 2, 4, 8, 16, 64, 256, 1024) and entry["pairs"]:
-            lines.append(line(entry["distance"], f"{entry['nats']:.4f}"))
-    lines += ["", *head("a patch that", "share", "how",
-                        *(f"seed {row['seed']}" for row in fixed), "mean over seeds")]  # fmt: skip
-    for name, share in fixed[0]["shares"].items():
-        for kind, how in (("alone", "against other patches"), ("same_tokens", "the same tokens")):
-            cells = (_interval(row[kind][name]) for row in fixed)
-            lines.append(line(name, f"{share:.1%}", how, *cells, _interval(across[kind][name])))
-    lines += ["", "Nats a token more, with 95 % intervals (within a seed over stretches of the "
-              "text; over seeds, of their spread): than other patches, and than the same tokens in "
-              "patches that are cut elsewhere.", ""]  # fmt: skip
-    lines += head("variance of the patch loss explained by", *(f"seed {r['seed']}" for r in fixed))
-    for key, name in (("explained_by_borders", "borders"), ("explained_by_tokens", "tokens"),
-                      ("explained_by_both", "both")):  # fmt: skip
-        lines.append(line(name, *(f"{row[key]:.2%}" for row in fixed)))
-    K = result["settings"]["patch_size"]
-    lines += ["", *head("loss of tokens that", *(f"place {slot + 1}" for slot in range(K)))]
-    for kind, name in (("begins", "begin a word, or none"), ("goes_on", "go on with a word")):
-        means = [statistics.mean(row["places"][kind][slot] for row in fixed) for slot in range(K)]
-        lines.append(line(name, *(f"{mean:.3f}" for mean in means)))
-    cuts = ", ".join(_interval(row["places"]["cut"]) for row in fixed)
-    lines += ["", f"What the first place does to the second kind more than to the first: {cuts}; "
-              f"mean over seeds {_interval(across['cut'])}. Between the best and the worst phase "
-              f"lie {across['phase_range']['value']:.4f} nats a token.", ""]  # fmt: skip
-    lines += head("seed", "patches begin", "patch loss", "token loss at the end")
-    for row in result["rows"]:
-        arm = "at fixed places" if row["arm"] == "fixed" else "at a random phase"
-        lines.append(line(row["seed"], arm, f"{row['patch_loss']:.4f}", f"{row['token_loss']:.4f}"))
-    return [*lines, "", "A random phase less fixed places, paired by seed: patch loss "
-            f"{_interval(across['random_phase_patch_loss'])}, token loss "
-            f"{_interval(across['random_phase_token_loss'])}."]  # fmt: skip
-
-
-def _interval(found: dict[str, float | None]) -> str:
-    text = f"{found['value']:+.4f}"
-    return text if found["low"] is None else f"{text} ({found['low']:+.4f} to {found['high']:+.4f})"
-
-
-def study(result: dict[str, Any]) -> list[str]:
-    """The arms of a study, and their differences."""
-    seeds = ", ".join(map(str, result["seeds"]))
-    lines = head("arm", "what it is", "bits per byte", "standard deviation", "steps",
-                 "tokens read", "compute off")  # fmt: skip
-    lines += [line(*(cell.replace("|", "/") for cell in row)) for row in arm_rows(result)]
-    if rows := difference_rows(result):
-        lines += ["", *head("arm", "less", "difference", "95 % interval", "seeds",
-                            "compute to match")]  # fmt: skip
-        lines += [line(*row) for row in rows]
-    lines += ["", f"Mean over seeds {seeds}; differences paired by seed, in bits per byte, below "
-              "zero: the first arm ended lower."]  # fmt: skip
-    lines += [f"- Failed: {name}: {reason}" for name, reason in result["failed"].items()]
-    return lines
-
-
-def instructions(result: dict[str, Any]) -> list[str]:
-    """A model before and after a short tuning."""
-    kinds = [(level, kind) for level in ("prompt", "instruction") for kind in ("strict", "loose")]
-    columns = (f"{level}s, {kind}" for level, kind in kinds)
-    lines = head("model", "loss of held-out answers", *columns, "answers that did not end")
-    for row in result["rows"]:
-        answers, followed = row["answers"], row["ifeval"]
-        lines.append(line(
-            row["model"], f"{answers['loss']:.4f} ± {answers['loss_stderr']:.4f}",
-            *(f"{followed[f'{level}_{kind}']:.1%} ± {followed[f'{level}_{kind}_stderr']:.1%}"
-              for level, kind in kinds),
-            f"{followed['not_ended']} of {followed['prompts']}",
-        ))  # fmt: skip
-    settings, tuning, last = result["settings"], result["tuning"], result["rows"][-1]
-    return [
-        *lines,
-        "",
-        f"`{settings['model']}`, {result['parameters']:,} parameters, tuned for "
-        f"{settings['steps']} steps of {settings['tokens_per_step']:,} tokens at a rate of "
-        f"{settings['learning_rate']:g} in {tuning['seconds']:.0f} s, seed {settings['seed']}; "
-        f"{tuning['held_out']} of {tuning['conversations']} conversations held out. IFEval on the "
-        f"first {last['ifeval']['prompts']} prompts only, {last['ifeval']['instructions']} "
-        f"instructions, answers of at most {settings['max_new_tokens']} tokens. ± is a standard "
-        f"error.",
-    ]
-
-
 # A result's name is that of the script that writes it, and of what it was told to measure.
 TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "loss": loss, "stages": stages, "overhead": overhead, "loader": loader, "cost": cost,
@@ -426,18 +307,6 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "boundaries": boundaries, "instructions": instructions,
     "study-ablation": study, "study-tokenizers": study,
 }  # fmt: skip
-
-
-def head(*names: str) -> list[str]:
-    return [line(*names), line(*("---" for _ in names))]
-
-
-def line(*cells: Any) -> str:
-    return f"| {' | '.join(map(str, cells))} |"
-
-
-def verdict(target: str, value: float, reached: bool) -> str:
-    return f"- Target: {target}: {value:.2f}, {'reached' if reached else '**not reached**'}."
 
 
 def source(result: dict[str, Any], name: str) -> str:
