@@ -19,7 +19,8 @@ def zero_shot(result: dict[str, Any]) -> list[str]:
     for row in result["rows"]:
         cells = (accuracy(row[key], row.get(f"{key}_stderr"))
                  for key in ("score", "by_length", "chance", "longest_answer"))  # fmt: skip
-        begins = f", begun with `{row['start_token']}`" if row["task"] == "blimp" else ""
+        token = row["start_token"].replace("|", "\\|")  # or the cell would end there
+        begins = f", begun with `{token}`" if row["task"] == "blimp" else ""
         lines.append(line(row["task"] + begins, *cells, row["ties"],
                           part_of(row["documents"], row["documents_available"])))  # fmt: skip
     settings, checks = result["settings"], result["checks"]

@@ -182,7 +182,7 @@ def test_zero_shot(folder: Path, tmp_path: Path) -> None:
     assert (blimp["start_token"], bos["start_token"]) == ("a", "<|end|>")
     assert blimp["seconds"] > 0
     assert run("tables", "--results", str(folder)).returncode == 0
-    assert "| blimp, begun with `<|end|>` | " in (folder / "zero_shot.md").read_text()
+    assert "| blimp, begun with `<\\|end\\|>` | " in (folder / "zero_shot.md").read_text()
 
 
 def test_boundaries(folder: Path) -> None:
