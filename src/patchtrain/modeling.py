@@ -57,11 +57,13 @@ class PatchLevel:
         checked: Probe,
         backend: Backend | None = None,
         ablation: str | None = None,
+        embedding_scale: float = 1.0,
     ) -> None:
         self.model = model
         self.patch_size = patch_size
         self.weights = target_weights(weights, ablation)
         self.ablation = ablation
+        self.embedding_scale = embedding_scale
         self.probe = checked
         self.backend = backend or Backend("chunked" if checked.fused else "plain", checked.reason)
         self._plain_forward: Callable[..., Any] = model.forward
@@ -132,9 +134,12 @@ class PatchLevel:
                 raise UsageError(f"a model at patch level cannot take {name}: it is per token")
         K = 1 if self.ablation == "output-only" else self.patch_size  # tokens of a position
         positions = None if position_ids is None else patch_positions(position_ids, K)
+        embeddings = embed_patches(input_embeddings(self.model), input_ids, K)
+        if K > 1 and self.embedding_scale != 1.0:
+            embeddings = embeddings * self.embedding_scale
         inputs = {
             **kwargs,
-            "inputs_embeds": embed_patches(input_embeddings(self.model), input_ids, K),
+            "inputs_embeds": embeddings,
             "attention_mask": _patch_mask(attention_mask, K),
             "position_ids": positions,
             "use_cache": False,
@@ -185,6 +190,7 @@ def patch_level(
     backend: str | Backend = "auto",
     checked: Probe | None = None,
     ablation: str | None = None,
+    embedding_scale: float = 1.0,
 ) -> PatchLevel:
     """Put a transformers causal LM at patch level, in place.
 
@@ -210,6 +216,8 @@ def patch_level(
         checked: the result of an earlier ``probe`` of this model, to skip the probing.
         ablation: to study what a patch does: ``input-only`` or ``output-only``
             (``stage.ABLATIONS``); at ``output-only`` the model reads ``ids`` of shape ``(B, T)``.
+        embedding_scale: what the mean of a patch's embeddings is multiplied with. The model is
+            probed without it, and so is what a patch of identical tokens gives.
 
     Returns:
         A handle with ``remove()``, which also works as a context manager.
@@ -231,7 +239,7 @@ def patch_level(
         checked = probe(model)
     if isinstance(backend, str):
         backend = choose(backend, checked, output_embeddings(model))
-    return PatchLevel(model, patch_size, slots, checked, backend, ablation)
+    return PatchLevel(model, patch_size, slots, checked, backend, ablation, embedding_scale)
 
 
 @contextmanager

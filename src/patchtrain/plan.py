@@ -82,6 +82,8 @@ class PlanSpec:
     schedule_scope: str | None = None
     optimizer_at_switch: str | None = None
     slot_weights: SlotWeights | None = None
+    # What neither paper has; unused unless given (``patch_settings.py``).
+    embedding_scale: str | float = "none"  # of a patch; sqrt: its norm is about a token's
     # The learning rate's shape; its peak is the trainer's ``learning_rate``.
     warmup_steps: int | None = None  # default: 2 % of the scope's steps, at most 2,000
     decay_fraction: float = 0.1  # wsd: share of the steps that decay

@@ -12,6 +12,7 @@ from itertools import accumulate
 from typing import Any
 
 from patchtrain.errors import UsageError, nearest, one_line
+from patchtrain.patch_settings import embedding_scale, problems
 from patchtrain.plan import CHOICES, Plan, PlanSpec, largest_divisor, warmup_steps
 from patchtrain.stage import ABLATIONS, Stage, sequence_tokens, slot_weights
 
@@ -119,6 +120,7 @@ class Resolver:
             bad(f"the length of the run is one of steps, tokens or epochs; {what}")
         if spec.patch_fraction is not None and spec.step_fraction is not None:
             bad("give patch_fraction (of the tokens) or step_fraction (of the steps), not both")
+        self.problems += problems(spec)
         if self.device_sequences < 1 or self.processes < 1:
             bad("sequences per device and processes must be at least 1")
 
@@ -298,6 +300,9 @@ class Resolver:
                     blocks=blocks,
                     slot_weights=slot_weights(part.patch_size, weights),
                     ablation=part.ablation,
+                    embedding_scale=embedding_scale(
+                        spec.embedding_scale, part.patch_size, part.ablation
+                    ),
                 )
             )
             step += length

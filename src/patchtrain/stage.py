@@ -38,6 +38,7 @@ class Stage:
     blocks: int
     slot_weights: tuple[float, ...]
     ablation: str | None = None  # one of ABLATIONS
+    embedding_scale: float = 1.0  # times the mean of a patch's embeddings
 
     @property
     def name(self) -> str:

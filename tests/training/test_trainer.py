@@ -69,7 +69,7 @@ def plain_loop(trained: PatchTrainer, model: Any) -> list[float]:
         ids = torch.from_numpy(trained.batches.step(step))
         K = stage.patch_size
         embeddings = model.get_input_embeddings()(ids)
-        pooled = embeddings.view(len(ids), T, K, -1).mean(2)
+        pooled = embeddings.view(len(ids), T, K, -1).mean(2) * stage.embedding_scale
         logits = model(inputs_embeds=pooled).logits
         loss = patch_loss_reference(logits[:, :-1], patch_targets(ids, K), stage.slot_weights)
         loss.backward()
@@ -90,6 +90,7 @@ def plain_loop(trained: PatchTrainer, model: Any) -> list[float]:
         {"preset": "paper", "patch_fraction": 0.5, "step_fraction": None},
         {"stages": [[4, 0.3], [2, 0.3], [1, 0.4]], "step_fraction": None},
         {"patch_fraction": 0.0, "step_fraction": None},
+        {"embedding_scale": "sqrt"},
     ],
 )
 def test_weights_and_losses_equal_a_plain_loop(tmp_path: Path, plan: dict[str, Any]) -> None:

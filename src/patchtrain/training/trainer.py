@@ -320,6 +320,7 @@ class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation, CountingDataWait, K
                 backend=self.backend,
                 checked=self.probe,
                 ablation=stage.ablation,
+                embedding_scale=stage.embedding_scale,
             )
         self._stage = stage
         if switching:

@@ -1,0 +1,88 @@
+"""Settings of a plan beyond the papers: each against a slow reference, and nothing by default."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from patchtrain import Plan, PlanSpec, UsageError, patch_level, patch_loss_reference, patch_targets
+from patchtrain.patch_settings import STAGE_UNUSED, UNUSED, embedding_scale
+from patchtrain.stage import Stage
+from tests.models import VOCAB, tiny_model
+
+T = 8
+
+
+def plan(**values: Any) -> Plan:
+    spec = {"context_length": T, "tokens_per_step": 8 * T, "steps": 40, "patch_size": 4, **values}
+    return PlanSpec.from_dict({"patch_fraction": 0.5, **spec}).resolve()
+
+
+def some_ids(patch_size: int, rows: int = 2) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, VOCAB, (rows, patch_size * T), generator=generator)
+
+
+def test_unused_is_the_default_of_plans_and_stages() -> None:
+    spec = PlanSpec(context_length=8, tokens_per_step=64)
+    assert {name: getattr(spec, name) for name in UNUSED} == UNUSED
+    defaults = {name: Stage.__dataclass_fields__[name].default for name in STAGE_UNUSED}
+    assert defaults == STAGE_UNUSED
+    for stage in plan().stages:
+        assert {name: getattr(stage, name) for name in STAGE_UNUSED} == STAGE_UNUSED
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"embedding_scale": "root"}, "embedding_scale is none, sqrt or a number .* not 'root'"),
+        ({"embedding_scale": 0}, "embedding_scale is none, sqrt or a number above 0 .* not 0"),
+        ({"embedding_scale": float("nan")}, "embedding_scale is .* not nan"),
+        ({"embedding_scale": True}, "embedding_scale is .* not True"),
+        ({"embedding_scale": None}, "embedding_scale is .* not None"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        plan(**values)
+
+
+# ---- embedding_scale
+
+
+def test_the_scale_of_a_patch() -> None:
+    assert [stage.embedding_scale for stage in plan(embedding_scale="sqrt").stages] == [2.0, 1.0]
+    assert [stage.embedding_scale for stage in plan(embedding_scale=3).stages] == [3.0, 1.0]
+    assert embedding_scale("sqrt", 4, "output-only") == 1.0  # reads single tokens
+    assert embedding_scale("sqrt", 4, "mixup") == 2.0
+
+
+@pytest.mark.parametrize("backend", ["chunked", "plain"])
+def test_a_scaled_patch_is_the_scaled_mean_of_its_embeddings(backend: str) -> None:
+    model, ids = tiny_model(), some_ids(4)
+    with patch_level(model, 4, backend=backend, embedding_scale=2.0):
+        got = model(input_ids=ids, labels=ids).loss
+    embeddings = model.get_input_embeddings()(ids)
+    patches = torch.stack([embeddings[:, slot::4] for slot in range(4)]).sum(0) / 2
+    logits = model(inputs_embeds=patches).logits
+    expected = patch_loss_reference(logits[:, :-1], patch_targets(ids, 4), (1.0,) * 4)
+    torch.testing.assert_close(got.double(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_sqrt_gives_a_patch_the_norm_of_a_token() -> None:
+    embeddings = torch.randn(1000, 64, generator=torch.Generator().manual_seed(0))
+    patches = embeddings.view(250, 4, 64).mean(1) * embedding_scale("sqrt", 4)
+    ratio = patches.norm(dim=-1).mean() / embeddings.norm(dim=-1).mean()
+    assert float(ratio) == pytest.approx(1.0, abs=0.03)
+
+
+def test_a_scale_of_one_and_patches_of_one_change_no_bit() -> None:
+    model = tiny_model()
+    for patch_size, scale in ((4, 1.0), (1, 2.0)):
+        ids = some_ids(patch_size)
+        losses = []
+        for settings in ({}, {"embedding_scale": scale}):
+            with patch_level(model, patch_size, **settings):
+                losses.append(model(input_ids=ids, labels=ids).loss)
+        assert torch.equal(*losses)
