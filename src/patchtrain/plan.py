@@ -45,7 +45,7 @@ CHOICES = {
     "hold": ("tokens", "compute"),
     "schedule": ("cosine", "wsd", "constant"),
     "schedule_scope": ("stage", "run"),
-    "optimizer_at_switch": ("reset", "carry"),
+    "optimizer_at_switch": ("reset", "carry", "second"),
     "share_of": ("tokens", "steps"),
     "documents": ("mixed", "separate"),
 }

@@ -66,6 +66,9 @@ def plain_loop(trained: PatchTrainer, model: Any) -> list[float]:
         stage = plan.stage_at(step)
         if step == stage.first_step > 0 and plan.spec.optimizer_at_switch == "reset":
             optimizer.state.clear()
+        if step == stage.first_step > 0 and plan.spec.optimizer_at_switch == "second":
+            for weight in model.parameters():
+                optimizer.state[weight]["exp_avg"] *= 0.0
         ids = torch.from_numpy(trained.batches.step(step))
         K = stage.patch_size
         embeddings = model.get_input_embeddings()(ids)
@@ -91,6 +94,11 @@ def plain_loop(trained: PatchTrainer, model: Any) -> list[float]:
         {"stages": [[4, 0.3], [2, 0.3], [1, 0.4]], "step_fraction": None},
         {"patch_fraction": 0.0, "step_fraction": None},
         {"embedding_scale": "sqrt"},
+        {
+            "optimizer_at_switch": "second",
+            "stages": [[4, 0.4], [2, 0.3], [1, 0.3]],
+            "step_fraction": None,
+        },
     ],
 )
 def test_weights_and_losses_equal_a_plain_loop(tmp_path: Path, plan: dict[str, Any]) -> None:

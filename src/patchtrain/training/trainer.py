@@ -46,6 +46,7 @@ from patchtrain.training.resuming import LossWindow, Resuming
 from patchtrain.training.sharding import Sharding
 from patchtrain.training.signals import StoppedBySignalError, StopRequest
 from patchtrain.training.stage_models import KeepingStageModels
+from patchtrain.training.switching import CheckingMoments, switch_optimizer
 from patchtrain.training.waiting import CountingDataWait
 
 
@@ -150,6 +151,8 @@ class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation, CountingDataWait, K
         self.add_callback(self._progress)
         self.add_callback(_Begin(self))
         self.add_callback(_StageEnds(self.plan))
+        if spec.filled().optimizer_at_switch == "second" and len(self.plan.stages) > 1:
+            self.add_callback(CheckingMoments())
         self.add_callback(_Stops(self))
         self._guard = NonfiniteGuard(self)  # last, to know what the others want done after a step
         self.add_callback(self._guard)
@@ -324,8 +327,7 @@ class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation, CountingDataWait, K
             )
         self._stage = stage
         if switching:
-            if self.plan.spec.optimizer_at_switch == "reset":
-                self.optimizer.state.clear()
+            switch_optimizer(self.optimizer, str(self.plan.spec.optimizer_at_switch))
             if self.args.torch_compile:
                 torch.compiler.reset()  # compiled code has the other stage's forward inlined
             self._write("switch", {})
