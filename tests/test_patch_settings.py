@@ -40,6 +40,10 @@ def test_unused_is_the_default_of_plans_and_stages() -> None:
         ({"embedding_scale": 0}, "embedding_scale is none, sqrt or a number above 0 .* not 0"),
         ({"embedding_scale": float("nan")}, "embedding_scale is .* not nan"),
         ({"embedding_scale": True}, "embedding_scale is .* not True"),
+        ({"rewarm_steps": -1}, "rewarm_steps must be a whole number of at least 0, not -1"),
+        ({"rewarm_steps": 1.5}, "rewarm_steps must be a whole number of at least 0, not 1.5"),
+        ({"rewarm_steps": None}, "rewarm_steps must be a whole number"),
+        ({"rewarm_steps": 20}, "rewarm_steps 20 leaves none of the 20 steps of tokens"),
         ({"embedding_scale": None}, "embedding_scale is .* not None"),
     ],
 )
@@ -86,3 +90,32 @@ def test_a_scale_of_one_and_patches_of_one_change_no_bit() -> None:
             with patch_level(model, patch_size, **settings):
                 losses.append(model(input_ids=ids, labels=ids).loss)
         assert torch.equal(*losses)
+
+
+# ---- rewarm_steps
+
+
+@pytest.mark.parametrize("scope", ["run", "stage"])
+@pytest.mark.parametrize("schedule", ["cosine", "wsd", "constant"])
+def test_after_a_switch_the_rate_rises_from_nothing(scope: str, schedule: str) -> None:
+    values = {
+        "stages": [[4, 0.3], [2, 0.3], [1, 0.4]],
+        "patch_fraction": None,
+        "schedule": schedule,
+        "schedule_scope": scope,
+        "warmup_steps": 2,
+    }
+    without, ramped = plan(**values), plan(**values, rewarm_steps=4)
+    expected = [without.rate_at(step) for step in range(41)]
+    for switch in (12, 24):
+        for into in range(4):
+            expected[switch + into] *= [0.25, 0.5, 0.75, 1.0][into]
+    got = {step: ramped.rate_at(step) for step in reversed(range(41))}  # in no order
+    assert [got[step] for step in range(41)] == expected
+    assert [stage.first_step for stage in ramped.stages] == [0, 12, 24]
+
+
+@pytest.mark.parametrize("rewarm_steps", [0, 1])
+def test_no_ramp_changes_no_bit_of_the_rate(rewarm_steps: int) -> None:
+    without, ramped = plan(), plan(rewarm_steps=rewarm_steps)
+    assert all(without.rate_at(step) == ramped.rate_at(step) for step in range(41))

@@ -14,6 +14,7 @@ from patchtrain.errors import UsageError, one_line
 # What a plan and its stages hold where a setting is not used.
 UNUSED: dict[str, Any] = {
     "embedding_scale": "none",
+    "rewarm_steps": 0,
 }
 STAGE_UNUSED: dict[str, Any] = {
     "embedding_scale": 1.0,
@@ -28,6 +29,11 @@ def problems(spec: Any) -> list[str]:
         embedding_scale(spec.embedding_scale, 2)
     except UsageError as error:
         found.append(str(error))
+    steps = spec.rewarm_steps
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
+        found.append(
+            f"rewarm_steps must be a whole number of at least 0, not {_shown(spec.rewarm_steps)}"
+        )
     return found
 
 

@@ -84,6 +84,7 @@ class PlanSpec:
     slot_weights: SlotWeights | None = None
     # What neither paper has; unused unless given (``patch_settings.py``).
     embedding_scale: str | float = "none"  # of a patch; sqrt: its norm is about a token's
+    rewarm_steps: int = 0  # from no rate to the schedule's, after each switch
     # The learning rate's shape; its peak is the trainer's ``learning_rate``.
     warmup_steps: int | None = None  # default: 2 % of the scope's steps, at most 2,000
     decay_fraction: float = 0.1  # wsd: share of the steps that decay
@@ -220,6 +221,13 @@ class Plan:
 
     def rate_at(self, step: int) -> float:
         """The learning rate of step ``step`` as a share of the peak, in [0, 1]."""
+        stage = self.stage_at(step)
+        into = step - stage.first_step + 1  # the last of the ramp's steps has the whole rate
+        ramp = into / self.spec.rewarm_steps if 0 < into < self.spec.rewarm_steps else 1.0
+        return self._scheduled_rate(step) * (ramp if stage.index > 0 else 1.0)
+
+    def _scheduled_rate(self, step: int) -> float:
+        """The rate before what ``rewarm_steps`` takes off it."""
         if self.spec.schedule_scope == "stage":
             stage = self.stage_at(step)
             step, total = step - stage.first_step, stage.steps

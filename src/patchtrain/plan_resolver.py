@@ -323,6 +323,12 @@ class Resolver:
             warmup = warmup_steps(self.spec, steps)
             if warmup >= steps > 1:
                 self.problems.append(f"{warmup} warm-up steps leave none of the {steps} of {name}")
+        rewarm = self.spec.rewarm_steps
+        self.problems += [
+            f"rewarm_steps {rewarm} leaves none of the {stage.steps} steps of {stage.name}"
+            for stage in plan.stages[1:]
+            if 1 < stage.steps <= rewarm
+        ]
 
     def _check_store(self, plan: Plan) -> None:
         if plan.epochs is None:

@@ -61,7 +61,11 @@ def plan(**values: Any) -> Plan:
     return PlanSpec.from_dict(spec).resolve()
 
 
-USED: list[dict[str, Any]] = [{"embedding_scale": "sqrt"}, {"optimizer_at_switch": "second"}]
+USED: list[dict[str, Any]] = [
+    {"embedding_scale": "sqrt"},
+    {"optimizer_at_switch": "second"},
+    {"rewarm_steps": 2},
+]
 
 
 def test_a_setting_that_is_not_used_is_no_part_of_a_run() -> None:

@@ -93,7 +93,7 @@ def plain_loop(trained: PatchTrainer, model: Any) -> list[float]:
         {"preset": "paper", "patch_fraction": 0.5, "step_fraction": None},
         {"stages": [[4, 0.3], [2, 0.3], [1, 0.4]], "step_fraction": None},
         {"patch_fraction": 0.0, "step_fraction": None},
-        {"embedding_scale": "sqrt"},
+        {"embedding_scale": "sqrt", "rewarm_steps": 3},
         {
             "optimizer_at_switch": "second",
             "stages": [[4, 0.4], [2, 0.3], [1, 0.3]],
