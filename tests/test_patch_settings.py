@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from patchtrain import Plan, PlanSpec, UsageError, patch_level, patch_loss_reference, patch_targets
+from patchtrain.data.batches import PlanBatches
 from patchtrain.patch_settings import STAGE_UNUSED, UNUSED, embedding_scale
 from patchtrain.stage import Stage
 from tests.models import VOCAB, tiny_model
@@ -44,6 +46,16 @@ def test_unused_is_the_default_of_plans_and_stages() -> None:
         ({"rewarm_steps": 1.5}, "rewarm_steps must be a whole number of at least 0, not 1.5"),
         ({"rewarm_steps": None}, "rewarm_steps must be a whole number"),
         ({"rewarm_steps": 20}, "rewarm_steps 20 leaves none of the 20 steps of tokens"),
+        ({"phase": "shifted"}, "phase 'shifted' is not one of fixed, random"),
+        ({"phase": "random", "documents": "separate"}, "phase random needs documents: mixed"),
+        (
+            {
+                "phase": "random",
+                "patch_fraction": None,
+                "stages": [{"patch_size": 4, "share": 1.0, "ablation": "mixup"}],
+            },
+            "ablation mixup needs phase: fixed",
+        ),
         ({"embedding_scale": None}, "embedding_scale is .* not None"),
     ],
 )
@@ -119,3 +131,48 @@ def test_after_a_switch_the_rate_rises_from_nothing(scope: str, schedule: str) -
 def test_no_ramp_changes_no_bit_of_the_rate(rewarm_steps: int) -> None:
     without, ramped = plan(), plan(rewarm_steps=rewarm_steps)
     assert all(without.rate_at(step) == ramped.rate_at(step) for step in range(41))
+
+
+# ---- phase
+
+
+def rows(seed: int = 3, processes: int = 1, tokens: int = 4096, **values: Any) -> PlanBatches:
+    """Batches over tokens that say where they are; the run reads them one and a half times."""
+    spec = {"context_length": T, "tokens_per_step": 32 * T, "patch_size": 4, "steps": 24}
+    spec |= {"patch_fraction": 0.8, "max_epochs": 9, **values}
+    made = PlanSpec.from_dict(spec).resolve(store_tokens=tokens, processes=processes)
+    return PlanBatches(np.arange(tokens, dtype=np.uint32), made, seed)
+
+
+def test_random_phases_move_each_row_by_less_than_a_patch() -> None:
+    fixed, random = rows(), rows(phase="random")
+    patched = fixed.plan.stages[0].last_step
+    moves = []
+    for step in range(len(fixed)):
+        before, after = fixed.step(step), random.step(step)
+        assert before.shape == after.shape
+        assert (np.diff(after, axis=1) == 1).all()
+        move = after[:, 0] - before[:, 0]
+        if step >= patched:
+            assert np.array_equal(before, after)
+            continue
+        at_end = before[:, -1] + 3 >= 4096
+        assert (after <= 4095).all()
+        assert (move[at_end] == 0).all()  # the last row has no room
+        moves += list(move[~at_end])
+    assert set(moves) == {0, 1, 2, 3}
+    counts = np.bincount(moves)
+    assert counts.min() > 0.8 * counts.max()
+
+
+def test_a_phase_is_a_function_of_seed_and_sequence() -> None:
+    first, again, other = rows(phase="random"), rows(phase="random"), rows(5, phase="random")
+    shared = rows(phase="random", processes=2)
+    for step in reversed(range(19)):
+        assert np.array_equal(first.step(step), again.step(step))
+        parts = [shared.step(step, process) for process in (0, 1)]
+        assert np.array_equal(first.step(step), np.concatenate(parts))
+    assert (first.step(0) % 4 != other.step(0) % 4).any()
+    stage, index = first.plan.stages[0], np.arange(128)
+    twice = [first.phases(stage, index + more, np.zeros(128, dtype=int)) for more in (0, 16)]
+    assert not np.array_equal(*twice)

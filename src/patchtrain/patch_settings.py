@@ -15,6 +15,7 @@ from patchtrain.errors import UsageError, one_line
 UNUSED: dict[str, Any] = {
     "embedding_scale": "none",
     "rewarm_steps": 0,
+    "phase": "fixed",
 }
 STAGE_UNUSED: dict[str, Any] = {
     "embedding_scale": 1.0,
@@ -34,6 +35,8 @@ def problems(spec: Any) -> list[str]:
         found.append(
             f"rewarm_steps must be a whole number of at least 0, not {_shown(spec.rewarm_steps)}"
         )
+    if spec.phase == "random" and spec.documents == "separate":
+        found.append("phase random needs documents: mixed, which are not aligned to patches")
     return found
 
 

@@ -48,6 +48,7 @@ CHOICES = {
     "optimizer_at_switch": ("reset", "carry", "second"),
     "share_of": ("tokens", "steps"),
     "documents": ("mixed", "separate"),
+    "phase": ("fixed", "random"),
 }
 
 
@@ -85,6 +86,7 @@ class PlanSpec:
     # What neither paper has; unused unless given (``patch_settings.py``).
     embedding_scale: str | float = "none"  # of a patch; sqrt: its norm is about a token's
     rewarm_steps: int = 0  # from no rate to the schedule's, after each switch
+    phase: str = "fixed"  # random: where the first patch of a sequence begins
     # The learning rate's shape; its peak is the trainer's ``learning_rate``.
     warmup_steps: int | None = None  # default: 2 % of the scope's steps, at most 2,000
     decay_fraction: float = 0.1  # wsd: share of the steps that decay

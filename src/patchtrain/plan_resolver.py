@@ -210,6 +210,10 @@ class Resolver:
             self.problems.append(f"ablation {ablation} needs patches: a patch_size above 1")
         elif self.spec.documents == "separate":
             self.problems.append(f"ablation {ablation} needs documents: mixed")
+        elif self.spec.phase == "random" and ablation != "input-only":
+            self.problems.append(
+                f"ablation {ablation} needs phase: fixed; it has no patches to move"
+            )
         return len(self.problems) == before
 
     def _sequences_per_step(self, parts: list[Part]) -> list[int]:

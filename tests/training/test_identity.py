@@ -65,6 +65,7 @@ USED: list[dict[str, Any]] = [
     {"embedding_scale": "sqrt"},
     {"optimizer_at_switch": "second"},
     {"rewarm_steps": 2},
+    {"phase": "random"},
 ]
 
 

@@ -52,7 +52,12 @@ def test_it_is_refused_after_the_first_step_and_not_at_the_switch(tmp_path: Path
 
 @pytest.mark.parametrize("step", [3, 4, 5])  # before the switch, at it and after it
 def test_a_resumed_run_switches_as_one_that_was_not_stopped(tmp_path: Path, step: int) -> None:
-    plan = {"optimizer_at_switch": "second", "embedding_scale": "sqrt"}
+    plan = {
+        "optimizer_at_switch": "second",
+        "embedding_scale": "sqrt",
+        "rewarm_steps": 3,
+        "phase": "random",
+    }
     whole = trainer(tmp_path, plan=plan, save_steps=step, save_total_limit=9)
     whole.train()
     resumed = trainer(tmp_path, plan=plan, save_steps=step, save_total_limit=9)
