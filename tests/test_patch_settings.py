@@ -56,6 +56,8 @@ def test_unused_is_the_default_of_plans_and_stages() -> None:
             },
             "ablation mixup needs phase: fixed",
         ),
+        ({"position_scale": "4"}, "position_scale '4' is not one of none, patch"),
+        ({"position_scale": "patch", "documents": "separate"}, "position_scale patch needs doc"),
         ({"embedding_scale": None}, "embedding_scale is .* not None"),
     ],
 )
@@ -176,3 +178,80 @@ def test_a_phase_is_a_function_of_seed_and_sequence() -> None:
     stage, index = first.plan.stages[0], np.arange(128)
     twice = [first.phases(stage, index + more, np.zeros(128, dtype=int)) for more in (0, 16)]
     assert not np.array_equal(*twice)
+
+
+# ---- position_scale
+
+
+def test_positions_are_as_far_apart_as_their_tokens() -> None:
+    made = plan(position_scale="patch")
+    assert [stage.position_scale for stage in made.stages] == [4, 1]
+    assert [stage.last_position for stage in made.stages] == [28, 7]
+    assert made.spec.longest_context() == 4 * T  # what a model made from scratch has
+    assert plan().spec.longest_context() == T
+    ablated = {"patch_size": 4, "share": 1.0, "ablation": "output-only"}
+    listed = plan(position_scale="patch", patch_fraction=None, stages=[ablated])
+    assert listed.stages[0].position_scale == 1  # reads single tokens
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_scaled_positions_change_distances_and_not_what_is_seen(
+    family: str, attention: str
+) -> None:
+    model, ids = tiny_model(family, attn_implementation=attention), some_ids(4)
+    with torch.no_grad():  # so that distances matter
+        for name, weight in model.named_parameters():
+            if "q_proj" in name or "k_proj" in name:
+                weight *= 20
+    with patch_level(model, 4, position_scale=4):
+        got = model(input_ids=ids, labels=ids).loss
+    with patch_level(model, 4):
+        unscaled = model(input_ids=ids, labels=ids).loss
+    patches = model.get_input_embeddings()(ids).view(2, T, 4, -1).mean(2)
+    unseen = torch.full((1, 1, T, T), -torch.inf).triu(1)
+    positions = 4 * torch.arange(T)[None]
+    logits = model(inputs_embeds=patches, position_ids=positions, attention_mask=unseen).logits
+    expected = patch_loss_reference(logits[:, :-1], patch_targets(ids, 4), (1.0,) * 4)
+    torch.testing.assert_close(got.double(), expected, rtol=1e-6, atol=1e-6)
+    assert abs(got.item() - unscaled.item()) > 1e-5
+
+
+def test_a_position_scale_of_one_changes_no_bit() -> None:
+    model, ids = tiny_model(), some_ids(4)
+    losses = []
+    for settings in ({}, {"position_scale": 1}):
+        with patch_level(model, 4, **settings):
+            losses.append(model(input_ids=ids, labels=ids).loss)
+    assert torch.equal(*losses)
+
+
+@pytest.mark.parametrize(
+    ("family", "why"),
+    [
+        ("gpt2", "depend on where a row begins, as learned positions make them"),
+        ("bloom", "its forward takes no position_ids"),
+    ],
+)
+def test_positions_that_are_not_rotary_are_refused(family: str, why: str) -> None:
+    with pytest.raises(UsageError, match=f"cannot be trained with position_scale: .*{why}"):
+        patch_level(tiny_model(family), 4, position_scale=4)
+
+
+def test_positions_beyond_the_models_are_refused() -> None:
+    model = tiny_model(max_position_embeddings=29)
+    for more, patches in ((0, T), (1, T + 1)):
+        ids = torch.zeros(1, 4 * patches, dtype=torch.long)
+        with patch_level(model, 4, position_scale=4):
+            if more:
+                with pytest.raises(UsageError, match=r"positions up to 32, beyond .* of 29"):
+                    model(input_ids=ids, labels=ids)
+            else:
+                model(input_ids=ids, labels=ids)
+
+
+def test_with_a_position_scale_positions_are_not_the_callers() -> None:
+    model, ids = tiny_model(), some_ids(4)
+    positions = torch.arange(4 * T).expand(2, -1)
+    with patch_level(model, 4, position_scale=4), pytest.raises(UsageError, match="leave them out"):
+        model(input_ids=ids, labels=ids, position_ids=positions)

@@ -16,9 +16,11 @@ UNUSED: dict[str, Any] = {
     "embedding_scale": "none",
     "rewarm_steps": 0,
     "phase": "fixed",
+    "position_scale": "none",
 }
 STAGE_UNUSED: dict[str, Any] = {
     "embedding_scale": 1.0,
+    "position_scale": 1,
 }
 _LARGEST_SCALE = 1024.0
 
@@ -37,6 +39,11 @@ def problems(spec: Any) -> list[str]:
         )
     if spec.phase == "random" and spec.documents == "separate":
         found.append("phase random needs documents: mixed, which are not aligned to patches")
+    if spec.position_scale == "patch" and spec.documents == "separate":
+        found.append(
+            "position_scale patch needs documents: mixed; separate ones are told apart by "
+            "positions that count by one"
+        )
     return found
 
 
@@ -65,6 +72,15 @@ def embedding_scale(kind: Any, patch_size: int, ablation: str | None = None) -> 
             f"not {_shown(kind)}"
         )
     return 1.0 if patch_size == 1 or ablation == "output-only" else factor
+
+
+def position_scale(kind: str, patch_size: int, ablation: str | None = None) -> int:
+    """How far apart the positions of neighbouring patches are: 1, or K for ``"patch"``.
+
+    With K two patches are as far apart as their tokens are at token level, so that rotary positions
+    mean the same distances in both. Where single tokens are read it is 1.
+    """
+    return 1 if kind != "patch" or ablation == "output-only" else patch_size
 
 
 def _is_number(value: Any) -> bool:

@@ -49,6 +49,7 @@ CHOICES = {
     "share_of": ("tokens", "steps"),
     "documents": ("mixed", "separate"),
     "phase": ("fixed", "random"),
+    "position_scale": ("none", "patch"),
 }
 
 
@@ -87,6 +88,7 @@ class PlanSpec:
     embedding_scale: str | float = "none"  # of a patch; sqrt: its norm is about a token's
     rewarm_steps: int = 0  # from no rate to the schedule's, after each switch
     phase: str = "fixed"  # random: where the first patch of a sequence begins
+    position_scale: str = "none"  # patch: patches are K positions apart, as their tokens are
     # The learning rate's shape; its peak is the trainer's ``learning_rate``.
     warmup_steps: int | None = None  # default: 2 % of the scope's steps, at most 2,000
     decay_fraction: float = 0.1  # wsd: share of the steps that decay
@@ -117,10 +119,14 @@ class PlanSpec:
         return replace(self, **unset)
 
     def longest_context(self) -> int | None:
-        """The most positions that a sequence of any stage has: T, but in studies.
+        """For how many positions a model must have room: T, but in studies.
 
         None where nothing sensible is asked for, which ``resolve`` says.
         """
+        if self.position_scale == "patch":
+            from patchtrain.plan_resolver import Resolver
+
+            return Resolver(self, None, 1, 1).longest_context()
         items = self.stages if isinstance(self.stages, list | tuple) else ()
         own = [item.get("context_length") for item in items if isinstance(item, Mapping)]
         lengths = [length for length in (self.context_length, *own) if isinstance(length, int)]

@@ -12,7 +12,7 @@ from itertools import accumulate
 from typing import Any
 
 from patchtrain.errors import UsageError, nearest, one_line
-from patchtrain.patch_settings import embedding_scale, problems
+from patchtrain.patch_settings import embedding_scale, position_scale, problems
 from patchtrain.plan import CHOICES, Plan, PlanSpec, largest_divisor, warmup_steps
 from patchtrain.stage import ABLATIONS, Stage, sequence_tokens, slot_weights
 
@@ -59,6 +59,16 @@ class Resolver:
         self._check_values()
         multiple = math.lcm(*(part.patch_size for part in self._parts()))
         return 1 if self.problems or multiple > _LARGEST else multiple
+
+    def longest_context(self) -> int | None:
+        """One more than the last position of any stage; None where they make no sense."""
+        self._check_values()
+        spans = [
+            part.context_length
+            * position_scale(self.spec.position_scale, part.patch_size, part.ablation)
+            for part in self._parts()
+        ]
+        return None if self.problems else max(spans)
 
     def plan(self) -> Plan:
         self._check_values()
@@ -306,6 +316,9 @@ class Resolver:
                     ablation=part.ablation,
                     embedding_scale=embedding_scale(
                         spec.embedding_scale, part.patch_size, part.ablation
+                    ),
+                    position_scale=position_scale(
+                        spec.position_scale, part.patch_size, part.ablation
                     ),
                 )
             )

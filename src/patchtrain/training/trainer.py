@@ -30,7 +30,7 @@ from patchtrain.files import whole_folder
 from patchtrain.loss_backends import choose
 from patchtrain.modeling import PatchLevel, output_embeddings, patch_level
 from patchtrain.plan import Plan
-from patchtrain.probing import probe, probe_documents
+from patchtrain.probing import probe, probe_documents, probe_positions
 from patchtrain.sizing import model_size
 from patchtrain.stage import Stage
 from patchtrain.training.checkpoint import Checkpoints
@@ -100,6 +100,13 @@ class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation, CountingDataWait, K
                 f"context_length {max(asked, self.plan.context_length)} is beyond the model's "
                 f"max_position_embeddings of {longest}"
             )
+        last = max(stage.last_position for stage in self.plan.stages)
+        if longest is not None and last >= longest:
+            raise UsageError(
+                f"position_scale patch gives positions up to {last}, beyond the model's "
+                f"max_position_embeddings of {longest}; use a shorter context_length, or "
+                f"position_scale none"
+            )
         data = data or data_identity(train_dataset, tokens)
         data_seed = args.seed if args.data_seed is None else args.data_seed
         self.batches = PlanBatches(tokens, self.plan, data_seed)
@@ -126,6 +133,8 @@ class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation, CountingDataWait, K
         self.probe = probe(self.model)
         if spec.documents == "separate":
             probe_documents(self.model)
+        if any(stage.position_scale > 1 for stage in self.plan.stages):
+            probe_positions(self.model)
         self.backend = choose(args.loss_backend, self.probe, output_embeddings(self.model))
         self.size = model_size(self.model)
         self.record = RunRecord(Path(args.output_dir)) if self.is_world_process_zero() else None
@@ -324,6 +333,7 @@ class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation, CountingDataWait, K
                 checked=self.probe,
                 ablation=stage.ablation,
                 embedding_scale=stage.embedding_scale,
+                position_scale=stage.position_scale,
             )
         self._stage = stage
         if switching:
