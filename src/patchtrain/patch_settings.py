@@ -25,6 +25,12 @@ STAGE_UNUSED: dict[str, Any] = {
 _LARGEST_SCALE = 1024.0
 
 
+def used(spec: Any) -> dict[str, Any]:
+    """The settings that a ``PlanSpec`` uses, by name."""
+    found = {name: getattr(spec, name) for name in UNUSED}
+    return {name: value for name, value in found.items() if value != UNUSED[name]}
+
+
 def problems(spec: Any) -> list[str]:
     """What does not fit in these settings of a ``PlanSpec``, a line each."""
     found = []
