@@ -57,11 +57,15 @@ class PatchLevel:
         checked: Probe,
         backend: Backend | None = None,
         ablation: str | None = None,
+        embedding_scale: float = 1.0,
+        position_scale: int = 1,
     ) -> None:
         self.model = model
         self.patch_size = patch_size
         self.weights = target_weights(weights, ablation)
         self.ablation = ablation
+        self.embedding_scale = embedding_scale
+        self.position_scale = position_scale
         self.probe = checked
         self.backend = backend or Backend("chunked" if checked.fused else "plain", checked.reason)
         self._plain_forward: Callable[..., Any] = model.forward
@@ -132,12 +136,16 @@ class PatchLevel:
                 raise UsageError(f"a model at patch level cannot take {name}: it is per token")
         K = 1 if self.ablation == "output-only" else self.patch_size  # tokens of a position
         positions = None if position_ids is None else patch_positions(position_ids, K)
+        embeddings = embed_patches(input_embeddings(self.model), input_ids, K)
+        if K > 1 and self.embedding_scale != 1.0:
+            embeddings = embeddings * self.embedding_scale
         inputs = {
             **kwargs,
-            "inputs_embeds": embed_patches(input_embeddings(self.model), input_ids, K),
+            "inputs_embeds": embeddings,
             "attention_mask": _patch_mask(attention_mask, K),
             "position_ids": positions,
             "use_cache": False,
+            **self._stretched(embeddings, attention_mask, position_ids, K),
         }
         inputs = {name: value for name, value in inputs.items() if value is not None}
         if labels is None:
@@ -165,6 +173,32 @@ class PatchLevel:
         outputs.loss = loss + _auxiliary_loss(self.model, outputs, self.probe.auxiliary)
         return outputs
 
+    def _stretched(
+        self, patches: Tensor, mask: Tensor | None, position_ids: Tensor | None, patch_size: int
+    ) -> dict[str, Tensor]:
+        """The positions of ``position_scale``, and the mask they need; nothing where it is 1.
+
+        Without a mask transformers takes positions that do not count by one for the beginnings of
+        packed documents, and each patch would see nothing but itself.
+        """
+        if self.position_scale == 1 or patch_size == 1:
+            return {}
+        if position_ids is not None:
+            raise UsageError("with position_scale patch level sets position_ids; leave them out")
+        rows, length = patches.shape[:2]
+        last = (length - 1) * self.position_scale
+        longest = getattr(getattr(self.model, "config", None), "max_position_embeddings", None)
+        if longest is not None and last >= longest:
+            raise UsageError(
+                f"position_scale {self.position_scale} gives positions up to {last}, beyond the "
+                f"model's max_position_embeddings of {longest}"
+            )
+        positions = torch.arange(length, device=patches.device) * self.position_scale
+        stretched = {"position_ids": positions.expand(rows, -1)}
+        if mask is None:
+            stretched["attention_mask"] = torch.ones_like(stretched["position_ids"])
+        return stretched
+
     def _targets_per_item(self, labels: Tensor, targets: Tensor) -> Tensor:
         """How many of our (weighted) targets there are to one of those that Trainer counts.
 
@@ -185,6 +219,8 @@ def patch_level(
     backend: str | Backend = "auto",
     checked: Probe | None = None,
     ablation: str | None = None,
+    embedding_scale: float = 1.0,
+    position_scale: int = 1,
 ) -> PatchLevel:
     """Put a transformers causal LM at patch level, in place.
 
@@ -210,6 +246,10 @@ def patch_level(
         checked: the result of an earlier ``probe`` of this model, to skip the probing.
         ablation: to study what a patch does: ``input-only`` or ``output-only``
             (``stage.ABLATIONS``); at ``output-only`` the model reads ``ids`` of shape ``(B, T)``.
+        embedding_scale: what the mean of a patch's embeddings is multiplied with. The model is
+            probed without it, and so is what a patch of identical tokens gives.
+        position_scale: from the position of a patch to that of the next; K for distances as they
+            are at token level. For rotary positions.
 
     Returns:
         A handle with ``remove()``, which also works as a context manager.
@@ -226,12 +266,16 @@ def patch_level(
     if patch_size == 1:
         return PatchLevel(model, 1, slots, checked or Probe(fused=False))
     if checked is None:
-        from patchtrain.probing import probe  # which needs PatchLevel itself
+        from patchtrain.probing import probe, probe_positions  # which needs PatchLevel itself
 
         checked = probe(model)
+        if position_scale > 1:
+            probe_positions(model)
     if isinstance(backend, str):
         backend = choose(backend, checked, output_embeddings(model))
-    return PatchLevel(model, patch_size, slots, checked, backend, ablation)
+    return PatchLevel(
+        model, patch_size, slots, checked, backend, ablation, embedding_scale, position_scale
+    )
 
 
 @contextmanager

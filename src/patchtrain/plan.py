@@ -45,9 +45,11 @@ CHOICES = {
     "hold": ("tokens", "compute"),
     "schedule": ("cosine", "wsd", "constant"),
     "schedule_scope": ("stage", "run"),
-    "optimizer_at_switch": ("reset", "carry"),
+    "optimizer_at_switch": ("reset", "carry", "second"),
     "share_of": ("tokens", "steps"),
     "documents": ("mixed", "separate"),
+    "phase": ("fixed", "random"),
+    "position_scale": ("none", "patch"),
 }
 
 
@@ -82,6 +84,11 @@ class PlanSpec:
     schedule_scope: str | None = None
     optimizer_at_switch: str | None = None
     slot_weights: SlotWeights | None = None
+    # What neither paper has; unused unless given (``patch_settings.py``).
+    embedding_scale: str | float = "none"  # of a patch; sqrt: its norm is about a token's
+    rewarm_steps: int = 0  # from no rate to the schedule's, after each switch
+    phase: str = "fixed"  # random: where the first patch of a sequence begins
+    position_scale: str = "none"  # patch: patches are K positions apart, as their tokens are
     # The learning rate's shape; its peak is the trainer's ``learning_rate``.
     warmup_steps: int | None = None  # default: 2 % of the scope's steps, at most 2,000
     decay_fraction: float = 0.1  # wsd: share of the steps that decay
@@ -112,10 +119,14 @@ class PlanSpec:
         return replace(self, **unset)
 
     def longest_context(self) -> int | None:
-        """The most positions that a sequence of any stage has: T, but in studies.
+        """For how many positions a model must have room: T, but in studies.
 
         None where nothing sensible is asked for, which ``resolve`` says.
         """
+        if self.position_scale == "patch":
+            from patchtrain.plan_resolver import Resolver
+
+            return Resolver(self, None, 1, 1).longest_context()
         items = self.stages if isinstance(self.stages, list | tuple) else ()
         own = [item.get("context_length") for item in items if isinstance(item, Mapping)]
         lengths = [length for length in (self.context_length, *own) if isinstance(length, int)]
@@ -218,6 +229,13 @@ class Plan:
 
     def rate_at(self, step: int) -> float:
         """The learning rate of step ``step`` as a share of the peak, in [0, 1]."""
+        stage = self.stage_at(step)
+        into = step - stage.first_step + 1  # the last of the ramp's steps has the whole rate
+        ramp = into / self.spec.rewarm_steps if 0 < into < self.spec.rewarm_steps else 1.0
+        return self._scheduled_rate(step) * (ramp if stage.index > 0 else 1.0)
+
+    def _scheduled_rate(self, step: int) -> float:
+        """The rate before what ``rewarm_steps`` takes off it."""
         if self.spec.schedule_scope == "stage":
             stage = self.stage_at(step)
             step, total = step - stage.first_step, stage.steps

@@ -12,6 +12,7 @@ from itertools import accumulate
 from typing import Any
 
 from patchtrain.errors import UsageError, nearest, one_line
+from patchtrain.patch_settings import embedding_scale, position_scale, problems
 from patchtrain.plan import CHOICES, Plan, PlanSpec, largest_divisor, warmup_steps
 from patchtrain.stage import ABLATIONS, Stage, sequence_tokens, slot_weights
 
@@ -58,6 +59,16 @@ class Resolver:
         self._check_values()
         multiple = math.lcm(*(part.patch_size for part in self._parts()))
         return 1 if self.problems or multiple > _LARGEST else multiple
+
+    def longest_context(self) -> int | None:
+        """One more than the last position of any stage; None where they make no sense."""
+        self._check_values()
+        spans = [
+            part.context_length
+            * position_scale(self.spec.position_scale, part.patch_size, part.ablation)
+            for part in self._parts()
+        ]
+        return None if self.problems else max(spans)
 
     def plan(self) -> Plan:
         self._check_values()
@@ -119,6 +130,7 @@ class Resolver:
             bad(f"the length of the run is one of steps, tokens or epochs; {what}")
         if spec.patch_fraction is not None and spec.step_fraction is not None:
             bad("give patch_fraction (of the tokens) or step_fraction (of the steps), not both")
+        self.problems += problems(spec)
         if self.device_sequences < 1 or self.processes < 1:
             bad("sequences per device and processes must be at least 1")
 
@@ -208,6 +220,10 @@ class Resolver:
             self.problems.append(f"ablation {ablation} needs patches: a patch_size above 1")
         elif self.spec.documents == "separate":
             self.problems.append(f"ablation {ablation} needs documents: mixed")
+        elif self.spec.phase == "random" and ablation != "input-only":
+            self.problems.append(
+                f"ablation {ablation} needs phase: fixed; it has no patches to move"
+            )
         return len(self.problems) == before
 
     def _sequences_per_step(self, parts: list[Part]) -> list[int]:
@@ -298,6 +314,12 @@ class Resolver:
                     blocks=blocks,
                     slot_weights=slot_weights(part.patch_size, weights),
                     ablation=part.ablation,
+                    embedding_scale=embedding_scale(
+                        spec.embedding_scale, part.patch_size, part.ablation
+                    ),
+                    position_scale=position_scale(
+                        spec.position_scale, part.patch_size, part.ablation
+                    ),
                 )
             )
             step += length
@@ -318,6 +340,12 @@ class Resolver:
             warmup = warmup_steps(self.spec, steps)
             if warmup >= steps > 1:
                 self.problems.append(f"{warmup} warm-up steps leave none of the {steps} of {name}")
+        rewarm = self.spec.rewarm_steps
+        self.problems += [
+            f"rewarm_steps {rewarm} leaves none of the {stage.steps} steps of {stage.name}"
+            for stage in plan.stages[1:]
+            if 1 < stage.steps <= rewarm
+        ]
 
     def _check_store(self, plan: Plan) -> None:
         if plan.epochs is None:

@@ -123,6 +123,46 @@ def probe_documents(model: nn.Module) -> None:
                 raise step.refusal("at patch level a document does not give what it gives alone")
 
 
+@torch.no_grad()
+def probe_positions(model: nn.Module) -> None:
+    """Check that positions further apart than one are mere distances to ``model``, as rotary ones.
+
+    Logits must be the same wherever the row begins, must change with the distances, and tokens far
+    apart must still see each other. Learned positions differ from place to place, and those that a
+    run has never met at patch level would be untrained.
+
+    Raises:
+        UsageError: naming the model's class and what is wrong with its positions.
+    """
+    ids = _token_ids(model, 4)
+    order = torch.arange(ids.shape[1], device=ids.device).unsqueeze(0)
+    mask = torch.ones_like(ids)  # see ``PatchLevel._stretched``
+
+    def logits(positions: Tensor) -> Tensor:
+        inputs = {"position_ids": positions, "attention_mask": mask, "use_cache": False}
+        found: Tensor = model(input_ids=ids, **inputs).logits
+        return found
+
+    def sees(sinks: Tensor, sources: Tensor) -> bool:
+        return _depends(model, ids, sinks, sources, position_ids=2 * order, attention_mask=mask)
+
+    with _refusing(model, "be trained with position_scale") as step, _untouched(model):
+        step.tries = "run with position_ids"
+        model.eval()
+        if "position_ids" not in inspect.signature(model.forward).parameters:
+            raise step.refusal("its forward takes no position_ids")
+        plain = logits(order)
+        if not close(logits(order + 1), plain, model):
+            raise step.refusal(
+                "its logits depend on where a row begins, as learned positions make them; only "
+                "rotary positions can be further apart"
+            )
+        if torch.equal(logits(2 * order), plain):
+            raise step.refusal("its logits do not depend on position_ids")
+        if not sees(order == 3, order == 0) or sees(order < 3, order == 3):
+            raise step.refusal("positions that are further apart change what a token sees")
+
+
 # ---- the conditions of a probe
 
 

@@ -68,7 +68,7 @@ def _small_plan(plan: Mapping[str, Any]) -> dict[str, Any]:
     small = {
         name: value
         for name, value in plan.items()
-        if name not in ("tokens", "epochs", "warmup_steps")
+        if name not in ("tokens", "epochs", "warmup_steps", "rewarm_steps")
     }
     stages = plan.get("stages")
     sizes = [plan.get("patch_size", 4)]

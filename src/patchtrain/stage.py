@@ -38,6 +38,8 @@ class Stage:
     blocks: int
     slot_weights: tuple[float, ...]
     ablation: str | None = None  # one of ABLATIONS
+    embedding_scale: float = 1.0  # times the mean of a patch's embeddings
+    position_scale: int = 1  # from one position to the next
 
     @property
     def name(self) -> str:
@@ -57,6 +59,11 @@ class Stage:
     def piece_tokens(self) -> int:
         """Tokens of a sequence that stand together in the text: of a mixup's, one Kth."""
         return self.context_length if self.ablation == "mixup" else self.sequence_tokens
+
+    @property
+    def last_position(self) -> int:
+        """The position that a model gives the last patch of a sequence."""
+        return (self.context_length - 1) * self.position_scale
 
     @property
     def positions_per_step(self) -> int:

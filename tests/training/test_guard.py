@@ -374,8 +374,11 @@ def test_a_rollback_undoes_the_steps_since_and_goes_on(tmp_path: Path) -> None:
     assert written(tmp_path / "run", 8)["pass_losses"] == ["nan", "nan"]
 
 
-def test_behind_the_switch_a_rollback_does_not_bring_the_old_state_back(tmp_path: Path) -> None:
-    plan = {"optimizer_at_switch": "reset"}
+@pytest.mark.parametrize("switch", ["reset", "second"])
+def test_behind_the_switch_a_rollback_does_not_bring_the_old_state_back(
+    tmp_path: Path, switch: str
+) -> None:
+    plan = {"optimizer_at_switch": switch}
     run = trainer(tmp_path / "run", on_nonfinite="rollback", plan=plan)
     Checkpointed(run, 3)
     spoil(run, 5)

@@ -7,8 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from patchtrain import UsageError
-from patchtrain.training.identity import MAY_CHANGE, data_identity, refuse_changes
+from patchtrain import Plan, PlanSpec, UsageError
+from patchtrain.patch_settings import STAGE_UNUSED, UNUSED
+from patchtrain.training.identity import (
+    MAY_CHANGE,
+    _plan_identity,
+    data_identity,
+    refuse_changes,
+)
 
 RUN: dict[str, Any] = {
     "store": "a", "tokenizer": "b", "plan": {"steps": 10, "stage 1": {"patch_size": 2}},
@@ -48,3 +54,33 @@ def test_other_tokens_have_another_digest(length: int) -> None:
     assert first == data_identity(same, same)
     assert first != data_identity(other, other)
     assert first != data_identity(tokens[:-1], tokens[:-1])
+
+
+def plan(**values: Any) -> Plan:
+    spec = {"context_length": 8, "tokens_per_step": 64, "steps": 40, "patch_size": 4, **values}
+    return PlanSpec.from_dict(spec).resolve()
+
+
+USED: list[dict[str, Any]] = [
+    {"embedding_scale": "sqrt"},
+    {"optimizer_at_switch": "second"},
+    {"rewarm_steps": 2},
+    {"phase": "random"},
+    {"position_scale": "patch"},
+]
+
+
+def test_a_setting_that_is_not_used_is_no_part_of_a_run() -> None:
+    unused = _plan_identity(plan())
+    assert not UNUSED.keys() & unused.keys()
+    assert not STAGE_UNUSED.keys() & unused["stage 1"].keys()
+    assert _plan_identity(plan(**UNUSED)) == unused
+
+
+@pytest.mark.parametrize("values", USED)
+def test_a_setting_that_is_used_is_part_of_the_run(values: dict[str, Any]) -> None:
+    used, unused = ({**RUN, "plan": _plan_identity(plan(**each))} for each in (values, {}))
+    refuse_changes(used, {**RUN, "plan": _plan_identity(plan(**values))}, [], "checkpoint-1")
+    for before, now in ((unused, used), (used, unused)):
+        with pytest.raises(UsageError, match="checkpoint-1 was made by another run: plan"):
+            refuse_changes(before, now, [], "checkpoint-1")

@@ -66,11 +66,18 @@ def plain_loop(trained: PatchTrainer, model: Any) -> list[float]:
         stage = plan.stage_at(step)
         if step == stage.first_step > 0 and plan.spec.optimizer_at_switch == "reset":
             optimizer.state.clear()
+        if step == stage.first_step > 0 and plan.spec.optimizer_at_switch == "second":
+            for weight in model.parameters():
+                optimizer.state[weight]["exp_avg"] *= 0.0
         ids = torch.from_numpy(trained.batches.step(step))
         K = stage.patch_size
         embeddings = model.get_input_embeddings()(ids)
-        pooled = embeddings.view(len(ids), T, K, -1).mean(2)
-        logits = model(inputs_embeds=pooled).logits
+        pooled = embeddings.view(len(ids), T, K, -1).mean(2) * stage.embedding_scale
+        positions = {
+            "position_ids": torch.arange(0, T * stage.position_scale, stage.position_scale)[None],
+            "attention_mask": torch.ones(1, 1, T, T, dtype=torch.bool).tril(),
+        }
+        logits = model(inputs_embeds=pooled, **positions).logits
         loss = patch_loss_reference(logits[:, :-1], patch_targets(ids, K), stage.slot_weights)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm)
@@ -90,6 +97,13 @@ def plain_loop(trained: PatchTrainer, model: Any) -> list[float]:
         {"preset": "paper", "patch_fraction": 0.5, "step_fraction": None},
         {"stages": [[4, 0.3], [2, 0.3], [1, 0.4]], "step_fraction": None},
         {"patch_fraction": 0.0, "step_fraction": None},
+        {"embedding_scale": "sqrt", "rewarm_steps": 3},
+        {"position_scale": "patch", "patch_size": 4},
+        {
+            "optimizer_at_switch": "second",
+            "stages": [[4, 0.4], [2, 0.3], [1, 0.3]],
+            "step_fraction": None,
+        },
     ],
 )
 def test_weights_and_losses_equal_a_plain_loop(tmp_path: Path, plan: dict[str, Any]) -> None:
@@ -429,3 +443,11 @@ def test_a_loss_backend_that_cannot_run_here_is_refused(tmp_path: Path) -> None:
         trainer(tmp_path, loss_backend="fastest")
     with pytest.raises(UsageError, match="runs on a GPU"):
         trainer(tmp_path, loss_backend="liger")
+
+
+def test_positions_beyond_the_models_are_refused_before_training(tmp_path: Path) -> None:
+    plan = {"position_scale": "patch", "patch_size": 4}
+    with pytest.raises(UsageError, match=r"positions up to 28, beyond .* of 28; use a shorter"):
+        trainer(tmp_path, tiny_model(max_position_embeddings=28), plan=plan)
+    with pytest.raises(UsageError, match="GPT2LMHeadModel cannot be trained with position_scale"):
+        trainer(tmp_path, tiny_model("gpt2"), plan=plan)

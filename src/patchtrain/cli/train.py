@@ -99,6 +99,7 @@ def print_plan(prepared: Prepared) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from patchtrain.patch_settings import used
     from patchtrain.report.formats import count, flops, percent
     from patchtrain.training.progress import clock
     from patchtrain.training.run import documents_line, estimate_seconds
@@ -133,6 +134,8 @@ def print_plan(prepared: Prepared) -> None:
         ("schedule", f"{spec.schedule} over {scope}, "
                      f"peak rate {trainer.args.learning_rate:g}; "
                      f"optimizer state at a switch: {spec.optimizer_at_switch}"),
+        ("settings", ", ".join(f"{name} {value}" for name, value in used(spec).items())
+                     or "as the papers have them"),
         ("steps", f"{plan.total_steps:,}, context length {plan.context_length}, "
                   f"{plan.processes} process{'es' if plan.processes > 1 else ''}"),
         ("compute", f"{flops(total)}, {plan.compute_ratio:.3f} of token-level training on the "

@@ -97,9 +97,25 @@ class PlanBatches:
         index = np.arange(begin, begin + share)
         if stage.ablation in REARRANGED:
             return {"input_ids": self._rearranged(stage, index)}
-        return read_rows(
-            self.tokens, self.starts(stage, index), stage.sequence_tokens, stage.patch_size
-        )
+        starts = self.starts(stage, index)
+        if self.plan.spec.phase == "random" and stage.patch_size > 1:
+            starts += self.phases(stage, index, starts)
+        return read_rows(self.tokens, starts, stage.sequence_tokens, stage.patch_size)
+
+    def phases(self, stage: Stage, index: np.ndarray, starts: np.ndarray) -> np.ndarray:
+        """By how many tokens, from 0 to K - 1, sequences begin later: random, each equally often.
+
+        A function of seed and sequence, and another one in another epoch. What a sequence gains at
+        its end is the beginning of the one after it in the store; nothing is read beyond the end.
+
+        Args:
+            stage: of patches.
+            index: ``(n,)`` numbers of the stage's sequences.
+            starts: ``(n,)`` where they begin unmoved.
+        """
+        order = Permutation(stage.steps * stage.sequences_per_step, self.seed, 3, stage.index)
+        room = len(self.tokens) - stage.sequence_tokens - starts
+        return np.minimum(order(index) % stage.patch_size, room)
 
     def _rearranged(self, stage: Stage, index: np.ndarray) -> np.ndarray:
         """The stage's sequences number ``index`` as its ablation has them, ``(n, K * T)`` int64."""

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from patchtrain.errors import UsageError
+from patchtrain.patch_settings import STAGE_UNUSED, UNUSED
 from patchtrain.plan import Plan
 
 # What ``--allow-change`` takes, and what each means.
@@ -133,13 +134,22 @@ def _short(value: Any) -> str:
 
 
 def _plan_identity(plan: Plan) -> dict[str, Any]:
-    """The plan without what follows from the number of processes."""
-    values = plan.to_dict()
+    """The plan without what follows from the number of processes, and without unused settings.
+
+    A run that does not use a setting is the same whether or not its version knew of it.
+    """
+    values = _used(plan.to_dict(), UNUSED)
     for name in ("processes", "pass_sequences", "passes", "epochs"):
         values.pop(name)
     stages = values.pop("stages")
-    named = {f"stage {stage['index'] + 1}": stage for stage in stages}
+    named = {f"stage {stage['index'] + 1}": _used(stage, STAGE_UNUSED) for stage in stages}
     return {key: _plain(value) for key, value in (values | named).items()}
+
+
+def _used(values: Mapping[str, Any], unused: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: value for name, value in values.items() if name not in unused or value != unused[name]
+    }
 
 
 def _plain(value: Any) -> Any:

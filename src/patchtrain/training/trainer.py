@@ -30,7 +30,7 @@ from patchtrain.files import whole_folder
 from patchtrain.loss_backends import choose
 from patchtrain.modeling import PatchLevel, output_embeddings, patch_level
 from patchtrain.plan import Plan
-from patchtrain.probing import probe, probe_documents
+from patchtrain.probing import probe, probe_documents, probe_positions
 from patchtrain.sizing import model_size
 from patchtrain.stage import Stage
 from patchtrain.training.checkpoint import Checkpoints
@@ -46,6 +46,7 @@ from patchtrain.training.resuming import LossWindow, Resuming
 from patchtrain.training.sharding import Sharding
 from patchtrain.training.signals import StoppedBySignalError, StopRequest
 from patchtrain.training.stage_models import KeepingStageModels
+from patchtrain.training.switching import CheckingMoments, switch_optimizer
 from patchtrain.training.waiting import CountingDataWait
 
 
@@ -99,6 +100,13 @@ class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation, CountingDataWait, K
                 f"context_length {max(asked, self.plan.context_length)} is beyond the model's "
                 f"max_position_embeddings of {longest}"
             )
+        last = max(stage.last_position for stage in self.plan.stages)
+        if longest is not None and last >= longest:
+            raise UsageError(
+                f"position_scale patch gives positions up to {last}, beyond the model's "
+                f"max_position_embeddings of {longest}; use a shorter context_length, or "
+                f"position_scale none"
+            )
         data = data or data_identity(train_dataset, tokens)
         data_seed = args.seed if args.data_seed is None else args.data_seed
         self.batches = PlanBatches(tokens, self.plan, data_seed)
@@ -125,6 +133,8 @@ class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation, CountingDataWait, K
         self.probe = probe(self.model)
         if spec.documents == "separate":
             probe_documents(self.model)
+        if any(stage.position_scale > 1 for stage in self.plan.stages):
+            probe_positions(self.model)
         self.backend = choose(args.loss_backend, self.probe, output_embeddings(self.model))
         self.size = model_size(self.model)
         self.record = RunRecord(Path(args.output_dir)) if self.is_world_process_zero() else None
@@ -150,6 +160,8 @@ class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation, CountingDataWait, K
         self.add_callback(self._progress)
         self.add_callback(_Begin(self))
         self.add_callback(_StageEnds(self.plan))
+        if spec.filled().optimizer_at_switch == "second" and len(self.plan.stages) > 1:
+            self.add_callback(CheckingMoments())
         self.add_callback(_Stops(self))
         self._guard = NonfiniteGuard(self)  # last, to know what the others want done after a step
         self.add_callback(self._guard)
@@ -320,11 +332,12 @@ class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation, CountingDataWait, K
                 backend=self.backend,
                 checked=self.probe,
                 ablation=stage.ablation,
+                embedding_scale=stage.embedding_scale,
+                position_scale=stage.position_scale,
             )
         self._stage = stage
         if switching:
-            if self.plan.spec.optimizer_at_switch == "reset":
-                self.optimizer.state.clear()
+            switch_optimizer(self.optimizer, str(self.plan.spec.optimizer_at_switch))
             if self.args.torch_compile:
                 torch.compiler.reset()  # compiled code has the other stage's forward inlined
             self._write("switch", {})
