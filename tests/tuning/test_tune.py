@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,9 @@ def words(run: Path, data: Path, out: Path, *more: str) -> list[str]:
 @pytest.fixture(scope="module")
 def tuned(run: Path, data: Path) -> Path:
     out = run.with_name("tuned")
-    assert main(words(run, data, out, "--quiet")) == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)  # of our own making
+        assert main(words(run, data, out, "--quiet")) == 0
     return out
 
 

@@ -228,8 +228,10 @@ def _mt_bench(args: argparse.Namespace) -> Any:
 
 def _show(run_folder: str, result: dict[str, Any]) -> None:
     print(run_folder)
-    for label, value in lines(result):
-        print(f"  {label:22}{value}")
+    said = lines(result)
+    width = max(len(label) for label, _ in said) + 2
+    for label, value in said:
+        print(f"  {label:{width}}{value}")
 
 
 def lines(result: dict[str, Any]) -> list[tuple[str, str]]:

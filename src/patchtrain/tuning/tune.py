@@ -230,7 +230,7 @@ class _Tuner:
             save_strategy="steps",
             save_steps=0.1,
             bf16=cuda and torch.cuda.is_bf16_supported(),
-            gradient_checkpointing=cuda,
+            activation_checkpointing=cuda,
             use_cpu=not cuda,
             include_num_input_tokens_seen="all",
             seed=settings.seed,
