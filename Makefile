@@ -18,7 +18,7 @@ demo: $(VENV)/.installed
 	$(BIN)/patchtrain demo $(DEMO_FLAGS)
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n auto $(TEST_FLAGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(TEST_FLAGS)
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .
