@@ -146,3 +146,15 @@ def test_an_unknown_device_is_named_with_the_nearest() -> None:
 def test_what_drivers_call_a_device(title: str, name: str | None) -> None:
     found = recognised(title)
     assert (found.name if found else None) == name
+
+
+def test_steps_at_token_level_cost_what_token_level_costs() -> None:
+    spec = {"context_length": 8, "tokens_per_step": 64, "steps": 40, "hold": "compute"}
+    made = PlanSpec.from_dict({**spec, "step_fraction": 0.5, "token_share": 0.25}).resolve()
+    by_step = [
+        SIZE.flops_per_position(8, made.stage_at(step).level_at(step).patch_size).total * 64
+        for step in range(40)
+    ]
+    for steps in (0, 7, 20, 33, 40):
+        assert SIZE.flops(made, steps).total == pytest.approx(sum(by_step[:steps]))
+    assert bill(SIZE, made, Rates()).stages[0].flops.total == pytest.approx(sum(by_step[:20]))

@@ -1,5 +1,7 @@
 """Settings of a plan beyond the papers: each against a slow reference, and nothing by default."""
 
+import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -58,6 +60,8 @@ def test_unused_is_the_default_of_plans_and_stages() -> None:
         ),
         ({"position_scale": "4"}, "position_scale '4' is not one of none, patch"),
         ({"position_scale": "patch", "documents": "separate"}, "position_scale patch needs doc"),
+        ({"token_share": 1}, "token_share must be at least 0 and below 1, not 1"),
+        ({"token_share": None}, "token_share must be at least 0 and below 1, not None"),
         ({"embedding_scale": None}, "embedding_scale is .* not None"),
     ],
 )
@@ -255,3 +259,44 @@ def test_with_a_position_scale_positions_are_not_the_callers() -> None:
     positions = torch.arange(4 * T).expand(2, -1)
     with patch_level(model, 4, position_scale=4), pytest.raises(UsageError, match="leave them out"):
         model(input_ids=ids, labels=ids, position_ids=positions)
+
+
+# ---- token_share
+
+
+@pytest.mark.parametrize("hold", ["tokens", "compute"])
+@pytest.mark.parametrize("share", [0.05, 0.25, 0.5, 0.9])
+def test_steps_at_token_level_are_spread_evenly_and_counted(hold: str, share: float) -> None:
+    made = plan(hold=hold, token_share=share, tokens_per_step=32 * T, step_fraction=0.5,
+                patch_fraction=None)  # fmt: skip
+    patched, last = made.stages
+    levels = [made.stage_at(step).level_at(step).patch_size for step in range(40)]
+    assert levels[:20].count(1) == patched.token_steps == int(20 * share)
+    assert levels[20:] == [1] * 20
+    assert last.token_steps == 0
+    at = [step for step in range(20) if levels[step] == 1]
+    assert {b - a for a, b in pairwise(at)} <= {math.floor(1 / share), math.ceil(1 / share)}
+    tokens = 0
+    for step in range(40):
+        assert made.tokens_before(step) == tokens
+        level = made.stage_at(step).level_at(step)
+        assert level.positions_per_step == made.stage_at(step).positions_per_step
+        tokens += level.positions_per_step * level.patch_size
+    assert made.total_tokens == tokens == sum(stage.tokens for stage in made.stages)
+
+
+@pytest.mark.parametrize("hold", ["tokens", "compute"])
+def test_shares_of_the_tokens_are_of_those_that_are_read(hold: str) -> None:
+    made = plan(hold=hold, token_share=0.25, tokens_per_step=32 * T, steps=None, tokens=400_000)
+    assert made.total_tokens == pytest.approx(400_000, rel=0.01)
+    assert made.stages[0].tokens == pytest.approx(200_000, rel=0.02)
+
+
+def test_a_step_at_token_level_reads_the_beginning_of_its_sequences() -> None:
+    without, shared = rows(), rows(token_share=0.25, patch_fraction=None, step_fraction=19 / 24)
+    assert [stage.steps for stage in without.plan.stages] == [19, 5]
+    assert [stage.steps for stage in shared.plan.stages] == [19, 5]
+    for step in range(24):
+        singles = shared.plan.stage_at(step).level_at(step).patch_size == 1
+        expected = without.step(step)
+        assert np.array_equal(shared.step(step), expected[:, :T] if singles else expected)

@@ -104,13 +104,19 @@ class ModelSize:
         """Of the first ``steps`` steps of a plan, over all processes; None: of all."""
         steps = plan.total_steps if steps is None else steps
         return sum(
-            (
-                self.flops_per_position(stage.context_length, stage.patch_size)
-                * (plan.steps_in(stage, steps) * stage.positions_per_step)
-                for stage in plan.stages
-            ),
+            (self.flops_of_stage(stage, plan.steps_in(stage, steps)) for stage in plan.stages),
             Flops(),
         )
+
+    def flops_of_stage(self, stage: Stage, steps: int) -> Flops:
+        """Of the first ``steps`` steps of a stage, over all processes."""
+        singles = stage.token_steps_in(steps)
+        patched = self.flops_per_position(stage.context_length, stage.patch_size)
+        found = patched * ((steps - singles) * stage.positions_per_step)
+        if singles:
+            token = self.flops_per_position(stage.context_length)
+            found = found + token * (singles * stage.positions_per_step)
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -265,8 +271,7 @@ def bill(size: ModelSize, plan: Plan, rates: Rates, checkpointing: bool = False)
     """
     costs = []
     for index, stage in enumerate(plan.stages):
-        position = size.flops_per_position(stage.context_length, stage.patch_size)
-        flops = position * stage.positions
+        flops = size.flops_of_stage(stage, stage.steps)
         recomputed = (flops.body + flops.attention) / 3 if checkpointing else 0.0
         peak, seconds = rates.peak(), None
         if rates.measured:

@@ -17,10 +17,12 @@ UNUSED: dict[str, Any] = {
     "rewarm_steps": 0,
     "phase": "fixed",
     "position_scale": "none",
+    "token_share": 0.0,
 }
 STAGE_UNUSED: dict[str, Any] = {
     "embedding_scale": 1.0,
     "position_scale": 1,
+    "token_steps": 0,
 }
 _LARGEST_SCALE = 1024.0
 
@@ -43,6 +45,8 @@ def problems(spec: Any) -> list[str]:
         found.append(
             f"rewarm_steps must be a whole number of at least 0, not {_shown(spec.rewarm_steps)}"
         )
+    if not _is_number(spec.token_share) or not 0 <= spec.token_share < 1:
+        found.append(f"token_share must be at least 0 and below 1, not {_shown(spec.token_share)}")
     if spec.phase == "random" and spec.documents == "separate":
         found.append("phase random needs documents: mixed, which are not aligned to patches")
     if spec.position_scale == "patch" and spec.documents == "separate":

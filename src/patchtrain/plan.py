@@ -89,6 +89,7 @@ class PlanSpec:
     rewarm_steps: int = 0  # from no rate to the schedule's, after each switch
     phase: str = "fixed"  # random: where the first patch of a sequence begins
     position_scale: str = "none"  # patch: patches are K positions apart, as their tokens are
+    token_share: float = 0.0  # of the steps of a stage of patches, done at token level
     # The learning rate's shape; its peak is the trainer's ``learning_rate``.
     warmup_steps: int | None = None  # default: 2 % of the scope's steps, at most 2,000
     decay_fraction: float = 0.1  # wsd: share of the steps that decay
@@ -216,7 +217,7 @@ class Plan:
 
     def tokens_before(self, step: int) -> int:
         """Raw tokens that the steps before ``step`` have read."""
-        return sum(self.steps_in(stage, step) * stage.tokens_per_step for stage in self.stages)
+        return sum(stage.tokens_in(self.steps_in(stage, step)) for stage in self.stages)
 
     def positions_before(self, step: int) -> int:
         """Positions that the steps before ``step`` have computed."""

@@ -169,10 +169,21 @@ class Resolver:
                 pairs = [(1, 1.0)]
             T = spec.context_length
             parts = [Part(patch_size, share, T) for patch_size, share in pairs if share > 0]
-        if of_steps or spec.hold == "tokens":
+        if of_steps or self.problems:
             return parts
-        # Shares of the tokens, and a step at patch size K reads K times the tokens.
-        return [replace(part, share=part.share / part.tokens_per_position) for part in parts]
+        # Shares of the tokens. A step reads as many at any patch size K, or K times as many.
+        return [
+            replace(part, share=part.share / (self._read_share(part) * (
+                1 if spec.hold == "tokens" else part.tokens_per_position
+            )))
+            for part in parts
+        ]  # fmt: skip
+
+    def _read_share(self, part: Part) -> float:
+        """What a stage's steps read on average, of what one without ``token_share`` reads."""
+        if not self.spec.token_share:
+            return 1.0
+        return 1 - self.spec.token_share * (1 - 1 / part.tokens_per_position)
 
     def _part(self, item: Any) -> Part | None:
         """One stage of a free list: ``(patch_size, share)`` or a mapping."""
@@ -220,6 +231,8 @@ class Resolver:
             self.problems.append(f"ablation {ablation} needs patches: a patch_size above 1")
         elif self.spec.documents == "separate":
             self.problems.append(f"ablation {ablation} needs documents: mixed")
+        elif self.spec.token_share:
+            self.problems.append(f"ablation {ablation} needs token_share: 0")
         elif self.spec.phase == "random" and ablation != "input-only":
             self.problems.append(
                 f"ablation {ablation} needs phase: fixed; it has no patches to move"
@@ -252,7 +265,7 @@ class Resolver:
     def _steps(self, parts: list[Part], sequences: list[int]) -> list[int]:
         """Whole steps a stage; the last stage takes what rounding leaves."""
         spec = self.spec
-        step_tokens = [
+        step_tokens: list[float] = [
             count * part.sequence_tokens for part, count in zip(parts, sequences, strict=True)
         ]
         relative = [part.share for part in parts]
@@ -266,6 +279,11 @@ class Resolver:
                 # A stage ends inside a block at worst; the rest of that block is not read.
                 blocks = int(spec.epochs * (self.store_tokens // self.block)) - len(parts) + 1
                 tokens = blocks * self.block
+            if spec.epochs is None:  # else what counts is the part of the store set aside
+                step_tokens = [
+                    tokens_of_step * self._read_share(part)
+                    for tokens_of_step, part in zip(step_tokens, parts, strict=True)
+                ]
             mean = sum(r * t for r, t in zip(relative, step_tokens, strict=True)) / sum(relative)
             total = tokens / mean
         # Rounding the running sum keeps every stage within one step of its share.
@@ -320,6 +338,7 @@ class Resolver:
                     position_scale=position_scale(
                         spec.position_scale, part.patch_size, part.ablation
                     ),
+                    token_steps=int(spec.token_share * length + 1e-9) * (part.patch_size > 1),
                 )
             )
             step += length

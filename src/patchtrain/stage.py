@@ -7,7 +7,7 @@ the stage it is in.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from patchtrain.errors import UsageError, one_line
@@ -40,6 +40,7 @@ class Stage:
     ablation: str | None = None  # one of ABLATIONS
     embedding_scale: float = 1.0  # times the mean of a patch's embeddings
     position_scale: int = 1  # from one position to the next
+    token_steps: int = 0  # of its steps, that are done at token level; spread evenly
 
     @property
     def name(self) -> str:
@@ -71,11 +72,31 @@ class Stage:
 
     @property
     def tokens_per_step(self) -> int:
+        """Of a step at the stage's patch size."""
         return self.sequences_per_step * self.sequence_tokens
 
     @property
     def tokens(self) -> int:
-        return self.steps * self.tokens_per_step
+        return self.tokens_in(self.steps)
+
+    def tokens_in(self, steps: int) -> int:
+        """Raw tokens that the stage's first ``steps`` steps read."""
+        singles = self.token_steps_in(steps)
+        return (steps - singles) * self.tokens_per_step + singles * self.positions_per_step
+
+    def token_steps_in(self, steps: int) -> int:
+        """How many of the stage's first ``steps`` steps are done at token level."""
+        return (2 * steps * self.token_steps + self.steps) // (2 * self.steps)
+
+    def level_at(self, step: int) -> Stage:
+        """The stage as step ``step`` of the run does it: itself, or at token level."""
+        into = step - self.first_step
+        if self.token_steps_in(into + 1) == self.token_steps_in(into):
+            return self
+        return replace(
+            self, patch_size=1, slot_weights=(1.0,), embedding_scale=1.0, position_scale=1,
+            token_steps=0,
+        )  # fmt: skip
 
     @property
     def positions(self) -> int:

@@ -66,6 +66,7 @@ USED: list[dict[str, Any]] = [
     {"optimizer_at_switch": "second"},
     {"rewarm_steps": 2},
     {"phase": "random"},
+    {"token_share": 0.25},
     {"position_scale": "patch"},
 ]
 

@@ -58,6 +58,7 @@ def test_a_resumed_run_switches_as_one_that_was_not_stopped(tmp_path: Path, step
         "rewarm_steps": 3,
         "phase": "random",
         "position_scale": "patch",
+        "token_share": 0.25,
     }
     whole = trainer(tmp_path, plan=plan, save_steps=step, save_total_limit=9)
     whole.train()

@@ -70,15 +70,19 @@ def plain_loop(trained: PatchTrainer, model: Any) -> list[float]:
             for weight in model.parameters():
                 optimizer.state[weight]["exp_avg"] *= 0.0
         ids = torch.from_numpy(trained.batches.step(step))
-        K = stage.patch_size
+        K, scale, weights = stage.patch_size, stage.position_scale, stage.slot_weights
+        if plan.spec.token_share and step in (0, 2):
+            K, scale, weights = 1, 1, (1.0,)
+            assert ids.shape == (8, T)
         embeddings = model.get_input_embeddings()(ids)
-        pooled = embeddings.view(len(ids), T, K, -1).mean(2) * stage.embedding_scale
+        pooled = embeddings.view(len(ids), T, K, -1).mean(2)
+        pooled = pooled * (stage.embedding_scale if K > 1 else 1.0)
         positions = {
-            "position_ids": torch.arange(0, T * stage.position_scale, stage.position_scale)[None],
+            "position_ids": torch.arange(0, T * scale, scale)[None],
             "attention_mask": torch.ones(1, 1, T, T, dtype=torch.bool).tril(),
         }
         logits = model(inputs_embeds=pooled, **positions).logits
-        loss = patch_loss_reference(logits[:, :-1], patch_targets(ids, K), stage.slot_weights)
+        loss = patch_loss_reference(logits[:, :-1], patch_targets(ids, K), weights)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm)
         for group in optimizer.param_groups:
@@ -99,6 +103,12 @@ def plain_loop(trained: PatchTrainer, model: Any) -> list[float]:
         {"patch_fraction": 0.0, "step_fraction": None},
         {"embedding_scale": "sqrt", "rewarm_steps": 3},
         {"position_scale": "patch", "patch_size": 4},
+        {
+            "token_share": 0.5,
+            "embedding_scale": "sqrt",
+            "position_scale": "patch",
+            "slot_weights": [3, 1],
+        },
         {
             "optimizer_at_switch": "second",
             "stages": [[4, 0.4], [2, 0.3], [1, 0.3]],
@@ -451,3 +461,9 @@ def test_positions_beyond_the_models_are_refused_before_training(tmp_path: Path)
         trainer(tmp_path, tiny_model(max_position_embeddings=28), plan=plan)
     with pytest.raises(UsageError, match="GPT2LMHeadModel cannot be trained with position_scale"):
         trainer(tmp_path, tiny_model("gpt2"), plan=plan)
+
+
+def test_compiled_code_keeps_to_one_level(tmp_path: Path) -> None:
+    plan = {"token_share": 0.25}
+    with pytest.raises(UsageError, match="token_share cannot be used with torch_compile"):
+        trainer(tmp_path, plan=plan, torch_compile=True)

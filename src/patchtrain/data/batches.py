@@ -86,7 +86,8 @@ class PlanBatches:
         return self.inputs(step, process)["input_ids"]
 
     def inputs(self, step: int, process: int = 0) -> dict[str, np.ndarray]:
-        """The sequences of one step, arrays of ``(sequences_per_step / processes, K * T)`` int64.
+        """The sequences of one step, arrays of ``(sequences_per_step / processes, K * T)`` int64,
+        or ``(.., T)`` where ``token_share`` has the step done at token level.
 
         ``input_ids``; of separate documents also ``labels`` and ``position_ids``. Process p reads
         the p-th equal part of the step's sequences.
@@ -98,9 +99,10 @@ class PlanBatches:
         if stage.ablation in REARRANGED:
             return {"input_ids": self._rearranged(stage, index)}
         starts = self.starts(stage, index)
-        if self.plan.spec.phase == "random" and stage.patch_size > 1:
+        if self.plan.spec.phase == "random" and stage.level_at(step).patch_size > 1:
             starts += self.phases(stage, index, starts)
-        return read_rows(self.tokens, starts, stage.sequence_tokens, stage.patch_size)
+        level = stage.level_at(step)  # a step at token level reads the beginning of each sequence
+        return read_rows(self.tokens, starts, level.sequence_tokens, level.patch_size)
 
     def phases(self, stage: Stage, index: np.ndarray, starts: np.ndarray) -> np.ndarray:
         """By how many tokens, from 0 to K - 1, sequences begin later: random, each equally often.

@@ -107,6 +107,9 @@ class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation, CountingDataWait, K
                 f"max_position_embeddings of {longest}; use a shorter context_length, or "
                 f"position_scale none"
             )
+        if args.torch_compile and any(stage.token_steps for stage in self.plan.stages):
+            raise UsageError("token_share cannot be used with torch_compile: compiled code keeps "
+                             "to one level; set one of them aside")  # fmt: skip
         data = data or data_identity(train_dataset, tokens)
         data_seed = args.seed if args.data_seed is None else args.data_seed
         self.batches = PlanBatches(tokens, self.plan, data_seed)
@@ -279,11 +282,11 @@ class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation, CountingDataWait, K
         num_items_in_batch: Any = None,
     ) -> Tensor:
         """All device passes of one optimizer step; returns the step's mean loss of this process."""
-        self._enter_stage(self.plan.stage_at(self.state.global_step))
+        stage = self.plan.stage_at(self.state.global_step).level_at(self.state.global_step)
+        self._enter_stage(stage)
         model.train()
         if callable(getattr(self.optimizer, "train", None)):
             self.optimizer.train()
-        stage = self.plan.stage_at(self.state.global_step)
         passes = split_passes(inputs, self.plan.pass_rows(stage))
         targets, share = [1.0] * len(passes), 1.0
         if "labels" in inputs:  # the passes differ; counted while they are still on the CPU
@@ -317,7 +320,7 @@ class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation, CountingDataWait, K
 
     def _enter_stage(self, stage: Stage) -> None:
         """Put the model at the stage's patch size; at its first step, do what the switch does."""
-        if self._stage is stage:
+        if self._stage == stage:
             return
         self._leave_stage()
         switching = stage.index > 0 and self.state.global_step == stage.first_step
@@ -378,7 +381,7 @@ class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation, CountingDataWait, K
 
     def floating_point_ops(self, inputs: Mapping[str, Any]) -> float:
         """FLOPs of this process's share of a step, by positions: a patch costs one token."""
-        stage = self.plan.stage_at(self.state.global_step)
+        stage = self.plan.stage_at(self.state.global_step).level_at(self.state.global_step)
         position = self.size.flops_per_position(stage.context_length, stage.patch_size)
         return stage.positions_per_step / self.plan.processes * position.total
 
