@@ -17,6 +17,7 @@ SETTINGS = [
     "plan.optimizer_at_switch=second",
     "plan.rewarm_steps=4",
     "plan.phase=random",
+    "plan.token_share=0.25",
     "plan.position_scale=patch",
 ]
 
