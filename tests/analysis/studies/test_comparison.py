@@ -14,6 +14,7 @@ from patchtrain.analysis.studies.comparison import run_comparison
 from patchtrain.analysis.studies.question import compared, from_words, full_path
 from patchtrain.analysis.studies.study import Arm
 from patchtrain.errors import PatchtrainError, UsageError
+from patchtrain.plan import CHOICES
 from tests.analysis.studies.pretend import End, Pretend, recipe
 
 
@@ -45,6 +46,20 @@ def test_the_usual_arms_cost_the_same_and_a_twin_is_left_out() -> None:
     words = {item.name: item.words for item in question.contenders}
     assert words["token"] == "tokens throughout"
     assert words["paper"].startswith("patches of 4 for 33% of the positions, then tokens; opt")
+
+
+def test_what_a_plan_does_at_the_switch_and_its_settings_are_in_its_words() -> None:
+    arms = [
+        *(f"{name}:optimizer_at_switch={name}" for name in CHOICES["optimizer_at_switch"]),
+        "warmed:rewarm_steps=5",
+        "moved:phase=random",
+        "mixed:token_share=0.25",
+    ]
+    question = compared(recipe(step_fraction=0.3), arms)
+    words = {item.name: item.words for item in question.contenders}
+    assert len(words) == len(set(words.values())) == 1 + len(arms)
+    assert "second moments" in words["second"]
+    assert words["warmed"].endswith("; rewarm_steps 5")
 
 
 def test_at_equal_data_all_read_the_same_tokens() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from patchtrain.analysis.studies.equal import check_data, held_at, measured, plan_of
 from patchtrain.analysis.studies.study import Arm, Equality, Study
 from patchtrain.errors import UsageError, nearest
+from patchtrain.patch_settings import used
 from patchtrain.plan import PlanSpec
 from patchtrain.planning import Planned
 from patchtrain.recipe import Recipe
@@ -36,6 +37,11 @@ _STAGES = ("plan.patch_fraction", "plan.step_fraction", "plan.stages")
 _PLAN_KEYS = tuple(PlanSpec.__dataclass_fields__)
 # What a preset decides, and what a contender that is a preset does not take from the recipe.
 _DECIDED = ("hold", "schedule", "schedule_scope", "optimizer_at_switch", "slot_weights")
+_AT_SWITCH = {
+    "carry": "optimizer carried",
+    "reset": "optimizer reset",
+    "second": "optimizer's second moments carried",
+}
 
 
 @dataclass(frozen=True)
@@ -287,10 +293,10 @@ def plan_words(run: Planned) -> str:
         for stage in plan.stages[:-1]
     ]
     parts = [", then ".join([*stages, plan.stages[-1].name])]
-    parts.append({"carry": "optimizer carried", "reset": "optimizer reset"}[
-        str(plan.spec.optimizer_at_switch)])  # fmt: skip
+    parts.append(_AT_SWITCH[str(plan.spec.optimizer_at_switch)])
     scope = {"run": "one schedule", "stage": "a schedule a stage"}[str(plan.spec.schedule_scope)]
-    return "; ".join([*parts, f"{scope} ({plan.spec.schedule})"])
+    settings = [f"{name} {value}" for name, value in used(plan.spec).items()]
+    return "; ".join([*parts, f"{scope} ({plan.spec.schedule})", *settings])
 
 
 def _reference(name: str) -> str | None:
@@ -314,7 +320,7 @@ def _alike(question: Question, first: Contender, second: Contender) -> bool:
         spec = plan.spec
         plans.append((
             plan.stages, spec.schedule, spec.warmup_steps, spec.decay_fraction, spec.min_rate,
-            None if single else (spec.schedule_scope, spec.optimizer_at_switch),
+            None if single else (spec.schedule_scope, spec.optimizer_at_switch, used(spec)),
         ))  # fmt: skip
     return plans[0] == plans[1]
 

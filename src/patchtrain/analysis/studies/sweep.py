@@ -35,6 +35,7 @@ from patchtrain.analysis.studies.question import (
     token_level,
 )
 from patchtrain.errors import UsageError, one_line
+from patchtrain.patch_settings import UNUSED
 from patchtrain.recipe import Recipe
 from patchtrain.yaml_reader import read_yaml
 
@@ -42,6 +43,7 @@ from patchtrain.yaml_reader import read_yaml
 _OF_PATCHES = (
     "plan.patch_size", "plan.patch_fraction", "plan.step_fraction", "plan.stages", "plan.share_of",
     "plan.hold", "plan.schedule_scope", "plan.optimizer_at_switch", "plan.slot_weights",
+    *(f"plan.{setting}" for setting in UNUSED),
 )  # fmt: skip
 _MOST_POINTS = 500
 _LONGEST_NAME = 100
