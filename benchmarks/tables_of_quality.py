@@ -124,7 +124,7 @@ def instructions(result: dict[str, Any]) -> list[str]:
         "",
         f"`{settings['model']}`, {result['parameters']:,} parameters, tuned for "
         f"{settings['steps']} steps of {settings['tokens_per_step']:,} tokens at a rate of "
-        f"{settings['learning_rate']:g} in {tuning['seconds']:.0f} s, seed {settings['seed']}; "
+        f"{settings['learning_rate']:g}, seed {settings['seed']}; "
         f"{tuning['held_out']} of {tuning['conversations']} conversations held out. IFEval on the "
         f"first {last['ifeval']['prompts']} prompts only, {last['ifeval']['instructions']} "
         f"instructions, answers of at most {settings['max_new_tokens']} tokens. ± is a standard "
