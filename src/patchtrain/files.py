@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
 from typing import IO, Any
 
-from patchtrain.errors import PatchtrainError
+from patchtrain.errors import PatchtrainError, UsageError
 
 try:
     import fcntl
@@ -179,3 +179,17 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def claim_folder(folder: Path, marker: str) -> None:
+    """Mark ``folder`` by a file of the name ``marker``, so that nothing else is ever written over.
+
+    Raises:
+        UsageError: it is a file, or a folder with other things in it.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--out {folder} is a file; name a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / marker).is_file():
+        raise UsageError(f"--out {folder} holds something else; name a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / marker).touch()

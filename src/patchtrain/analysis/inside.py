@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -99,16 +98,8 @@ def read_levels(
 
 
 def stage_models(loaded: LoadedModel) -> list[Path]:
-    """The models a run kept at its switches, in order: its folders ``stage-N`` with a model."""
-    if loaded.run is None:
-        return []
-    folders = [
-        (int(found[1]), folder)
-        for folder in loaded.run.path.iterdir()
-        if (found := re.fullmatch(r"stage-(\d+)", folder.name))
-        and (folder / "config.json").is_file()
-    ]
-    return [folder for _, folder in sorted(folders)]
+    """The models a run kept at its switches, in order; none of a model without a run."""
+    return list(loaded.run.stage_models().values()) if loaded.run else []
 
 
 def cut_rows(tokens: np.ndarray, patch_size: int, context_length: int) -> np.ndarray:

@@ -21,9 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from patchtrain.chat import ROLES, Messages
-from patchtrain.data import hub
 from patchtrain.data.parquet import read_parquet_rows
-from patchtrain.data.readers import Counts, read_bytes, read_objects
+from patchtrain.data.rows import json_rows
 from patchtrain.data.sources import Source, open_corpus
 from patchtrain.errors import PatchtrainError, UsageError
 
@@ -74,16 +73,10 @@ def read_conversations(files: Sequence[str | Path], split: str = "train") -> Con
 
 
 def _rows(source: Source, split: str) -> Iterator[tuple[object, dict[str, Any]]]:
-    if source.format == "dataset":
-        for number, row in enumerate(hub.stream_rows(source.name, split), 1):
-            yield f"dataset '{source.name}': row {number:,}", row
-    elif source.format == "parquet" and source.path is not None:
-        yield from read_parquet_rows(source.path, source.compression, source.name)
-    elif source.format == "jsonl":
-        chunks = read_bytes(source.path, source.compression, source.name, Counts())
-        yield from read_objects(chunks, source.name)
-    else:
-        raise UsageError(f"{source.name} is no instruction data: give JSON, JSON lines or Parquet")
+    if source.format == "parquet" and source.path is not None:
+        return read_parquet_rows(source.path, source.compression, source.name)
+    refusal = "is no instruction data: give JSON, JSON lines or Parquet"
+    return json_rows(source, refusal, split)
 
 
 def _messages(row: dict[str, Any], where: object) -> Messages:

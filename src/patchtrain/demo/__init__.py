@@ -24,8 +24,8 @@ import yaml
 from patchtrain.data.prepare import prepare
 from patchtrain.data.sources import open_corpus
 from patchtrain.data.store import TokenStore, is_store
-from patchtrain.errors import PatchtrainError, UsageError
-from patchtrain.files import write_text
+from patchtrain.errors import PatchtrainError
+from patchtrain.files import claim_folder, write_text
 from patchtrain.recipe import Recipe
 from patchtrain.report.page import write_page
 from patchtrain.runs import RunFolder
@@ -76,18 +76,8 @@ def run_demo(
 
 
 def claim(out: Path) -> None:
-    """Mark ``out`` as the demo's, so that nothing else is ever replaced.
-
-    Raises:
-        UsageError: ``out`` is a file, or a folder with other things in it.
-    """
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out} is a file; name a folder")
-    marker = out / MARKER
-    if out.is_dir() and any(out.iterdir()) and not marker.is_file():
-        raise UsageError(f"--out {out} holds something else; name a new folder")
-    out.mkdir(parents=True, exist_ok=True)
-    marker.touch()
+    """Mark ``out`` as the demo's; raises as ``files.claim_folder``."""
+    claim_folder(out, MARKER)
 
 
 def demo_recipes(

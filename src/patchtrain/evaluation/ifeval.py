@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from patchtrain import chat
-from patchtrain.data.readers import Counts, read_bytes, read_objects
+from patchtrain.data.rows import json_rows
 from patchtrain.data.sources import open_corpus
 from patchtrain.errors import PatchtrainError, UsageError, one_line
 from patchtrain.evaluation.answering import Decoding, answer_prompts
@@ -69,16 +69,7 @@ def read_prompts(file: str | None, first: int | None = None) -> list[dict[str, A
 
 def _rows(file: str) -> Iterator[tuple[object, dict[str, Any]]]:
     for source in open_corpus([file]).sources:
-        if source.format == "dataset":
-            from patchtrain.data.hub import stream_rows
-
-            for number, row in enumerate(stream_rows(source.name, "train"), 1):
-                yield f"dataset '{source.name}': row {number:,}", row
-        elif source.format == "jsonl":
-            chunks = read_bytes(source.path, source.compression, source.name, Counts())
-            yield from read_objects(chunks, source.name)
-        else:
-            raise UsageError(f"{source.name} holds no prompts: give JSON lines")
+        yield from json_rows(source, "holds no prompts: give JSON lines")
 
 
 def ifeval(

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from patchtrain import chat
-from patchtrain.data.readers import Counts, read_bytes, read_objects
+from patchtrain.data.rows import json_rows
 from patchtrain.data.sources import open_corpus
 from patchtrain.errors import PatchtrainError, UsageError
 from patchtrain.evaluation.answering import Decoding, answer
@@ -96,16 +96,7 @@ def _texts(value: Any) -> bool:
 
 def _rows(file: str) -> Iterator[tuple[object, dict[str, Any]]]:
     for source in open_corpus([file]).sources:
-        if source.format == "dataset":
-            from patchtrain.data.hub import stream_rows
-
-            for number, row in enumerate(stream_rows(source.name, "train"), 1):
-                yield f"dataset '{source.name}': row {number:,}", row
-        elif source.format == "jsonl":
-            chunks = read_bytes(source.path, source.compression, source.name, Counts())
-            yield from read_objects(chunks, source.name)
-        else:
-            raise UsageError(f"{source.name} holds no questions: give JSON lines")
+        yield from json_rows(source, "holds no questions: give JSON lines")
 
 
 def write_answers(

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from patchtrain.errors import PatchtrainError, UsageError
+from patchtrain.files import claim_folder
 from patchtrain.recipe import Recipe
 from patchtrain.runs import RunFolder
 
@@ -151,18 +152,8 @@ def run_folder(folder: Path, arm: Arm, seed: int) -> RunFolder:
 
 
 def claim(folder: Path) -> None:
-    """Mark ``folder`` as a study's, so that nothing else is ever written over.
-
-    Raises:
-        UsageError: it is a file, or a folder with other things in it.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"--out {folder} is a file; name a folder")
-    marker = folder / MARKER
-    if folder.is_dir() and any(folder.iterdir()) and not marker.is_file():
-        raise UsageError(f"--out {folder} holds something else; name a new folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    marker.touch()
+    """Mark ``folder`` as a study's; raises as ``files.claim_folder``."""
+    claim_folder(folder, MARKER)
 
 
 def refuse_another(study: Study, folder: Path) -> None:
