@@ -108,6 +108,7 @@ def test_a_sample_says_how_large_it_is(store: Path, capsys: pytest.CaptureFixtur
         (["{store}", "{text}"], "give one token store, or texts, not both"),
         (["{store}", "--tokenizer", "{model}"], "a tokenizer of its own"),
         (["{text}"], "say how to cut it into tokens"),
+        (["no/such/file"], "no file or folder no/such/file"),
         (["{text}", "--tokenizer", "{model}", "--page", "no/folder/p.html"], "cannot write the"),
         (["{store}", "--model", "nothing"], "no run or model folder at nothing"),
         (["{other}", "--model", "{model}"], "not the tokenizer of the model"),

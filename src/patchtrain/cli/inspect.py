@@ -155,8 +155,8 @@ def _read(args: argparse.Namespace, loaded: LoadedModel | None) -> tuple[Text, s
         return text, f"of {len(split.tokens):,} in the {split.name} split of {store.path}"
     from patchtrain.data.sources import open_corpus
 
-    tokenizer = _text_tokenizer(args, loaded)
     corpus = open_corpus(args.sources, format=args.format, text_column=args.text_column)
+    tokenizer = _text_tokenizer(args, loaded)
     texts = corpus.documents(cut=True)
     text = patch_content.text_of_texts(texts, tokenizer, args.max_tokens)
     return text, f"the first of {', '.join(args.sources)}"
