@@ -54,7 +54,7 @@ _OF_ITS_MODEL = ("parameters", "body_parameters", "vocab_size")
 class Ledger:
     """The finished runs of one study, on disk as lines of JSON."""
 
-    def __init__(self, study: str, folder: Path = KEPT) -> None:
+    def __init__(self, study: str, folder: Path) -> None:
         self.file = folder / f"{study}.jsonl"
         self.rows: dict[str, dict[str, Any]] = {}
         if self.file.is_file():
@@ -80,7 +80,8 @@ class Ledger:
         for path in sorted((work / "runs").glob("*")):
             run = RunFolder(path)
             if path.name not in self.rows and is_finished(run):
-                self.rows[path.name] = _row(run)
+                asked = (work / "recipes" / f"{path.name}.yaml").read_text(encoding="utf-8")
+                self.rows[path.name] = _row(run, yaml.safe_load(asked))
         if len(self.rows) > before:
             rows = (self.rows[name] for name in sorted(self.rows))
             self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -95,36 +96,41 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("corpora"), metavar="TEXTS")
     parser.add_argument("--work", type=Path, default=Path("studies/evidence"), help="for the runs")
     parser.add_argument("--jobs", type=int, help="runs at a time (default: one a core)")
+    parser.add_argument("--asked", type=Path, default=ASKED, help="the studies (%(default)s)")
+    parser.add_argument("--kept", type=Path, default=KEPT, help="what came out (%(default)s)")
     parser.add_argument("--collect", action="store_true", help="train nothing, count what is kept")
     parser.add_argument("--list", action="store_true", help="the studies, and how far they are")
     args = parser.parse_args()
-    asked = yaml.safe_load(ASKED.read_text(encoding="utf-8"))
+    asked = yaml.safe_load(args.asked.read_text(encoding="utf-8"))
     unknown = set(args.studies) - set(asked["studies"])
     if unknown:
-        parser.error(f"no study {', '.join(sorted(unknown))} in {ASKED.name}; --list names them")
+        parser.error(f"no study {', '.join(sorted(unknown))} in {args.asked}; --list names them")
     names = args.studies or list(asked["studies"])
     if args.list:
         for name in names:
-            print(f"{len(Ledger(name).rows):5,} runs  {name}")
+            print(f"{len(Ledger(name, args.kept).rows):5,} runs  {name}")
         return
-    data = args.data.resolve()
+    data, kept, here = args.data.resolve(), args.kept.resolve(), Path.cwd()
     args.work.mkdir(parents=True, exist_ok=True)
     os.chdir(args.work)  # a kept recipe names its store as stores/NAME, wherever it was trained
-    for name in names:
-        try:
-            carry_out(name, asked, data, args.jobs, args.collect)
-        except PatchtrainError as error:
-            raise SystemExit(f"{name}: {error}") from None
+    try:
+        for name in names:
+            study = asked["studies"][name]
+            store = make_store(study["store"], asked["stores"], data)
+            found = carry_out(name, question_of(study, store), kept, args.jobs, args.collect)
+            head = about("evidence", f"{found['held_equal']}, but for whole steps")
+            write_json(kept / f"{name}.json", {**found, **head})
+    except PatchtrainError as error:
+        raise SystemExit(f"{name}: {error}") from None
+    finally:
+        os.chdir(here)
 
 
 def carry_out(
-    name: str, asked: Mapping[str, Any], data: Path, jobs: int | None, count_only: bool
-) -> None:
-    """Train what of a study is missing, and write its summary."""
-    study, ledger, work = asked["studies"][name], Ledger(name), Path(name)
-    store = Path("stores") / study["store"]
-    make_store(store, asked["stores"][study["store"]], data)
-    question = question_of(study, store)
+    name: str, question: Question, kept: Path, jobs: int | None, count_only: bool = False
+) -> dict[str, Any]:
+    """Train what of a question is missing, in the folder ``name``; the results."""
+    ledger, work = Ledger(name, kept), Path(name)
     claim(work)
     ledger.unpack(work)
 
@@ -137,17 +143,20 @@ def carry_out(
     finally:
         ledger.pack(work)
     refuse_changed(question, found, ledger)
-    head = about("evidence", f"{question.held_equal}, but for whole steps")
-    write_json(KEPT / f"{name}.json", {**found, **head})
+    return found
 
 
-def make_store(store: Path, asked: Mapping[str, Any], data: Path) -> None:
-    """``patchtrain prepare``, once."""
-    if is_store(store):
-        return
-    store.parent.mkdir(exist_ok=True)
-    sources = [name if name == "stdlib" else str(data / name) for name in asked["sources"]]
-    prepare(sources, store, train_tokenizer=asked["tokenizer"], vocab_size=asked["vocab_size"])
+def make_store(name: str, asked: Mapping[str, Any], data: Path) -> Path:
+    """``patchtrain prepare``, once; the store's place."""
+    store = Path("stores") / name
+    if not is_store(store):
+        store.parent.mkdir(exist_ok=True)
+        sources = [
+            part if part == "stdlib" else str(data / part) for part in asked[name]["sources"]
+        ]
+        kind, size = asked[name]["tokenizer"], asked[name]["vocab_size"]
+        prepare(sources, store, train_tokenizer=kind, vocab_size=size)
+    return store
 
 
 def question_of(study: Mapping[str, Any], store: Path) -> Question:
@@ -182,9 +191,8 @@ def refuse_changed(question: Question, found: Mapping[str, Any], ledger: Ledger)
                 )
 
 
-def _row(run: RunFolder) -> dict[str, Any]:
+def _row(run: RunFolder, recipe: Mapping[str, Any]) -> dict[str, Any]:
     info = run.info()
-    recipe = yaml.safe_load(run.recipe_file.read_text(encoding="utf-8"))
     kept = {key: info[key] for key in _OF_A_RUN if key in info}
     kept["plan"] = {key: info["plan"][key] for key in _OF_ITS_PLAN}
     kept["model"] = {key: info["model"][key] for key in _OF_ITS_MODEL}
