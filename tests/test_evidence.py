@@ -94,6 +94,13 @@ def test_what_is_kept_is_not_trained_again(place: Place) -> None:
     assert place.trained == 6  # each at its best rate
     assert place.rows().items() > rows.items()
     assert "    6 runs  small" in place("--list").stdout
+    (place.path / "evidence").symlink_to(place.path / "kept")
+    assert run("tables", "--results", str(place.path)).returncode == 0
+    table = (place.path / "kept" / "small.md").read_text()
+    best = first["contenders"][1]["learning_rate"]
+    assert "| k2 | patches of 2 for 50% of the positions, then tokens" in table
+    assert f"| {best:g} |" in table
+    assert "results/evidence/small.json" in table
 
 
 def test_counting_trains_nothing(place: Place) -> None:
