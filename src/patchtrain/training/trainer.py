@@ -338,6 +338,7 @@ class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation, CountingDataWait, K
                 ablation=stage.ablation,
                 embedding_scale=stage.embedding_scale,
                 position_scale=stage.position_scale,
+                pool_weights=stage.pool_weights,
             )
         self._stage = stage
         if switching:
