@@ -31,7 +31,10 @@ COMMANDS = (
     "train",
     "eval",
     "generate",
+    "chat",
     "sft",
+    "export",
+    "card",
     "compare",
     "study",
     "report",
@@ -53,6 +56,8 @@ examples:
   patchtrain eval runs/small
   patchtrain generate runs/small "The cat"
   patchtrain sft runs/small --data alpaca.json
+  patchtrain chat runs/small-sft
+  patchtrain export runs/small --to gguf            for llama.cpp
 
 `patchtrain COMMAND --help` explains each command."""
 

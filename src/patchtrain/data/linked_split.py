@@ -56,4 +56,3 @@ def _is_sound(table: np.ndarray, files: list[TokenFile], length: int) -> bool:
         return False
     tokens = np.array([linked.tokens for linked in files])
     return bool((there >= 0).all() and (there <= tokens[file] - lengths).all())
-

@@ -166,7 +166,9 @@ def link(
                 "by": f"patchtrain {__version__}",
                 "format": found.train[0].format,
                 "validation_fraction": fraction,
-                "documents_closed": None if known.end is None else sum(s.closed or 0 for s in scans),
+                "documents_closed": None
+                if known.end is None
+                else sum(s.closed or 0 for s in scans),
                 "largest_token": max(s.largest for s in scans),
             },
         }

@@ -159,7 +159,10 @@ class TokenStore:
                     f"{self.path / split.name}.offsets.bin is damaged: its documents do not "
                     f"follow one another; {self._again}"
                 )
-            if not is_linked(self.meta) and (split.tokens[offsets[1:] - 1] != self.eos_token_id).any():
+            if (
+                not is_linked(self.meta)
+                and (split.tokens[offsets[1:] - 1] != self.eos_token_id).any()
+            ):
                 raise PatchtrainError(
                     f"{self.path / split.name}.offsets.bin is damaged: a document does not end "
                     f"with the end-of-text token {self.eos_token_id}; {AGAIN}"
