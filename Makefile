@@ -32,7 +32,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 		|| { echo "patchtrain needs Python 3.11 or later; name one: make demo PYTHON=python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e '.[dev,tensorboard,eval,sft,examples,scale,ray,sweep]'
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e '.[dev,tensorboard,eval,sft,examples,scale,ray,sweep,llama-cpp]'
 	@touch $@
 
 clean:

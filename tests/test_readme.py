@@ -19,7 +19,7 @@ from patchtrain.cli.main import main
 from patchtrain.data.prepare import prepare
 from patchtrain.plan import PRESETS
 from patchtrain.runs import read_evaluation
-from patchtrain.watch.state import STATUSES
+from patchtrain.watch.status import STATUSES
 from tests.cli.corpus import write_corpus
 from tests.cli.test_resume import stop_at
 from tests.evaluation.chatty import PROMPTS, save_chatty_run, write_lines

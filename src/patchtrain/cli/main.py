@@ -25,13 +25,17 @@ _LONGEST_MESSAGE = 2000
 COMMANDS = (
     "demo",
     "prepare",
+    "link",
     "inspect",
     "plan",
     "train",
     "watch",
     "eval",
     "generate",
+    "chat",
     "sft",
+    "export",
+    "card",
     "compare",
     "study",
     "report",
@@ -45,6 +49,7 @@ EPILOG = """\
 examples:
   patchtrain demo                                   see it work, about ten minutes, no download
   patchtrain prepare corpus/ --out store --train-tokenizer bpe --vocab-size 8192
+  patchtrain link openwebtext/ --tokenizer gpt2 --out store     token files you have
   patchtrain inspect store                          what is in a patch of it
   patchtrain plan recipes/small.yaml --device h100
   patchtrain train recipes/small.yaml --dry-run
@@ -53,6 +58,8 @@ examples:
   patchtrain eval runs/small
   patchtrain generate runs/small "The cat"
   patchtrain sft runs/small --data alpaca.json
+  patchtrain chat runs/small-sft
+  patchtrain export runs/small --to gguf            for llama.cpp
 
 `patchtrain COMMAND --help` explains each command."""
 
