@@ -133,6 +133,23 @@ def test_the_commands_on_instructions_run_in_order(
     assert "IFEval" in both
 
 
+def test_the_commands_on_the_command_line_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+    monkeypatch.setattr("patchtrain.data.hub.reachable", lambda: False)
+    monkeypatch.setattr("patchtrain.doctor.speed._SECONDS", 0.01)
+    monkeypatch.chdir(tmp_path)
+    assert len(commands(text)) == 2
+    for command in commands(text):
+        assert main(shlex.split(command)[1:]) == 0, command
+        assert capsys.readouterr().out
+    (shown,) = blocks("text", text)
+    command, said = shown.strip().splitlines()
+    assert main(shlex.split(command)[2:]) == 2
+    assert capsys.readouterr().err.strip() == said
+
+
 def test_make_targets_of_the_readme_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     targets = re.findall(r"^make (\w+)", "\n".join(blocks("bash")), re.MULTILINE)

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import difflib
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
@@ -31,6 +30,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from patchtrain import machine
 from patchtrain.errors import UsageError, nearest, one_line
 from patchtrain.model_folder import check_model_folder
 from patchtrain.plan import PlanSpec
@@ -304,19 +304,12 @@ def build_config(
 def check_size(parameters: int, itemsize: int = 4) -> None:
     """Refuse a model whose weights alone are more than the memory of this machine."""
     size = parameters * itemsize
-    if size > (memory := _memory()):
+    found = machine.memory()
+    if found is not None and size > (memory := found.usable):
         raise UsageError(
             f"the model has {size / 1e9:,.1f} GB of weights, and this machine has "
             f"{memory / 1e9:,.1f} GB of memory; make it smaller (model.config)"
         )
-
-
-def _memory() -> int:
-    """Bytes of memory of this machine, or no limit where the system does not tell."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):
-        return 1 << 62
 
 
 def _check_training(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

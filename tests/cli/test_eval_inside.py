@@ -70,8 +70,8 @@ def test_the_exported_model_alone_gives_the_same(
         assert (
             main(["eval", *map(str, words), "--inside", "--json", "--patch-sizes", "1", "4"]) == 0
         )
-        values: dict[str, Any] = json.loads(capsys.readouterr().out)
-        return values
+        (values,) = json.loads(capsys.readouterr().out)["inside"].values()
+        return dict(values)
 
     lines = "".join(json.dumps({"text": text}) + "\n" for text in DOCUMENTS)
     (tmp_path / "t.jsonl").write_text(lines, encoding="utf-8")

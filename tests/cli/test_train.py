@@ -97,7 +97,7 @@ def test_the_result_is_a_plain_hugging_face_model(trained: RunFolder) -> None:
 
 def test_eval_agrees_with_the_run(trained: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", str(trained.path), "--json"]) == 0
-    result = json.loads(capsys.readouterr().out)
+    result = json.loads(capsys.readouterr().out)["text"]["validation"]
     assert result["loss"] == pytest.approx(trained.info()["result"]["loss"], rel=1e-6)
 
 
@@ -364,11 +364,11 @@ def test_separate_documents_are_trained_measured_and_evaluated_each_alone(
     result = RunFolder.open(out).info()["result"]
     assert result["documents"] == "separate"
     assert main(["eval", str(out), "--json"]) == 0
-    scored = json.loads(capsys.readouterr().out)
+    scored = json.loads(capsys.readouterr().out)["text"]["validation"]
     assert "each document on its own" in scored["scored"]
     assert scored["loss"] == pytest.approx(result["loss"], rel=1e-6)
     assert main(["eval", str(out), "--json", "--max-tokens", "50"]) == 0
-    assert json.loads(capsys.readouterr().out)["targets"] == 50
+    assert json.loads(capsys.readouterr().out)["text"]["validation"]["targets"] == 50
 
 
 def spoil_step(monkeypatch: pytest.MonkeyPatch, number: int) -> None:

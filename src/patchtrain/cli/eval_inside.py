@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from patchtrain.cli import results
@@ -48,7 +49,7 @@ def asked(args: argparse.Namespace) -> bool:
     return bool(args.inside)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> Iterator[results.Named]:
     """Look and keep it.
 
     Raises:
@@ -85,13 +86,12 @@ def run(args: argparse.Namespace) -> None:
         "device": str(loaded.model.device),
         **results.provenance(begun),
     }
-    if args.json:
-        results.show_json(result)
-    else:
+    if not args.json:
         from patchtrain.report.inside_terminal import print_inside
 
         print_inside(args.run_folder, result)
     results.keep(file, "inside", name, result, quiet=args.json)
+    yield "inside", name, result
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -146,7 +146,7 @@ def _models(
 
     places = [*inside.stage_models(loaded), loaded.path]
     found = []
-    with results.progress(len(text) * len(sizes) * len(places)) as advance:
+    with results.progress(len(text) * len(sizes) * len(places), quiet=args.quiet) as advance:
         for place in places:
             model = loaded.model if place == loaded.path else load_model(place).model
             levels = inside.read_levels(

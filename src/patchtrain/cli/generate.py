@@ -1,21 +1,22 @@
-"""Let a trained model continue a prompt.
+"""Let a trained model continue a prompt; the text appears as it is generated.
 
-The text appears as it is generated. RUN is a run folder, or any plain Hugging Face model folder.
-
+examples:
   patchtrain generate runs/small "The cat"
   patchtrain generate runs/small "The cat" --samples 3 --temperature 0.7
   echo "The cat" | patchtrain generate runs/small -
   patchtrain generate runs/small-sft "What is a cat?" --chat
 
-Prompt and completion share the context the model was trained with: a prompt too long for that is
-cut at its beginning. The same seed gives the same text."""
+RUN is a run folder, or any plain Hugging Face model folder. Prompt and completion share the context
+the model was trained with: a prompt too long for that is cut at its beginning. The same seed gives
+the same text."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
-from patchtrain.errors import UsageError
+from patchtrain.cli.parser import general
+from patchtrain.errors import UsageError, warning_line
 
 HELP = "let a trained model continue a prompt"
 
@@ -28,15 +29,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "prompt", metavar="PROMPT", nargs="?", default="", help="text to continue; - reads stdin"
     )
     parser.add_argument(
+        "--chat", action="store_true", help="PROMPT is a question: only the answer is printed"
+    )
+    parser.add_argument(
+        "--samples", type=int, default=1, metavar="N", help="completions (default: %(default)s)"
+    )
+    group = parser.add_argument_group("sampling")
+    group.add_argument(
         "--max-new-tokens",
         type=int,
         metavar="N",
         help=f"tokens to generate (default: {DEFAULT_NEW_TOKENS}, at most half the context)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--temperature", type=float, default=0.8, metavar="X", help="default: %(default)s"
     )
-    parser.add_argument(
+    group.add_argument(
         "--top-p",
         type=float,
         default=0.95,
@@ -44,21 +52,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="sample from the likeliest tokens that together have this probability "
         "(default: %(default)s)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--top-k",
         type=int,
         default=0,
         metavar="K",
         help="sample from the K likeliest (default: off)",
     )
-    parser.add_argument(
-        "--chat", action="store_true", help="PROMPT is a question: only the answer is printed"
-    )
-    parser.add_argument("--greedy", action="store_true", help="always take the likeliest token")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
-    parser.add_argument(
-        "--samples", type=int, default=1, metavar="N", help="completions (default: %(default)s)"
-    )
+    group.add_argument("--greedy", action="store_true", help="always take the likeliest token")
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
+    general(parser, json="prompt and completions")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -68,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
 
     import torch
 
-    from patchtrain.evaluation.generate import Sampling, continue_text, encode_prompt
+    from patchtrain.evaluation.generate import Sampling, continue_text, encode_prompt, new_text
     from patchtrain.evaluation.loading import load_model
 
     sampling = Sampling(args.temperature, args.top_p, args.top_k, args.greedy)
@@ -89,15 +92,25 @@ def run(args: argparse.Namespace) -> int:
         loaded.tokenizer, prompt, new_tokens, loaded.context_length, whole=args.chat
     )
     if cut:
-        print(
-            f"patchtrain: the prompt has {ids.shape[1] + cut} tokens; its first {cut} were dropped "
-            f"so that it fits a context of {loaded.context_length} with {new_tokens} new tokens",
-            file=sys.stderr,
+        text = (
+            f"the prompt has {ids.shape[1] + cut} tokens; its first {cut} were dropped so that it "
+            f"fits a context of {loaded.context_length} with {new_tokens} new tokens"
         )
+        print(warning_line(text), file=sys.stderr)
     torch.manual_seed(args.seed)
+    completions = []
     for number in range(1, args.samples + 1):
-        if args.samples > 1:
-            print(f"--- {number} of {args.samples} ---")
-        streamer = TextStreamer(loaded.tokenizer, skip_prompt=args.chat, skip_special_tokens=True)
-        continue_text(loaded.model, loaded.tokenizer, ids, new_tokens, sampling, streamer)
+        streamer = None
+        if not args.json:
+            if args.samples > 1:
+                print(f"--- {number} of {args.samples} ---")
+            streamer = TextStreamer(
+                loaded.tokenizer, skip_prompt=args.chat, skip_special_tokens=True
+            )
+        output = continue_text(loaded.model, loaded.tokenizer, ids, new_tokens, sampling, streamer)
+        completions.append(new_text(loaded.tokenizer, ids[0], output))
+    if args.json:
+        from patchtrain.cli.results import show_json
+
+        show_json({"prompt": prompt, "prompt_tokens_cut": cut, "completions": completions})
     return 0

@@ -141,11 +141,12 @@ def complete(
         for prompt in prompts:
             ids, _ = encode_prompt(tokenizer, prompt, max_new_tokens, context_length)
             output = continue_text(model, tokenizer, ids, max_new_tokens, sampling)
-            results.append({"prompt": prompt, "completion": _new_text(tokenizer, ids[0], output)})
+            results.append({"prompt": prompt, "completion": new_text(tokenizer, ids[0], output)})
     return results
 
 
-def _new_text(tokenizer: Any, prompt_ids: torch.Tensor, output_ids: torch.Tensor) -> str:
+def new_text(tokenizer: Any, prompt_ids: torch.Tensor, output_ids: torch.Tensor) -> str:
+    """What was generated, of prompt and completion ``(S + new,)``, without special tokens."""
     # Decoded on its own, a completion may lose its leading space: take it off the whole text.
     whole = tokenizer.decode(output_ids, skip_special_tokens=True)
     before = tokenizer.decode(prompt_ids, skip_special_tokens=True)

@@ -18,7 +18,7 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from patchtrain.data.store import VERIFIED_BYTES, TokenStore
-from patchtrain.errors import PatchtrainError, UsageError, one_line
+from patchtrain.errors import PatchtrainError, UsageError, one_line, warning_line
 from patchtrain.evaluation.evaluate import Window, split_loss
 from patchtrain.evaluation.generate import complete
 from patchtrain.evaluation.text_loss import TextLoss
@@ -283,7 +283,7 @@ def announce(prepared: Prepared) -> str:
     patches = any(stage.patch_size > 1 for stage in trainer.plan.stages)
     loss = f"\npatch loss: {trainer.backend}" if patches else ""
     read = f"\n{documents_line(trainer)}" if trainer.plan.spec.documents == "separate" else ""
-    warnings = "".join(f"\nwarning: {text}" for text in trainer.plan.warnings())
+    warnings = "".join(f"\n{warning_line(text)}" for text in trainer.plan.warnings())
     return (
         f"{type(trainer.model).__name__} of {trainer.size.parameters:,} parameters: "
         f"{stages} on {trainer.plan.total_tokens:,} tokens{loss}{read}{warnings}"
