@@ -60,7 +60,6 @@ def complete(parser: argparse.ArgumentParser) -> None:
     from argcomplete.completers import (
         DirectoriesCompleter,
         FilesCompleter,
-        SuppressCompleter,
     )
 
     def completer(action: Any) -> Any:
@@ -74,7 +73,7 @@ def complete(parser: argparse.ArgumentParser) -> None:
         if action.metavar in _FOLDERS:
             return DirectoriesCompleter()
         if action.type in (int, float) or action.metavar in ("TEXT", "PROMPT"):
-            return SuppressCompleter()
+            return _nothing  # argcomplete's SuppressCompleter hides the option as well
         return None
 
     for leaf in leaves(parser):
@@ -83,6 +82,10 @@ def complete(parser: argparse.ArgumentParser) -> None:
                 action.completer = found  # type: ignore[attr-defined]
     argcomplete.autocomplete(parser, always_complete_options="long")
     sys.exit(1)  # not reached: it has answered and ended
+
+
+def _nothing(**_: Any) -> list[str]:
+    return []
 
 
 def _choices(values: tuple[str, ...], prefix: str, **_: Any) -> list[str]:

@@ -16,6 +16,8 @@ something is broken."""
 from __future__ import annotations
 
 import argparse
+import sys
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from patchtrain.doctor.finding import Finding
 
 HELP = "say what this machine has, and what will be fast, slow or broken"
+_INDENT = 28  # of what is said
 _STYLES = {"ok": "green", "slow": "yellow", "broken": "bold red", "absent": "dim"}
 
 
@@ -75,25 +78,28 @@ def run(args: argparse.Namespace) -> int:
 
 
 def print_area(out: Console, area: str, findings: Iterable[Finding]) -> None:
-    """A line for each finding, what to do below it."""
+    """Each finding, and what to do below it."""
     from rich.text import Text
 
+    # A file has one line for each, which can be searched; a terminal is read.
+    width = max(out.width - _INDENT, 40) if out.is_terminal else sys.maxsize
     out.print(Text(area, style="bold"))
     for finding in findings:
-        line = Text("  ").append(f"{finding.status:<8}", style=_STYLES[finding.status])
-        out.print(line.append(f"{finding.name:<15}{finding.text}"), soft_wrap=True)
-        if finding.todo:
-            out.print(Text(f"{'':25}-> {finding.todo}"), soft_wrap=True)
+        status = Text(f"  {finding.status:<8}", style=_STYLES[finding.status])
+        first, *rest = textwrap.wrap(f"{finding.text}", width) or [""]
+        out.print(status.append(f"{finding.name:<18}{first}", style="not dim"), soft_wrap=True)
+        rest += textwrap.wrap(f"-> {finding.todo}", width) if finding.todo else []
+        for line in rest:
+            out.print(Text(" " * _INDENT + line), soft_wrap=True)
 
 
 def print_verdict(out: Console, findings: list[Finding]) -> None:
     """How many of each, by name."""
     from rich.text import Text
 
-    for status, meaning in (("broken", "will fail"), ("slow", "could be faster or safer")):
+    for status in ("broken", "slow"):
         names = [finding.name for finding in findings if finding.status == status]
         if names:
-            line = Text(f"{status:<10}", style=_STYLES[status])
-            out.print(line.append(f"{', '.join(names)} {meaning}", style=""), soft_wrap=True)
+            out.print(Text(f"{status}: {', '.join(names)}", style=_STYLES[status]), soft_wrap=True)
     if not any(finding.status in ("broken", "slow") for finding in findings):
         out.print(Text("all is well", style=_STYLES["ok"]))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from patchtrain.doctor.finding import Finding
+from patchtrain.machine import usable_cores
 
 Step = Callable[[str], None]
 
@@ -47,6 +48,6 @@ def examine(
     ]  # fmt: skip
     if measure:
         step("speed")
-        yield "speed", [*speed.judged(speed.measure(device, threads, step))]
+        yield "speed", [*speed.judged(speed.measure(device, usable_cores(), step))]
     step("places")
     yield "places", [*places.run_folder(folder), places.model_cache(), places.settings()]

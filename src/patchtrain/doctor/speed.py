@@ -81,11 +81,13 @@ def judged(rates: Rates) -> Iterator[Finding]:
         yield _of_gpu(rates, data)
         return
     fast = rates.all["fp32"]
-    where = f"{rates.threads} thread{'s' * (rates.threads > 1)}"
+    rate = f"{_rate(rates.one['fp32'])} with one thread"
+    if rates.threads > 1:
+        rate = f"{_rate(fast)} with {rates.threads} threads, {rate}"
     tokens = fast / (6 * _PARAMETERS)
     yield Finding(
         "fp32", "ok",
-        f"{_rate(fast)} with {where}, {_rate(rates.one['fp32'])} with one: at most about "
+        f"{rate}: at most about "
         f"{count(tokens)} tokens a second of a model of {count(_PARAMETERS)} parameters, K times "
         "as many in patches of K", data=data,
     )  # fmt: skip
