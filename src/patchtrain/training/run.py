@@ -360,10 +360,10 @@ def estimate_seconds(prepared: Prepared) -> float | None:
     """
     trainer, plan = prepared.trainer, prepared.plan
 
-    def rows(stage: Stage) -> dict[str, torch.Tensor]:
+    def rows(stage: Stage, step: int) -> dict[str, torch.Tensor]:
         return {
             name: torch.from_numpy(value[: plan.pass_rows(stage)])
-            for name, value in trainer.batches.inputs(stage.first_step).items()
+            for name, value in trainer.batches.inputs(step).items()
         }
 
     if too_large(trainer.size, plan, trainer.args.device):
