@@ -99,6 +99,13 @@ def running(parser: argparse.ArgumentParser, dry_run: str) -> None:
     group.add_argument(
         "--workers", type=int, metavar="N", help="runs at a time (default: one a core)"
     )
+    group.add_argument(
+        "--keep",
+        choices=("models", "results"),
+        default="models",
+        help="of a finished run: its model and page too, or only its record and metrics, a hundred "
+        "kilobytes (default: %(default)s)",
+    )
     group.add_argument("--dry-run", action="store_true", help=dry_run)
     group.add_argument(
         "--overwrite", action="store_true", help="delete what is in the folder and start over"
@@ -165,7 +172,13 @@ def carry_out(
     if args.overwrite:
         shutil.rmtree(args.out)
     found = run_comparison(
-        question, args.out, args.workers, say=say, quiet=args.quiet, search=search
+        question,
+        args.out,
+        args.workers,
+        say=say,
+        quiet=args.quiet,
+        keep=args.keep,
+        search=search,
     )
     if args.json:
         show_json(found)

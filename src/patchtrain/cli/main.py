@@ -29,12 +29,16 @@ _LONGEST_MESSAGE = 2000
 COMMANDS = (
     "demo",
     "prepare",
+    "link",
     "inspect",
     "plan",
     "train",
     "eval",
     "generate",
+    "chat",
     "sft",
+    "export",
+    "card",
     "compare",
     "study",
     "report",
@@ -50,11 +54,15 @@ examples:
   patchtrain demo                                   # see it work, about ten minutes, no download
   patchtrain doctor                                 # what this machine has, what will be slow
   patchtrain prepare corpus/ --out stores/text
+  patchtrain link openwebtext/ --tokenizer gpt2 --out stores/owt    # token files you have
   patchtrain inspect stores/text                    # what is in a patch of it
   patchtrain plan recipes/small.yaml --device h100  # what a run costs
   patchtrain train recipes/small.yaml plan.patch_size=2
   patchtrain eval runs/small
   patchtrain generate runs/small "The cat"
+  patchtrain sft runs/small --data alpaca.json
+  patchtrain chat runs/small-sft
+  patchtrain export runs/small --to gguf            # for llama.cpp
 
 `patchtrain COMMAND --help` explains each command. --json prints results for a program, on stdout;
 notes and progress go to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 Ctrl-C. Output is

@@ -115,6 +115,6 @@ def general(
             "--json", action="store_true", help=f"print {json} as JSON, and nothing else, on stdout"
         )
     if quiet:
-        group.add_argument("--quiet", action="store_true", help="no progress")
+        group.add_argument("--quiet", action="store_true", help="no progress on stderr")
     group.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.set_defaults(parser=parser)

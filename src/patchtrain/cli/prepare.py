@@ -137,7 +137,7 @@ def run(args: argparse.Namespace) -> int:
         progress=not args.quiet,
     )
     if args.json:
-        show_json(_summary(store, args.out))
+        show_json(store_summary(store, args.out))
         return 0
     made, tokenizer = store.meta["made"], store.meta["tokenizer"]
     print(f"{'split':<12}{'documents':>14}{'tokens':>18}{'bytes':>18}{'bytes per token':>18}")
@@ -167,7 +167,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _summary(store: TokenStore, out: str) -> dict[str, Any]:
+def store_summary(store: TokenStore, out: str) -> dict[str, Any]:
     """The store's record, and the sizes of its splits."""
     sizes = {
         part.name: {

@@ -70,6 +70,11 @@ def keep(file: Path | None, kind: str, name: str, result: dict[str, Any], quiet:
     from patchtrain.evaluation.record import record
 
     record(file, kind, name, result)
+    run = RunFolder(file.parent)
+    if file == run.evaluation_file and run.info_file.is_file():
+        from patchtrain.report.card_file import refresh_card
+
+        refresh_card(run)
     if not quiet:
         print(f"  {'written to':14}{file}")
 
@@ -89,6 +94,12 @@ def only_json() -> Iterator[None]:
 def show_json(result: Any) -> None:
     """Print ``result`` for a program; what is no number (NaN, infinity) becomes null."""
     text = json.dumps(_finite(result), indent=2, ensure_ascii=False, allow_nan=False)
+    print(text, file=_program or sys.stdout, flush=True)
+
+
+def show_json_line(result: Any) -> None:
+    """One object of several, on a line of its own, at once."""
+    text = json.dumps(_finite(result), ensure_ascii=False, allow_nan=False)
     print(text, file=_program or sys.stdout, flush=True)
 
 
