@@ -17,8 +17,17 @@ from patchtrain.errors import UsageError, one_line
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_TOKENIZERS = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt",
+    "spiece.model",
+)  # fmt: skip
 CARD = "README.md"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a tokenizer lies in a model's folder."""
+    return any((folder / name).is_file() for name in _TOKENIZERS)
 
 
 def check_model_folder(folder: Path, trust_remote_code: bool = False) -> None:

@@ -25,6 +25,7 @@ _LONGEST_MESSAGE = 2000
 COMMANDS = (
     "demo",
     "prepare",
+    "link",
     "inspect",
     "plan",
     "train",
@@ -47,6 +48,7 @@ EPILOG = """\
 examples:
   patchtrain demo                                   see it work, about ten minutes, no download
   patchtrain prepare corpus/ --out store --train-tokenizer bpe --vocab-size 8192
+  patchtrain link openwebtext/ --tokenizer gpt2 --out store     token files you have
   patchtrain inspect store                          what is in a patch of it
   patchtrain plan recipes/small.yaml --device h100
   patchtrain train recipes/small.yaml --dry-run
