@@ -84,7 +84,9 @@ def test_with_few_documents_one_is_held_out(own, tmp_path):
     assert none.validation.documents == 0
     assert none.train.documents == len(TEXTS["train"])
     np.array([5, 6, 7, END], "<u2").tofile(tmp_path / "one.bin")
-    with pytest.raises(UsageError, match="only one document to hold some out of; give --validation"):
+    with pytest.raises(
+        UsageError, match="only one document to hold some out of; give --validation"
+    ):
         link([tmp_path / "one.bin"], tmp_path / "other", tokenizer=own.path)
     assert not (tmp_path / "other").exists()
 
@@ -108,9 +110,7 @@ def test_an_unknown_tokenizer(tmp_path):
 def test_another_token_ends_documents(own, tmp_path):
     tokenizer = own.load_tokenizer()
     (full_stop,) = tokenizer.encode(".")
-    store = link(
-        [FILES / "nanogpt"], tmp_path / "store", tokenizer=own.path, end_of_text=full_stop
-    )
+    store = link([FILES / "nanogpt"], tmp_path / "store", tokenizer=own.path, end_of_text=full_stop)
     assert store.load_tokenizer().eos_token_id == store.eos_token_id == full_stop
     assert all(row[-1] == full_stop for row in rows(store.train)[:-1])
 

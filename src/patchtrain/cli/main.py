@@ -29,6 +29,7 @@ COMMANDS = (
     "inspect",
     "plan",
     "train",
+    "watch",
     "eval",
     "generate",
     "chat",
@@ -53,6 +54,7 @@ examples:
   patchtrain plan recipes/small.yaml --device h100
   patchtrain train recipes/small.yaml --dry-run
   patchtrain train recipes/small.yaml plan.patch_size=2
+  patchtrain watch runs/small                       look at it while it trains
   patchtrain eval runs/small
   patchtrain generate runs/small "The cat"
   patchtrain sft runs/small --data alpaca.json
