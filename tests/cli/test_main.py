@@ -70,7 +70,10 @@ def test_wrong_usage_is_one_line_and_exit_code_2(
     [
         (["trian"], "no command 'trian'; did you mean 'train'?"),
         (["study", "ablatoin"], "no study 'ablatoin'; did you mean 'ablation'?"),
-        (["generate", "x", "--sample", "3"], "no option --sample; did you mean '--samples'?"),
+        (
+            ["generate", "x", "--num-sample", "3"],
+            "no option --num-sample; did you mean '--num-samples'?",
+        ),
         (["study", "sweep", "r.yaml", "--ovr", "K=2"], "--over"),
         (["report", "x", "--zyx=1"], "no option --zyx; known: --debug, --help, --json, --out"),
         (["inspect", "x", "--format", "jsnl"], "--format cannot be 'jsnl'; did you mean 'jsonl'?"),

@@ -119,7 +119,9 @@ def test_a_plain_file_of_another_width(tmp_path):
     ids = np.array([17, 300, 12, 50000] * 20, "<u4")
     ids.tofile(tmp_path / "wide.bin")
     items = formats.find([tmp_path / "wide.bin"]).train
-    with pytest.raises(UsageError, match=r"looks like uint32 tokens, not uint16: .* --dtype uint32"):
+    with pytest.raises(
+        UsageError, match=r"looks like uint32 tokens, not uint16: .* --dtype uint32"
+    ):
         formats.read(items)
     (file,) = formats.read(items, np.dtype("<u4"))
     assert file.map().tolist() == ids.tolist()
@@ -195,7 +197,10 @@ def test_damaged_files_of_litdata(tmp_path):
 
     refused(r"are compressed \(zstd\) and cannot be read in place", compression="zstd")
     refused("are encrypted", encryption={"level": "chunk"})
-    refused("is not of flat token ids: its data_format is no_header_tensor:1", data_format=["no_header_tensor:1"])
+    refused(
+        "is not of flat token ids: its data_format is no_header_tensor:1",
+        data_format=["no_header_tensor:1"],
+    )
     refused("is not of flat token ids: its data_format is str, int", data_format=["str", "int"])
     refused("is no index of litdata: config.data_format", data_format=None)
     outside = [{**whole["chunks"][0], "filename": "../val/index.json"}]
