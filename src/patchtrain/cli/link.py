@@ -1,8 +1,8 @@
 """Train on token files that another tool has written, where they are.
 
-Nothing is tokenised and nothing is copied: the store that is made points to the files, and training
-reads them memory-mapped. They are read through once, to find the largest token id and the documents,
-and are never changed. If one changes, what reads the store says so.
+Nothing is tokenised and nothing is copied: the store that is made points to the files, and
+training reads them memory-mapped. They are read through once, to find the largest token id and the
+documents, and are never changed. If one changes, what reads the store says so.
 
 sources (several may be given, all of one format):
   nanoGPT      a flat .bin of uint16, or as --dtype says; llm.c's and modded-nanogpt's with a header
@@ -31,6 +31,8 @@ from __future__ import annotations
 import argparse
 import time
 from typing import TYPE_CHECKING
+
+from patchtrain.errors import one_line
 
 if TYPE_CHECKING:
     from patchtrain.data.store import TokenStore
@@ -116,8 +118,8 @@ def _show(store: TokenStore, seconds: float) -> None:
     print(f"tokenizer  {_tokenizer(store)}; the largest token id is {made['largest_token']:,}")
     print(f"time       {seconds:.1f} s, {size / max(seconds, 1e-3):.1f} MB/s")
     if store.has_tokenizer:
-        ids = store.train.tokens[:_SHOWN_TOKENS].tolist()
-        print(f"begins     {store.load_tokenizer().decode(ids)!r}")
+        text = store.load_tokenizer().decode(store.train.tokens[:_SHOWN_TOKENS].tolist())
+        print(f"begins     {one_line(text)!r}")
     for note in _notes(store):
         print(f"note       {note}")
 
@@ -132,6 +134,8 @@ def _notes(store: TokenStore) -> list[str]:
     """What a user should know before training, where it is not as in a store of text."""
     notes, closed = [], store.meta["made"]["documents_closed"]
     documents = store.train.documents + store.validation.documents
+    if not store.has_tokenizer and (named := store.meta["made"]["named_tokenizers"]):
+        notes.append(f"the files name their tokenizer: --tokenizer {named[0]}")
     if not store.has_tokenizer:
         notes.append("without a tokenizer there are no bits per byte, samples or generated text")
     if store.eos_token_id is None:

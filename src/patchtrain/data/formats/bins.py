@@ -34,7 +34,9 @@ def read_headed(path: Path, dtype: np.dtype | None) -> list[TokenFile]:
         raise UsageError(f"{path} is cut off: {size:,} bytes are less than the header of llm.c")
     magic, version, count = (int(number) for number in np.fromfile(path, "<i4", 3))
     if magic == _EVALUATION:
-        raise UsageError(f"{path} has multiple-choice questions of llm.c in it, no text to train on")
+        raise UsageError(
+            f"{path} has multiple-choice questions of llm.c in it, no text to train on"
+        )
     own = np.dtype(_DTYPES[magic])
     if dtype is not None and dtype != own:
         raise UsageError(f"{path} says itself that its tokens are {own.name}: leave --dtype out")

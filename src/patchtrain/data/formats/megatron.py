@@ -36,14 +36,18 @@ def read(prefix: Path, dtype: np.dtype | None) -> list[TokenFile]:
     if version != 1:
         raise UsageError(f"{index} is of version {version}; version 1 of Megatron's index is known")
     if code not in _DTYPES:
-        raise UsageError(f"{index} says that its numbers are of type {code}: those are no token ids")
+        raise UsageError(
+            f"{index} says that its numbers are of type {code}: those are no token ids"
+        )
     own = np.dtype(_DTYPES[code])
     if dtype is not None and dtype != own:
         raise UsageError(f"{index} says itself that its tokens are {own.name}: leave --dtype out")
     lengths, begins, documents = _arrays(index, sequences, entries)
     ends = np.cumsum(lengths, dtype=np.int64)
     if (lengths < 0).any() or (begins != (ends - lengths) * own.itemsize).any():
-        raise UsageError(f"{index} cannot be read in place: its sequences do not follow one another")
+        raise UsageError(
+            f"{index} cannot be read in place: its sequences do not follow one another"
+        )
     if (
         not len(documents)
         or documents[0] != 0
@@ -54,8 +58,8 @@ def read(prefix: Path, dtype: np.dtype | None) -> list[TokenFile]:
     total = int(ends[-1]) if sequences else 0
     if (size := data.stat().st_size) != total * own.itemsize:
         raise UsageError(
-            f"{data} is cut off or not of this index: it has {size:,} bytes, and {index.name} counts "
-            f"{total:,} {own.name} tokens, {total * own.itemsize:,} bytes"
+            f"{data} is cut off or not of this index: it has {size:,} bytes, and {index.name} "
+            f"counts {total:,} {own.name} tokens, {total * own.itemsize:,} bytes"
         )
     bounds = np.concatenate([[0], ends])
     return [TokenFile(data, own, 0, total, bounds[documents[1:]])]
