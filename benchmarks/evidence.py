@@ -118,8 +118,8 @@ def main() -> None:
             study = asked["studies"][name]
             store = make_store(study["store"], asked["stores"], data)
             found = carry_out(name, question_of(study, store), kept, args.jobs, args.collect)
-            head = about("evidence", f"{found['held_equal']}, but for whole steps")
-            write_json(kept / f"{name}.json", {**found, **head})
+            head = about("evidence", found["held_equal"])
+            write_json(kept / f"{name}.json", {**found, **head, "settings": {"threads": 1}})
     except PatchtrainError as error:
         raise SystemExit(f"{name}: {error}") from None
     finally:

@@ -34,12 +34,15 @@ from tests.models import VOCAB, tiny_model
 RUNS = {
     "README.md": "tests/test_readme.py",
     "docs/advice.md": "tests/advice/test_recommend.py",
+    "docs/bring-your-data.md": "tests/test_bring_your_data.py",
     "docs/cluster.md": "tests/training/test_nodes.py",
     "docs/compare.md": "tests/cli/test_compare.py",
     "docs/cost.md": "tests/test_readme.py",
     "docs/evaluation.md": "tests/test_readme.py",
     "docs/instructions.md": "tests/test_readme.py",
     "docs/surviving.md": "tests/test_readme.py",
+    "docs/use.md": "tests/test_use.py",
+    "docs/watch.md": "tests/test_readme.py",
     "docs/reference/examples.md": "tests/test_examples.py",
 }
 # How a command begins, and why it is only parsed.

@@ -25,12 +25,17 @@ _LONGEST_MESSAGE = 2000
 COMMANDS = (
     "demo",
     "prepare",
+    "link",
     "inspect",
     "plan",
     "train",
+    "watch",
     "eval",
     "generate",
+    "chat",
     "sft",
+    "export",
+    "card",
     "compare",
     "study",
     "report",
@@ -44,13 +49,17 @@ EPILOG = """\
 examples:
   patchtrain demo                                   see it work, about ten minutes, no download
   patchtrain prepare corpus/ --out store --train-tokenizer bpe --vocab-size 8192
+  patchtrain link openwebtext/ --tokenizer gpt2 --out store     token files you have
   patchtrain inspect store                          what is in a patch of it
   patchtrain plan recipes/small.yaml --device h100
   patchtrain train recipes/small.yaml --dry-run
   patchtrain train recipes/small.yaml plan.patch_size=2
+  patchtrain watch runs/small                       look at it while it trains
   patchtrain eval runs/small
   patchtrain generate runs/small "The cat"
   patchtrain sft runs/small --data alpaca.json
+  patchtrain chat runs/small-sft
+  patchtrain export runs/small --to gguf            for llama.cpp
 
 `patchtrain COMMAND --help` explains each command."""
 

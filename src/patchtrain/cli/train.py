@@ -146,12 +146,13 @@ def print_plan(prepared: Prepared) -> None:
                  "not estimated: one pass of this model would take too long on a CPU"),
         ("run folder", str(prepared.recipe.out)),
     ]  # fmt: skip
-    lines += [("warning", text) for text in plan.warnings()]
+    lines += [("warning", text) for text in prepared.warnings()]
     for name, text in lines:
         console.print(f"  {name:<11}{text}", soft_wrap=True)
 
 
 def _print_result(folder: RunFolder, out: str) -> None:
+    from patchtrain.model_folder import has_tokenizer
     from patchtrain.report.curve import warnings
     from patchtrain.report.formats import number
     from patchtrain.report.summary import RunSummary
@@ -170,4 +171,5 @@ def _print_result(folder: RunFolder, out: str) -> None:
     for text in warnings(RunSummary.read(folder)):
         print(f"warning: {text}")
     print(f"model       {out}/model\npage        {out}/report.html")
-    print(f'try it      patchtrain generate {out} "..."')
+    if has_tokenizer(folder.model):
+        print(f'try it      patchtrain generate {out} "..."')

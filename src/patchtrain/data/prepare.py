@@ -86,7 +86,7 @@ def prepare(
             f"--validation-fraction is {validation_fraction}, it must be at least 0 and below 1"
         )
     kind = _tokenizer_request(tokenizer, train_tokenizer, vocab_size)
-    _check_out(out, overwrite)
+    check_out(out, overwrite)
     corpus = open_corpus(
         sources,
         format=format,
@@ -199,7 +199,8 @@ def _tokenizer_request(
     return None
 
 
-def _check_out(out: Path, overwrite: bool) -> None:
+def check_out(out: Path, overwrite: bool) -> None:
+    """``UsageError`` where a store cannot be made at ``out``, or must not take its place."""
     try:
         str(out).encode()
     except UnicodeEncodeError:
