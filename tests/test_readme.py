@@ -4,6 +4,8 @@ import json
 import re
 import runpy
 import shlex
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,12 @@ from patchtrain.cli.main import main
 from patchtrain.data.prepare import prepare
 from patchtrain.plan import PRESETS
 from patchtrain.runs import read_evaluation
+from patchtrain.watch.state import STATUSES
 from tests.cli.corpus import write_corpus
 from tests.cli.test_resume import stop_at
 from tests.evaluation.chatty import PROMPTS, save_chatty_run, write_lines
 from tests.models import VOCAB, tiny_model
+from tests.report.fake_runs import write_run
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -131,6 +135,32 @@ def test_the_commands_on_instructions_run_in_order(
     both = (tmp_path / "comparison.html").read_text(encoding="utf-8")
     assert "small-sft-held_out" in both
     assert "IFEval" in both
+
+
+def test_the_commands_on_watching_run_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (ROOT / "docs" / "watch.md").read_text(encoding="utf-8")
+    write_run(tmp_path / "runs" / "small", ((4, 100), (1, 100)))
+    monkeypatch.chdir(tmp_path)
+
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("patchtrain.cli.watch.time.sleep", interrupt)
+    assert len(commands(text)) == 4
+    for command in commands(text):
+        assert main(shlex.split(command, comments=True)[1:]) == 0, command
+        said = capsys.readouterr().out
+        assert "finished" in said
+    (code,) = blocks("python", text)
+    run = subprocess.run
+    monkeypatch.setattr(
+        subprocess, "run", lambda words, **more: run([sys.executable, "-m", *words], **more)
+    )
+    exec(code)
+    assert capsys.readouterr().out == "finished 200 200 None\n"
+    assert all(f"*{status}*" in text for status in STATUSES)
 
 
 def test_make_targets_of_the_readme_exist() -> None:

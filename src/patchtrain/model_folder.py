@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -20,6 +21,7 @@ _TOKENIZERS = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt",
     "spiece.model",
 )  # fmt: skip
+CARD = "README.md"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -51,6 +53,20 @@ def check_model_folder(folder: Path, trust_remote_code: bool = False) -> None:
             f"{folder} holds an adapter (adapter_config.json); merge it into its model first"
         )
     _check_weights(folder, config)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder that ``check_model_folder`` took."""
+    if (folder / _WEIGHTS).is_file():
+        return [folder / _WEIGHTS]
+    return [folder / name for name in sorted(set(_read(folder / _INDEX)["weight_map"].values()))]
+
+
+def keep_card(model: Path, new: Path) -> None:
+    """Take the card over into the folder that replaces ``model``: its user may have edited it."""
+    file = model / CARD
+    if file.is_file() and not file.is_symlink():
+        shutil.copyfile(file, new / CARD)
 
 
 def fingerprint(folder: Path) -> str:

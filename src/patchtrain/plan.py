@@ -86,6 +86,8 @@ class PlanSpec:
     slot_weights: SlotWeights | None = None
     # What neither paper has; unused unless given (``patch_settings.py``).
     embedding_scale: str | float = "none"  # of a patch; sqrt: its norm is about a token's
+    pool_weights: SlotWeights = "uniform"  # of the K embeddings of a patch; recent: 1, 2, 4, ...
+    patch_rate: float = 1.0  # the learning rate of patches, as a share of the schedule's
     rewarm_steps: int = 0  # from no rate to the schedule's, after each switch
     phase: str = "fixed"  # random: where the first patch of a sequence begins
     position_scale: str = "none"  # patch: patches are K positions apart, as their tokens are
@@ -229,11 +231,15 @@ class Plan:
         return min(max(step - stage.first_step, 0), stage.steps)
 
     def rate_at(self, step: int) -> float:
-        """The learning rate of step ``step`` as a share of the peak, in [0, 1]."""
+        """The learning rate of step ``step`` as a share of the peak, in [0, 1].
+
+        Above 1 only at patch level, by ``patch_rate``.
+        """
         stage = self.stage_at(step)
         into = step - stage.first_step + 1  # the last of the ramp's steps has the whole rate
         ramp = into / self.spec.rewarm_steps if 0 < into < self.spec.rewarm_steps else 1.0
-        return self._scheduled_rate(step) * (ramp if stage.index > 0 else 1.0)
+        rate = self._scheduled_rate(step) * (ramp if stage.index > 0 else 1.0)
+        return rate if stage.patch_size == 1 else rate * self.spec.patch_rate
 
     def _scheduled_rate(self, step: int) -> float:
         """The rate before what ``rewarm_steps`` takes off it."""

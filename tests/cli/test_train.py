@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -93,6 +94,26 @@ def test_the_result_is_a_plain_hugging_face_model(trained: RunFolder) -> None:
     text = generate("the cat", max_new_tokens=5, do_sample=False)[0]["generated_text"]
     assert text.startswith("the cat")
     assert model.generation_config.eos_token_id == 0
+
+
+def test_the_model_has_a_card_whose_code_runs(
+    trained: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (trained.model / "README.md").read_text(encoding="utf-8")
+    assert "token-superposition" in text
+    assert "made from" in text
+    assert trained.info()["store"]["fingerprint"] in text
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(code, {})
+    assert capsys.readouterr().out.startswith("The <b>cat</b>")
+
+
+def test_eval_brings_the_card_up_to_date(
+    trained: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = write_corpus(tmp_path / "other.txt", sentences=50)
+    assert main(["eval", str(trained.path), "--text", str(text), "--final-only"]) == 0
+    assert "| other.txt |" in (trained.model / "README.md").read_text(encoding="utf-8")
 
 
 def test_eval_agrees_with_the_run(trained: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:

@@ -90,6 +90,13 @@ def add_common(parser: argparse.ArgumentParser, seeds: list[int]) -> None:
         "--jobs", type=int, metavar="N", help="runs at a time (default: one a core)"
     )
     parser.add_argument(
+        "--keep",
+        choices=("models", "results"),
+        default="models",
+        help="of a finished run: its model and page too, or only its record and metrics, a hundred "
+        "kilobytes (default: %(default)s)",
+    )
+    parser.add_argument(
         "--dry-run", action="store_true", help="print what would be trained and what it costs"
     )
     parser.add_argument(
@@ -153,7 +160,9 @@ def carry_out(
     claim(args.out)
     if args.fresh:
         shutil.rmtree(args.out)
-    found = run_comparison(question, args.out, args.jobs, say=_say, quiet=args.quiet, search=search)
+    found = run_comparison(
+        question, args.out, args.jobs, say=_say, quiet=args.quiet, keep=args.keep, search=search
+    )
     if args.json:
         from patchtrain.cli.results import show_json
 

@@ -29,9 +29,13 @@ COMMANDS = (
     "inspect",
     "plan",
     "train",
+    "watch",
     "eval",
     "generate",
+    "chat",
     "sft",
+    "export",
+    "card",
     "compare",
     "study",
     "report",
@@ -50,9 +54,12 @@ examples:
   patchtrain plan recipes/small.yaml --device h100
   patchtrain train recipes/small.yaml --dry-run
   patchtrain train recipes/small.yaml plan.patch_size=2
+  patchtrain watch runs/small                       look at it while it trains
   patchtrain eval runs/small
   patchtrain generate runs/small "The cat"
   patchtrain sft runs/small --data alpaca.json
+  patchtrain chat runs/small-sft
+  patchtrain export runs/small --to gguf            for llama.cpp
 
 `patchtrain COMMAND --help` explains each command."""
 

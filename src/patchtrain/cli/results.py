@@ -65,6 +65,11 @@ def keep(file: Path | None, kind: str, name: str, result: dict[str, Any], quiet:
     from patchtrain.evaluation.record import record
 
     record(file, kind, name, result)
+    run = RunFolder(file.parent)
+    if file == run.evaluation_file and run.info_file.is_file():
+        from patchtrain.report.card_file import refresh_card
+
+        refresh_card(run)
     if not quiet:
         print(f"  {'written to':14}{file}")
 

@@ -72,6 +72,31 @@ def find_model(path: str | Path) -> tuple[Path, RunFolder | None]:
     raise UsageError(f"{path} is neither a run (no run.json) nor a model folder (no config.json)")
 
 
+def find_stage(path: str | Path, number: int | None) -> Path:
+    """Where the model of a run's stage ``number`` is, from 1; ``path`` itself without a number.
+
+    The last stage's model is the run's. ``UsageError``: the run has no such stage, or kept none.
+    """
+    path = Path(path)
+    if number is None:
+        return path
+    if not (path / "run.json").is_file():
+        raise UsageError(f"{path} is not a run folder, so it has no stages; leave --stage out")
+    run = RunFolder.open(path)
+    stages = run.part("plan").get("stages")
+    last = len(stages) if isinstance(stages, list) else 0
+    if not 1 <= number <= last:
+        raise UsageError(f"{path} has {last} stages, counted from 1, so there is no stage {number}")
+    if number == last:
+        return path
+    kept = run.stage_models()
+    if number not in kept:
+        raise UsageError(
+            f"{path} kept no model of stage {number} (training.keep_stage_models keeps them)"
+        )
+    return kept[number]
+
+
 def load_model(path: str | Path, device: str | None = None) -> LoadedModel:
     """Load the model of a run or of a model folder, on a GPU if there is one.
 

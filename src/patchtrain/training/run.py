@@ -23,8 +23,10 @@ from patchtrain.evaluation.evaluate import Window, split_loss
 from patchtrain.evaluation.generate import complete
 from patchtrain.evaluation.text_loss import TextLoss
 from patchtrain.files import clear_partial, write_text
+from patchtrain.model_folder import CARD
 from patchtrain.plan import Plan
 from patchtrain.recipe import Recipe, build_model
+from patchtrain.report.card_file import write_card
 from patchtrain.report.page import write_page
 from patchtrain.runs import RunFolder
 from patchtrain.stage import Stage
@@ -240,6 +242,8 @@ def _run(
         trainer.export(folder.model)
         _conclude(prepared, folder)
         record.update(status="finished")  # as the page says it; without one, it is not
+        if (kept_card := write_card(folder).kept) and not quiet:
+            print(f"{folder.model / CARD}: {kept_card}", file=sys.stderr)
         write_page([folder], folder.report_file)
     except BaseException as error:
         with suppress(OSError):  # the disk may be what failed
@@ -356,10 +360,10 @@ def estimate_seconds(prepared: Prepared) -> float | None:
     """
     trainer, plan = prepared.trainer, prepared.plan
 
-    def rows(stage: Stage) -> dict[str, torch.Tensor]:
+    def rows(stage: Stage, step: int) -> dict[str, torch.Tensor]:
         return {
             name: torch.from_numpy(value[: plan.pass_rows(stage)])
-            for name, value in trainer.batches.inputs(stage.first_step).items()
+            for name, value in trainer.batches.inputs(step).items()
         }
 
     if too_large(trainer.size, plan, trainer.args.device):

@@ -28,6 +28,7 @@ from patchtrain.data.documents import AlignedDocuments
 from patchtrain.errors import PatchtrainError, UsageError
 from patchtrain.files import whole_folder
 from patchtrain.loss_backends import choose
+from patchtrain.model_folder import keep_card
 from patchtrain.modeling import PatchLevel, output_embeddings, patch_level
 from patchtrain.plan import Plan
 from patchtrain.probing import probe, probe_documents, probe_positions
@@ -339,6 +340,7 @@ class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation, CountingDataWait, K
                 ablation=stage.ablation,
                 embedding_scale=stage.embedding_scale,
                 position_scale=stage.position_scale,
+                pool_weights=stage.pool_weights,
             )
         self._stage = stage
         if switching:
@@ -448,6 +450,7 @@ class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation, CountingDataWait, K
                 cached, plain.config.use_cache = getattr(plain.config, "use_cache", None), True
                 try:
                     with whole_folder(path, replace=True) as folder:
+                        keep_card(path, folder)
                         plain.save_pretrained(folder, state_dict=state)
                         if self.processing_class is not None:
                             self.processing_class.save_pretrained(folder)

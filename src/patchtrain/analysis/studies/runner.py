@@ -36,6 +36,8 @@ from patchtrain.runs import RunFolder, versions
 from patchtrain.training.progress import clock
 
 Say = Callable[[str], None]
+# What is left of a finished run: all but its checkpoints, or only its record and metrics.
+KEEP = ("models", "results")
 _POLL_SECONDS = 0.2
 _LINE_SECONDS = 15.0
 
@@ -93,6 +95,7 @@ def run_study(
     *,
     say: Say = print,
     quiet: bool = False,
+    keep: str = "models",
 ) -> dict[str, Any]:
     """Train, count, and write ``results.json`` and ``report.html``; returns the results.
 
@@ -102,6 +105,7 @@ def run_study(
         jobs: runs at a time; one a core if None.
         say: is given a line where something begins, ends or fails, and now and then on progress.
         quiet: no lines on progress.
+        keep: of ``KEEP``, what is left of a run that is finished.
 
     Raises:
         UsageError: the folder holds something else, or another study is running in it.
@@ -115,7 +119,7 @@ def run_study(
         write_json(folder / "study.json", {**study.to_dict(), "versions": versions()})
         failed: dict[str, str] = {}
         try:
-            train_runs(study, folder, jobs or cores(), failed, say, quiet)
+            train_runs(study, folder, jobs or cores(), failed, say, quiet, keep=keep)
         finally:
             found = conclude(study, folder, failed)
     if failed and not any(arm["runs"] for arm in found["arms"]):
@@ -135,12 +139,13 @@ def conclude(study: Study, folder: Path, failed: dict[str, str]) -> dict[str, An
 
 
 def is_finished(run: RunFolder) -> bool:
-    """Whether a run got to its end: result, model and page are there."""
+    """Whether a run got to its end: its result is there, and its model unless it was given up."""
     try:
         info = run.info()
     except (OSError, PatchtrainError):
         return False
-    return info.get("status") == "finished" and (run.model / "config.json").is_file()
+    whole = info.get("kept") == "results" or (run.model / "config.json").is_file()
+    return info.get("status") == "finished" and whole
 
 
 def flops_so_far(run: RunFolder) -> float:
@@ -162,6 +167,7 @@ def train_runs(
     say: Say,
     quiet: bool,
     chosen: Sequence[tuple[Arm, int]] | None = None,
+    keep: str = "models",
 ) -> None:
     """Train what is not finished of all runs of a study, or of those ``chosen``.
 
@@ -200,7 +206,7 @@ def train_runs(
                     say(f"{child.name} failed: {reason}")
                 else:
                     finished += 1
-                    _tidy(child.folder)
+                    tidy(child.folder, keep)
                     if not quiet:
                         progress.tell([c for c, _ in children], finished, runs, at_once=True)
             if not quiet and children:
@@ -254,8 +260,20 @@ def _outcome(child: _Child) -> str | None:
     return one_line(f"{said or 'it said nothing'} ({ended}; {child.log})", 400)
 
 
-def _tidy(run: RunFolder) -> None:
-    """A finished run needs no checkpoint: of a study they would be most of its size."""
-    for path in run.path.glob("checkpoint-*"):
+def tidy(run: RunFolder, keep: str = "models") -> None:
+    """Delete what a finished run is not asked to keep; its checkpoints always.
+
+    With ``"results"`` the record says that the model was given up before anything is deleted, so
+    that a study killed in between still knows the run as finished.
+    """
+    if keep == "results":
+        write_json(run.info_file, {**run.info(), "kept": keep})
+        kept = (run.info_file, run.recipe_file, run.metrics_file)
+        gone = [path for path in run.path.iterdir() if path not in kept]
+    else:
+        gone = list(run.path.glob("checkpoint-*"))
+    for path in gone:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
+        elif keep == "results":
+            path.unlink()
