@@ -99,6 +99,18 @@ class Stage:
             pool_weights=None, token_steps=0,
         )  # fmt: skip
 
+    def levels(self) -> list[tuple[Stage, int, int]]:
+        """What ``level_at`` gives for its steps: each with the first such step and their number."""
+        counts = {self.patch_size: self.steps - self.token_steps}
+        if self.token_steps:
+            counts[1] = self.token_steps
+        found = []
+        for patch_size, count in counts.items():
+            steps = range(self.first_step, self.last_step)
+            first = next(step for step in steps if self.level_at(step).patch_size == patch_size)
+            found.append((self.level_at(first), first, count))
+        return found
+
     @property
     def positions(self) -> int:
         return self.steps * self.positions_per_step

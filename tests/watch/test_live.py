@@ -46,6 +46,14 @@ PatchTrainer.training_step = step
 raise SystemExit(main(sys.argv[2:]))
 """
 
+# What a shell starts in the background, tests among it, does not heed SIGINT unless it says so.
+HEEDING_CTRL_C = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from patchtrain.cli.main import main
+raise SystemExit(main())
+"""
+
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
@@ -92,7 +100,7 @@ def test_a_page_from_before_the_first_step_to_the_end(
         processes.append(process)
         return process
 
-    watch = start("-m", "patchtrain", "watch", str(tmp_path / "run"), "--port", "0")
+    watch = start("-c", HEEDING_CTRL_C, "watch", str(tmp_path / "run"), "--port", "0")
     assert watch.stdout is not None
     url = line_with(watch.stdout, r"page: (http://127\.0\.0\.1:\d+/)")[1]
     line_with(watch.stdout, "has not started yet")

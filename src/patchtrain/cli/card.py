@@ -1,10 +1,11 @@
 """Write the model card of a run, RUN/model/README.md, as the Hugging Face Hub shows it.
 
-Every finished run has one, and eval brings it up to date. This command writes it anew, with what
-the run cost where you say at what price:
-
+examples:
   patchtrain card runs/small
   patchtrain card runs/small --price 2.50 --watts 700
+
+Every finished run has one, and eval brings it up to date. This command writes it anew, with what
+the run cost where you say at what price.
 
 The card has a section of patchtrain's between two marks. What you write outside of it stays. What
 you change inside of it, or in the YAML at the top, stays too: that part is no longer written."""
@@ -15,7 +16,9 @@ import argparse
 import math
 import sys
 
-from patchtrain.errors import UsageError
+from patchtrain.cli.parser import general
+from patchtrain.cli.results import show_json
+from patchtrain.errors import UsageError, warning_line
 from patchtrain.runs import RunFolder
 
 HELP = "write the model card of a run"
@@ -24,7 +27,8 @@ HELP = "write the model card of a run"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_folder", metavar="RUN", help="a run folder")
     parser.add_argument("--price", type=float, metavar="X", help="of a device-hour")
-    parser.add_argument("--watts", type=float, metavar="W", help="that a device draws")
+    parser.add_argument("--watts", type=float, metavar="X", help="that a device draws")
+    general(parser, json="where the card is")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -39,7 +43,10 @@ def run(args: argparse.Namespace) -> int:
     found = write_card(RunFolder.open(args.run_folder), Prices(args.price, args.watts))
     if not found.written:
         raise UsageError(f"{found.path} is left as it is: {found.kept}")
-    print(found.path)
+    if args.json:
+        show_json({"path": str(found.path), "kept": found.kept})
+    else:
+        print(found.path)
     if found.kept:
-        print(f"patchtrain: {found.kept}", file=sys.stderr)
+        print(warning_line(found.kept), file=sys.stderr)
     return 0

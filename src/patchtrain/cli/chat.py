@@ -1,14 +1,13 @@
 r"""Talk to a tuned model, in the terminal or through a pipe.
 
-RUN is the run of a tuning, a run that was tuned (its tuning is found), or a model folder with a
-chat template:
-
+examples:
   patchtrain chat runs/small-sft
   patchtrain chat runs/small-sft --system "Be brief." --temperature 0.7
   printf 'What is a cat?\nAnd a dog?\n' | patchtrain chat runs/small-sft --json
 
-Answers appear as they are written; Ctrl-C ends one. A line that ends in a backslash goes on. In the
-terminal and in a pipe, where each line is a turn, these lines are commands:
+RUN is the run of a tuning, a run that was tuned (its tuning is found), or a model folder with a
+chat template. Answers appear as they are written; Ctrl-C ends one. A line that ends in a backslash
+goes on. In the terminal and in a pipe, where each line is a turn, these lines are commands:
 
   /reset        begin anew; the system prompt stays
   /system TEXT  another system prompt, from now on
@@ -22,7 +21,6 @@ left out, and you are told."""
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -30,6 +28,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from patchtrain.cli import sampling as sampling_options
+from patchtrain.cli.parser import general
+from patchtrain.cli.results import show_json_line
 from patchtrain.errors import PatchtrainError, UsageError
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"of an answer (default: {DEFAULT_NEW_TOKENS}, at most half the context)",
     )
-    parser.add_argument("--json", action="store_true", help="a JSON object a line for each turn")
     sampling_options.add_arguments(parser)
+    general(parser, json="each turn, an object a line,")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -111,7 +111,7 @@ def _turn(talk: Conversation, text: str, as_json: bool) -> None:
     before = talk.forgotten
     turn = talk.ask(text, None if as_json else show)
     if as_json:
-        print(json.dumps(turn.to_dict(), ensure_ascii=False), flush=True)
+        show_json_line(turn.to_dict())
     else:
         print(flush=True)
     if note := _note(turn, before, talk):

@@ -1,12 +1,13 @@
 """Write the model for other programs, or find out which of them take it.
 
-RUN/model is a plain Hugging Face folder already: transformers and vLLM open it as it is. GGUF, for
-llama.cpp and what is built on it, is one file:
-
+examples:
   patchtrain export runs/small --to gguf
   patchtrain export runs/small --to gguf --dtype q8_0 --out small.gguf
   patchtrain export runs/small --to hf --dtype bf16 --out small-bf16
   patchtrain export runs/small --check
+
+RUN/model is a plain Hugging Face folder already: transformers and vLLM open it as it is. GGUF, for
+llama.cpp and what is built on it, is one file.
 
 --check loads the model in transformers, writes it as GGUF, reads that back and compares the two,
 runs llama.cpp on it where it is installed, and goes over what vLLM reads. It says who takes the
@@ -15,10 +16,11 @@ model and why not; the exit code is 1 where somebody does not."""
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from patchtrain.cli import results
+from patchtrain.cli.parser import general
 from patchtrain.errors import UsageError
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace what is at --out")
     parser.add_argument("--check", action="store_true", help="say who can load the model")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    general(parser, json="what was written or found", quiet=True)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -72,7 +74,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _gguf(folder: Path, name: str, args: argparse.Namespace) -> int:
-    from patchtrain.cli import results
     from patchtrain.exporting.gguf_file import write_gguf
     from patchtrain.model_folder import check_model_folder, weight_files
 
@@ -81,7 +82,7 @@ def _gguf(folder: Path, name: str, args: argparse.Namespace) -> int:
     _free(out, args.overwrite)
     check_model_folder(folder)
     total = sum(file.stat().st_size for file in weight_files(folder))
-    with results.progress(total, "bytes", "written") as advance:
+    with results.progress(total, "bytes", "written", args.quiet) as advance:
         found = write_gguf(folder, out, dtype, name, advance)
     told = {
         "path": str(out),
@@ -109,7 +110,6 @@ def _hf(folder: Path, args: argparse.Namespace) -> int:
 
     import torch
 
-    from patchtrain.cli import results
     from patchtrain.evaluation.loading import load_model
     from patchtrain.files import whole_folder
 
@@ -145,7 +145,7 @@ def _check(folder: Path, args: argparse.Namespace) -> int:
 
     found = check_loaders(folder)
     if args.json:
-        print(json.dumps([loader.to_dict() for loader in found], indent=2, ensure_ascii=False))
+        results.show_json([loader.to_dict() for loader in found])
     else:
         print(folder)
         for loader in found:

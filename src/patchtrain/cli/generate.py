@@ -1,7 +1,6 @@
-"""Let a trained model continue a prompt.
+"""Let a trained model continue a prompt; the text appears as it is generated.
 
-The text appears as it is generated. RUN is a run folder, or any plain Hugging Face model folder.
-
+examples:
   patchtrain generate runs/small "The cat"
   patchtrain generate runs/small "The cat" --num-samples 3 --temperature 0.7 --stop "."
   echo "The cat" | patchtrain generate runs/small -
@@ -9,8 +8,9 @@ The text appears as it is generated. RUN is a run folder, or any plain Hugging F
   patchtrain generate runs/small "The cat" --stage 1
   patchtrain generate runs/small-sft "What is a cat?" --chat
 
-Prompt and completion share the context the model was trained with: a prompt too long for that is
-cut at its beginning. The same seed and batch size give the same text."""
+RUN is a run folder, or any plain Hugging Face model folder. Prompt and completion share the context
+the model was trained with: a prompt too long for that is cut at its beginning. The same seed and
+batch size give the same text."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from patchtrain.cli import sampling as sampling_options
-from patchtrain.errors import UsageError
+from patchtrain.cli.parser import general
+from patchtrain.cli.results import show_json_line
+from patchtrain.errors import UsageError, warning_line
 
 if TYPE_CHECKING:
     from patchtrain.evaluation.generate import Completion, Sampling
@@ -73,9 +75,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--chat", action="store_true", help="PROMPT is a question: only the answer is printed"
     )
-    parser.add_argument("--json", action="store_true", help="a JSON object a line for each text")
-    parser.add_argument("--quiet", action="store_true", help="do not tell the speed")
     sampling_options.add_arguments(parser)
+    general(parser, json="each text, an object a line,", quiet=True)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -108,11 +109,11 @@ def run(args: argparse.Namespace) -> int:
         )
         if cut:
             which = "the prompt" if len(asked) == 1 else f"prompt {number}"
-            print(
-                f"patchtrain: {which} has {len(ids) + cut} tokens; its first {cut} were dropped so "
-                f"that it fits a context of {loaded.context_length} with {new_tokens} new tokens",
-                file=sys.stderr,
+            said = (
+                f"{which} has {len(ids) + cut} tokens; its first {cut} were dropped so that it "
+                f"fits a context of {loaded.context_length} with {new_tokens} new tokens"
             )
+            print(warning_line(said), file=sys.stderr)
         rows.append(ids)
         cuts.append(cut)
     torch.manual_seed(args.seed)
@@ -129,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
                 "prompt_cut": cuts[row],
                 "tokens": found.tokens,
             }
-            print(json.dumps(told, ensure_ascii=False), flush=True)
+            show_json_line(told)
     if not args.quiet:
         seconds = time.perf_counter() - begun
         print(

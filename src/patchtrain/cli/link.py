@@ -1,8 +1,16 @@
-"""Train on token files that another tool has written, where they are.
+"""Make a token store of token files that another tool has written, where they are.
 
-Nothing is tokenised and nothing is copied: the store that is made points to the files, and training
-reads them memory-mapped. They are read through once, to find the largest token id and the documents,
-and are never changed. If one changes, what reads the store says so.
+examples:
+  patchtrain link nanoGPT/data/openwebtext --tokenizer gpt2 --out stores/owt
+  patchtrain link 'fineweb10B/*.bin' --tokenizer gpt2 --out stores/fineweb
+  patchtrain link corpus_text_document --tokenizer Qwen/Qwen3-0.6B --out stores/corpus
+  patchtrain link slimpajama/train --validation slimpajama/val --tokenizer checkpoints/llama \\
+      --out stores/slimpajama
+  patchtrain link tokenized/ --end-of-text 0 --out stores/unknown
+
+Nothing is tokenised and nothing is copied: the store that is made points to the files, and
+training reads them memory-mapped. They are read through once, to find the largest token id and the
+documents, and are never changed. If one changes, what reads the store says so.
 
 sources (several may be given, all of one format):
   nanoGPT      a flat .bin of uint16, or as --dtype says; llm.c's and modded-nanogpt's with a header
@@ -15,22 +23,18 @@ sources (several may be given, all of one format):
 Name the tokenizer that the files were made with. It tells which token ends a document, goes into
 the exported model, and measures the validation text, which bits per byte need. Where nobody
 knows it any more, training and perplexity work without: --end-of-text ID then says what stands
-between documents in files that do not mark them.
-
-examples:
-  patchtrain link nanoGPT/data/openwebtext --tokenizer gpt2 --out stores/owt
-  patchtrain link 'fineweb10B/*.bin' --tokenizer gpt2 --out stores/fineweb
-  patchtrain link corpus_text_document --tokenizer Qwen/Qwen3-0.6B --out stores/corpus
-  patchtrain link slimpajama/train --validation slimpajama/val --tokenizer checkpoints/llama \\
-      --out stores/slimpajama
-  patchtrain link tokenized/ --end-of-text 0 --out stores/unknown
-"""
+between documents in files that do not mark them."""
 
 from __future__ import annotations
 
 import argparse
 import time
 from typing import TYPE_CHECKING
+
+from patchtrain.cli.parser import general
+from patchtrain.cli.prepare import store_summary
+from patchtrain.cli.results import show_json
+from patchtrain.errors import one_line
 
 if TYPE_CHECKING:
     from patchtrain.data.store import TokenStore
@@ -42,7 +46,7 @@ _SHOWN_TOKENS = 24
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="see above")
+    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="see below")
     parser.add_argument("--out", required=True, metavar="STORE", help="the folder to make")
     parser.add_argument("--overwrite", action="store_true", help="replace a store at --out")
     group = parser.add_argument_group("tokens")
@@ -77,6 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="else the share of the documents held out, chosen by a hash of their tokens "
         "(default: 0.02)",
     )
+    general(parser, json="what is in the store and how it was made", quiet=True)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -94,8 +99,11 @@ def run(args: argparse.Namespace) -> int:
         validation_fraction=args.validation_fraction,
         dtype=args.dtype,
         overwrite=args.overwrite,
-        progress=True,
+        progress=not args.quiet,
     )
+    if args.json:
+        show_json(store_summary(store, args.out))
+        return 0
     _show(store, time.monotonic() - began)
     print(f"store      {args.out}")
     print(f"next       patchtrain train recipes/small.yaml store={args.out}")
@@ -116,8 +124,8 @@ def _show(store: TokenStore, seconds: float) -> None:
     print(f"tokenizer  {_tokenizer(store)}; the largest token id is {made['largest_token']:,}")
     print(f"time       {seconds:.1f} s, {size / max(seconds, 1e-3):.1f} MB/s")
     if store.has_tokenizer:
-        ids = store.train.tokens[:_SHOWN_TOKENS].tolist()
-        print(f"begins     {store.load_tokenizer().decode(ids)!r}")
+        text = store.load_tokenizer().decode(store.train.tokens[:_SHOWN_TOKENS].tolist())
+        print(f"begins     {one_line(text)!r}")
     for note in _notes(store):
         print(f"note       {note}")
 
@@ -132,6 +140,8 @@ def _notes(store: TokenStore) -> list[str]:
     """What a user should know before training, where it is not as in a store of text."""
     notes, closed = [], store.meta["made"]["documents_closed"]
     documents = store.train.documents + store.validation.documents
+    if not store.has_tokenizer and (named := store.meta["made"]["named_tokenizers"]):
+        notes.append(f"the files name their tokenizer: --tokenizer {named[0]}")
     if not store.has_tokenizer:
         notes.append("without a tokenizer there are no bits per byte, samples or generated text")
     if store.eos_token_id is None:

@@ -1,13 +1,14 @@
 """Look at a run while it trains: curves in the terminal, and a live page on this machine.
 
+examples:
+  patchtrain watch runs/small
+  patchtrain watch runs/small --no-serve            # the terminal alone; ends with the run
+  patchtrain watch runs/small --once --json         # how it stands, for a script
+  patchtrain watch studies/small --open             # all runs of a comparison, in the browser
+
 Shows where the run is and how fast, where the switch lies, when training will end, and whether its
 process is alive. RUN need not be there yet, may be resumed, stopped or finished, and may be a
-folder of runs, such as that of a study or a comparison:
-
-  patchtrain watch runs/small
-  patchtrain watch runs/small --no-serve      the terminal alone; ends when the run is finished
-  patchtrain watch runs/small --once --json   how it stands, for a script
-  patchtrain watch studies/small --open       all runs of a comparison, in the browser
+folder of runs, such as that of a study or a comparison.
 
 The page is served to this machine alone (127.0.0.1) and needs no network. For a run elsewhere,
 `ssh -L 8421:127.0.0.1:8421 HOST` brings it here. Ctrl-C ends the watching, never the run."""
@@ -15,13 +16,14 @@ The page is served to this machine alone (127.0.0.1) and needs no network. For a
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from patchtrain.cli.parser import general
+from patchtrain.cli.results import show_json
 from patchtrain.errors import UsageError
 
 if TYPE_CHECKING:
@@ -54,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-serve", action="store_true", help="no page")
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
     parser.add_argument("--once", action="store_true", help="show how it stands now, and end")
-    parser.add_argument("--json", action="store_true", help="with --once: print it as JSON")
+    general(parser, json="how it stands (with --once)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -100,7 +102,7 @@ def _print_once(watching: Watching, console: Console, args: argparse.Namespace) 
         console.print(_view(watching, states, console, args, []))
         return
     found = [state.to_dict() for state in states.values()]
-    print(json.dumps({"runs": found} if watching.is_group else found[0], indent=2, allow_nan=False))
+    show_json({"runs": found} if watching.is_group else found[0])
 
 
 def _watch_on_terminal(

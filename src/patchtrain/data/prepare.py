@@ -19,13 +19,13 @@ from typing import Any
 from patchtrain import __version__
 from patchtrain.data import readers, sharded
 from patchtrain.data import tokenizer as tokenizers
-from patchtrain.data.progress import Progress
 from patchtrain.data.readers import Counts
 from patchtrain.data.sources import DOCUMENT_LIMIT, TEXT_LIMIT, Corpus, open_corpus
 from patchtrain.data.store import StoreWriter, TokenStore, is_store
 from patchtrain.data.tokenising import Encoding, Lowest, Tokenising
 from patchtrain.errors import PatchtrainError, UsageError
 from patchtrain.files import whole_folder
+from patchtrain.progress import Progress
 
 VALIDATION_FRACTION = 0.02
 SAMPLE_CHARACTERS = 64_000_000

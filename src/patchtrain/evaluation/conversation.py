@@ -200,15 +200,15 @@ def _check_template(folder: Path, path: Path) -> None:
 
 def _tunings(run: RunFolder) -> list[Path]:
     """The finished tunings of a run's model, in its folder and beside it."""
+    named = run.path.name not in ("", "..")
+    beside = run.path.parent if named else run.path.resolve().parent
     found = []
-    for folder in (*sorted(run.path.iterdir()), *sorted(run.path.absolute().parent.iterdir())):
-        if not (folder / "run.json").is_file() or not (folder / "model" / "config.json").is_file():
-            continue
+    for folder in (*sorted(run.path.iterdir()), *sorted(beside.iterdir())):
         try:
-            tuned_from = RunFolder(folder).part("tuning").get("from")
+            whole = (folder / "run.json").is_file() and (folder / "model/config.json").is_file()
+            tuned_from = RunFolder(folder).part("tuning").get("from") if whole else None
         except (OSError, PatchtrainError):
-            continue  # somebody else's, and broken
+            continue  # somebody else's, closed or broken
         if isinstance(tuned_from, str) and Path(tuned_from).resolve() == run.model.resolve():
-            inside = folder.parent == run.path
-            found.append(folder if inside else run.path.with_name(folder.name))
+            found.append(folder)
     return found

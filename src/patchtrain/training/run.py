@@ -18,7 +18,7 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from patchtrain.data.store import VERIFIED_BYTES, TokenStore
-from patchtrain.errors import PatchtrainError, UsageError, one_line
+from patchtrain.errors import PatchtrainError, UsageError, one_line, warning_line
 from patchtrain.evaluation.evaluate import Window, split_loss
 from patchtrain.evaluation.generate import complete
 from patchtrain.evaluation.text_loss import TextLoss
@@ -297,7 +297,7 @@ def announce(prepared: Prepared) -> str:
     patches = any(stage.patch_size > 1 for stage in trainer.plan.stages)
     loss = f"\npatch loss: {trainer.backend}" if patches else ""
     read = f"\n{documents_line(trainer)}" if trainer.plan.spec.documents == "separate" else ""
-    warnings = "".join(f"\nwarning: {text}" for text in prepared.warnings())
+    warnings = "".join(f"\n{warning_line(text)}" for text in prepared.warnings())
     return (
         f"{type(trainer.model).__name__} of {trainer.size.parameters:,} parameters: "
         f"{stages} on {trainer.plan.total_tokens:,} tokens{loss}{read}{warnings}"
@@ -360,10 +360,10 @@ def estimate_seconds(prepared: Prepared) -> float | None:
     """
     trainer, plan = prepared.trainer, prepared.plan
 
-    def rows(stage: Stage) -> dict[str, torch.Tensor]:
+    def rows(stage: Stage, step: int) -> dict[str, torch.Tensor]:
         return {
             name: torch.from_numpy(value[: plan.pass_rows(stage)])
-            for name, value in trainer.batches.inputs(stage.first_step).items()
+            for name, value in trainer.batches.inputs(step).items()
         }
 
     if too_large(trainer.size, plan, trainer.args.device):

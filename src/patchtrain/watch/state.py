@@ -23,8 +23,7 @@ from patchtrain.runs import RunFolder
 from patchtrain.watch.history import History, Point
 from patchtrain.watch.pace import Pace, PlannedStage, pace, planned_stages, rate
 from patchtrain.watch.process import Process, of_lock, of_record, timestamp
-from patchtrain.watch.status import resumed_at
-from patchtrain.watch.status import status as status_of
+from patchtrain.watch.status import resumed_at, status_of
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ STATUSES = {
 _LATE_TIMES, _LATE_SECONDS, _FIRST_SECONDS = 5.0, 60.0, 600.0
 
 
-def status(
+def status_of(
     info: Mapping[str, Any],
     process: Process | None,
     history: History,

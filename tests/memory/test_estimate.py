@@ -13,18 +13,12 @@ from torch.distributed._tools.mem_tracker import MemTracker
 
 from patchtrain import PatchConfig, patch_level
 from patchtrain.errors import UsageError
-from patchtrain.live_memory import Work, period_of, run_pass, with_layers
-from patchtrain.memory import (
-    RESERVE,
-    Memory,
-    Training,
-    estimate,
-    fits,
-    memory_of,
-    what_would_fit,
-)
+from patchtrain.memory import Memory, Training, estimate, fits, memory_of, what_would_fit
+from patchtrain.memory.dataless import period_of, with_layers
+from patchtrain.memory.estimate import RESERVE
+from patchtrain.memory.live import Work, run_pass
+from patchtrain.memory.sharded import shard_shape
 from patchtrain.modeling import output_embeddings
-from patchtrain.sharded_memory import shard_shape
 from tests.models import tiny_model
 
 BASE = Training(patch_size=4, context_length=64, sequences=4, device="cpu")

@@ -1,6 +1,6 @@
 """The weights of a model on one device, and what FSDP2 gathers and reduces in each phase of a step.
 
-The part of ``memory.py`` that is a formula; ``tracing.py`` runs the real thing against it.
+The part of ``estimate.py`` that is a formula; ``tracing.py`` runs the real thing against it.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from patchtrain.live_memory import Pass, layers_of
+from patchtrain.memory.dataless import layers_of
+from patchtrain.memory.live import Pass
 from patchtrain.modeling import input_embeddings, output_embeddings
 
 if TYPE_CHECKING:
-    from patchtrain.memory import Training
+    from patchtrain.memory.estimate import Training
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,10 @@
 
 ``estimate`` says it for a stage of a plan: parameters, gradients, optimizer, activations, loss, and
 what sharding and a layer's backward need for a moment. Nothing is guessed by family: the model's
-own forward and backward run on tensors without data (``live_memory.py``), with two layers and with
+own forward and backward run on tensors without data (``live.py``), with two layers and with
 three, and a straight line goes through both, so a model of 80 layers takes seconds. The optimizer
-takes a step on tensors without data as well (``optimizer_memory.py``). Only what FSDP2 gathers and
-reduces is counted by formula (``sharded_memory.py``).
+takes a step on tensors without data as well (``optimizer.py``). Only what FSDP2 gathers and
+reduces is counted by formula (``sharded.py``).
 
 What is assumed:
 
@@ -27,11 +27,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from patchtrain.live_memory import Pass, Work, period_of, run_pass, with_layers
 from patchtrain.loss import CHUNK_ELEMENTS, CHUNK_ELEMENTS_GPU, CHUNK_ROWS
+from patchtrain.memory.dataless import period_of, with_layers
+from patchtrain.memory.live import Pass, Work, run_pass
+from patchtrain.memory.optimizer import optimizer_bytes
+from patchtrain.memory.sharded import Sizes, sharded
 from patchtrain.modeling import output_embeddings
-from patchtrain.optimizer_memory import optimizer_bytes
-from patchtrain.sharded_memory import Sizes, sharded
 
 if TYPE_CHECKING:
     from patchtrain.plan import Plan

@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from patchtrain.errors import UsageError
 from patchtrain.memory import Training, estimate
-from patchtrain.tracing import Trace, trace_step
+from patchtrain.memory.tracing import Trace, trace_step
 
 
 def config(**more: Any) -> LlamaConfig:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from patchtrain.errors import UsageError, one_line
-from patchtrain.live_memory import LiveMemory
+from patchtrain.memory.live import LiveMemory
 
 
 def optimizer_bytes(

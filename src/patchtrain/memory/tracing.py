@@ -3,12 +3,12 @@
 What a step would do on 1,024 GPUs can be run before there are any: torch's fake process group
 answers as so many ranks would, its fake tensors have shapes and no data, and its ``MemTracker``
 counts what lives. Everything else is the real thing: the model, patch level and its loss,
-``fully_shard`` set up by accelerate as in training, AdamW. ``memory.py`` tells the memory of a plan
-in a few seconds; this is what it is checked against.
+``fully_shard`` set up by accelerate as in training, AdamW. ``estimate.py`` tells the memory of a
+plan in a few seconds; this is what it is checked against.
 
 A process group is a matter of the whole process, so each trace runs in one of its own::
 
-    python -m patchtrain.tracing < request.json
+    python -m patchtrain.memory.tracing < request.json
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from patchtrain.errors import PatchtrainError, UsageError, one_line
-from patchtrain.live_memory import (
+from patchtrain.loss_backends import Backend
+from patchtrain.memory.dataless import (
     assume_flash,
     enable_checkpointing,
     one_sequence_a_row,
     without_data,
 )
-from patchtrain.loss_backends import Backend
+from patchtrain.memory.sharded import shard_shape
 from patchtrain.modeling import PatchLevel, Probe
-from patchtrain.sharded_memory import shard_shape
 
 MOST_RANKS = 1024
 _KINDS = {
@@ -119,7 +119,7 @@ def trace_step(
     }  # fmt: skip
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "patchtrain.tracing"],
+            [sys.executable, "-m", "patchtrain.memory.tracing"],
             input=json.dumps(request),
             capture_output=True,
             text=True,
