@@ -52,18 +52,22 @@ _Path = Annotated[Path, AfterValidator(_without_null_byte)]
 
 
 class ModelSection(BaseModel):
-    """Exactly one of ``config`` (from scratch) and ``pretrained`` (go on from a checkpoint).
-
-    ``new_tokenizer``: the store's tokenizer is not the checkpoint's, and that is meant.
-    """
+    """Exactly one of ``config`` (from scratch) and ``pretrained`` (go on from a checkpoint)."""
 
     model_config = ConfigDict(extra="forbid")
 
     config: dict[str, Any] | None = None
+    """Train from scratch: `model_type` of transformers and fields of its config. Vocabulary and
+    special tokens come from the store, the longest context from the plan."""
     pretrained: str | None = None
+    """Or go on from a checkpoint: a Hugging Face name or folder (safetensors)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the weights. For mixed precision keep float32 and set `training.bf16`."""
     trust_remote_code: bool = False
+    """Run the checkpoint's own code; off unless you say so."""
     new_tokenizer: bool = False
+    """The store's tokenizer is not the checkpoint's, and that is meant; refused unless you say
+    so."""
 
 
 class Recipe(BaseModel):
@@ -72,12 +76,20 @@ class Recipe(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     store: _Path
+    """Token store made by `patchtrain prepare`."""
     model: ModelSection
+    """What is trained: see *The model*."""
     plan: dict[str, Any]
+    """The stages: see *The plan*."""
     training: dict[str, Any] = Field(default_factory=dict)
+    """Anything of `transformers.TrainingArguments` that the plan does not decide, and what stands
+    under *Training*."""
     samples: list[str] = Field(default_factory=list)
+    """Prompts that the final model completes for the page."""
     seed: int = Field(default=0, ge=0, lt=2**32)
+    """Of initial weights and data order."""
     out: _Path
+    """Run folder; `runs/NAME` unless given, where the recipe is NAME.yaml."""
 
     @classmethod
     def load(cls, file: str | Path, overrides: Sequence[str] = ()) -> Recipe:

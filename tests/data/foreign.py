@@ -1,4 +1,4 @@
-"""The token files in ``tests/fixtures/token_files``, and a store of this project's of the same text."""
+"""The token files in ``tests/fixtures/token_files``, and a store of our own of the same text."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 import json
 import struct
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ def documents(items, dtype=None):
     files = formats.read(items, dtype)
     tokens = np.concatenate([file.map() for file in files])
     bounds = scan(files, END, 257, lambda size: None).offsets
-    return [tokens[a:b].tolist() for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [tokens[a:b].tolist() for a, b in pairwise(bounds)]
 
 
 def expected(split):
@@ -99,13 +100,13 @@ def test_what_is_not_there_or_not_of_one_kind(tmp_path):
     (tmp_path / "a.txt").write_text("text")
     with pytest.raises(UsageError, match=r"a\.txt is no token file that is known"):
         formats.find([tmp_path / "a.txt"])
-    with pytest.raises(UsageError, match=r"is of nanoGPT and .* is of llm\.c"):
+    with pytest.raises(UsageError, match=r"is of nanoGPT and .* of llm\.c"):
         formats.find([FILES / "nanogpt" / "train.bin", FILES / "llmc"])
     (tmp_path / "empty.bin").touch()
     with pytest.raises(UsageError, match=r"there are no tokens in .*empty\.bin"):
         formats.read(formats.find([tmp_path / "empty.bin"]).train)
     widths = [FILES / "llmc", FILES / "llmc-uint32"]
-    with pytest.raises(UsageError, match="has uint16 tokens and .* uint32; link them to a store"):
+    with pytest.raises(UsageError, match=r"has uint16 tokens and .* uint32; link them to a store"):
         formats.read(formats.find(widths).train)
 
 
@@ -203,6 +204,14 @@ def test_damaged_files_of_litdata(tmp_path):
     )
     refused("is not of flat token ids: its data_format is str, int", data_format=["str", "int"])
     refused("is no index of litdata: config.data_format", data_format=None)
+    nested = [{**whole["chunks"][0], "dim": None}]
+    file.write_text(json.dumps({**whole, "chunks": nested}))
+    with pytest.raises(UsageError, match=r"index\.json counts no tokens in it"):
+        litdata.read(folder, None)
+    older = [{**chunk, "chunk_bytes": 4 * chunk["dim"]} for chunk in whole["chunks"]]
+    file.write_text(json.dumps({**whole, "chunks": older}))
+    total = sum(map(len, expected("train")))
+    assert sum(read.tokens for read in litdata.read(folder, None)) == total
     outside = [{**whole["chunks"][0], "filename": "../val/index.json"}]
     file.write_text(json.dumps({**whole, "chunks": outside}))
     with pytest.raises(UsageError, match="names a chunk outside its folder"):
@@ -243,7 +252,7 @@ def test_damaged_files_of_datatrove(tmp_path):
         datatrove.read(file, None)
     file.write_bytes(data)
     index.write_bytes(ends[:-1])
-    with pytest.raises(UsageError, match="is cut off: .* not a whole number of entries"):
+    with pytest.raises(UsageError, match=r"is cut off: .* not a whole number of entries"):
         datatrove.read(file, None)
     index.write_bytes(ends[8:16] + ends[:8] + ends[16:])
     with pytest.raises(UsageError, match="is cut off or not of its index"):
@@ -278,9 +287,9 @@ def test_what_litdata_writes_today(tmp_path):
     litdata_package = pytest.importorskip("litdata")
     import torch
 
-    from litdata.streaming import Cache  # noqa: F401 - the package is whole
-
-    writer = litdata_package.streaming.writer.BinaryWriter(str(tmp_path), chunk_size=400)
+    writer = litdata_package.streaming.writer.BinaryWriter(
+        str(tmp_path), chunk_size=400, item_loader=litdata_package.TokensLoader()
+    )
     for number, ids in enumerate(expected("train")):
         writer[number] = torch.tensor(ids, dtype=torch.int)
     writer.done()

@@ -101,9 +101,7 @@ def test_a_changed_file_is_noticed_and_a_copied_one_is_not(files, tmp_path):
     data = bytearray(file.path.read_bytes())
     data[10] ^= 1
     file.path.write_bytes(data)
-    with pytest.raises(
-        UsageError, match=r"0\.bin has changed .* another checksum; .* link it again"
-    ):
+    with pytest.raises(UsageError, match=r"0\.bin has changed .* another checksum; link"):
         check_unchanged(entry, tmp_path)
     os.utime(file.path, ns=(entry["modified_ns"],) * 2)  # the same time by chance
     check_unchanged(entry, tmp_path)

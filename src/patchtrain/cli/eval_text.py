@@ -218,11 +218,7 @@ def _show(run_folder: str, result: dict[str, Any]) -> None:
         ("perplexity", f"{_number(result['perplexity'], 2)} per token{words}"),
         ("loss", f"{result['loss']:.4f} nats per token"),
         ("scored", result["scored"]),
-        (
-            "",
-            f"{result['targets']:,} tokens, {result['words']:,} words, "
-            f"{result['utf8_bytes']:,} bytes",
-        ),
+        ("", f"{result['targets']:,} tokens{_text_size(result)}"),
         ("window", f"context length {result['context_length']}, stride {result['stride']}"),
         *_before(result),
         *_positions(result["by_position"]),
@@ -231,6 +227,12 @@ def _show(run_folder: str, result: dict[str, Any]) -> None:
     print(run_folder)
     for label, value in lines:
         print(f"  {label:14}{value}")
+
+
+def _text_size(result: dict[str, Any]) -> str:
+    if not result["utf8_bytes"]:  # the store does not know the text of its tokens
+        return ""
+    return f", {result['words']:,} words, {result['utf8_bytes']:,} bytes"
 
 
 def _before(result: dict[str, Any]) -> list[tuple[str, str]]:

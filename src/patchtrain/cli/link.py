@@ -8,8 +8,8 @@ examples:
       --out stores/slimpajama
   patchtrain link tokenized/ --end-of-text 0 --out stores/unknown
 
-Nothing is tokenised and nothing is copied: the store that is made points to the files, and training
-reads them memory-mapped. They are read through once, to find the largest token id and the
+Nothing is tokenised and nothing is copied: the store that is made points to the files, and
+training reads them memory-mapped. They are read through once, to find the largest token id and the
 documents, and are never changed. If one changes, what reads the store says so.
 
 sources (several may be given, all of one format):
@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING
 from patchtrain.cli.parser import general
 from patchtrain.cli.prepare import store_summary
 from patchtrain.cli.results import show_json
+from patchtrain.errors import one_line
 
 if TYPE_CHECKING:
     from patchtrain.data.store import TokenStore
@@ -123,8 +124,8 @@ def _show(store: TokenStore, seconds: float) -> None:
     print(f"tokenizer  {_tokenizer(store)}; the largest token id is {made['largest_token']:,}")
     print(f"time       {seconds:.1f} s, {size / max(seconds, 1e-3):.1f} MB/s")
     if store.has_tokenizer:
-        ids = store.train.tokens[:_SHOWN_TOKENS].tolist()
-        print(f"begins     {store.load_tokenizer().decode(ids)!r}")
+        text = store.load_tokenizer().decode(store.train.tokens[:_SHOWN_TOKENS].tolist())
+        print(f"begins     {one_line(text)!r}")
     for note in _notes(store):
         print(f"note       {note}")
 
@@ -139,6 +140,8 @@ def _notes(store: TokenStore) -> list[str]:
     """What a user should know before training, where it is not as in a store of text."""
     notes, closed = [], store.meta["made"]["documents_closed"]
     documents = store.train.documents + store.validation.documents
+    if not store.has_tokenizer and (named := store.meta["made"]["named_tokenizers"]):
+        notes.append(f"the files name their tokenizer: --tokenizer {named[0]}")
     if not store.has_tokenizer:
         notes.append("without a tokenizer there are no bits per byte, samples or generated text")
     if store.eos_token_id is None:

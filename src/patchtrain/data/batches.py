@@ -161,7 +161,10 @@ class PlanBatches:
 
 
 def read_rows(
-    tokens: np.ndarray | AlignedDocuments, starts: np.ndarray, length: int, patch_size: int
+    tokens: np.ndarray | Pieces | AlignedDocuments,
+    starts: np.ndarray,
+    length: int,
+    patch_size: int,
 ) -> dict[str, np.ndarray]:
     """Rows of a stream of tokens as a model's inputs; see ``AlignedDocuments.read``."""
     if isinstance(tokens, AlignedDocuments):

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from patchtrain.data.token_files import Pieces
 from patchtrain.errors import PatchtrainError, UsageError
 from patchtrain.patches import IGNORE
 
@@ -38,7 +39,11 @@ class AlignedDocuments:
     """
 
     def __init__(
-        self, tokens: np.ndarray, offsets: np.ndarray, multiple: int, start_token: int | None
+        self,
+        tokens: np.ndarray | Pieces,
+        offsets: np.ndarray,
+        multiple: int,
+        start_token: int | None,
     ) -> None:
         self.tokens = tokens
         self.offsets = offsets

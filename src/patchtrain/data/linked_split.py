@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from patchtrain.data.split_files import map_file
-from patchtrain.data.token_files import Pieces, TokenFile, tokens_of
+from patchtrain.data.token_files import LINK_AGAIN, Pieces, TokenFile, tokens_of
 from patchtrain.errors import UsageError
 
 
@@ -41,8 +41,8 @@ def linked_tokens(
         fits = False
     if not fits:
         raise UsageError(
-            f"{file} is damaged: its pieces do not make {length:,} tokens of the linked files; link "
-            f"them again with `patchtrain link`"
+            f"{file} is damaged: its pieces do not make {length:,} tokens of the linked files; "
+            f"{LINK_AGAIN}"
         )
     return tokens_of(files, table.reshape(3, -1), length, dtype)
 

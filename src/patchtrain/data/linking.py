@@ -30,7 +30,14 @@ from patchtrain.data import tokenizer as tokenizers
 from patchtrain.data.prepare import VALIDATION_FRACTION, check_out
 from patchtrain.data.scanning import Advance, Scanned, choose, document_batches, scan
 from patchtrain.data.store import TokenStore, save_tokenizer
-from patchtrain.data.store_record import FORMAT, LINKED_VERSION, MOST_IDS, SPLITS, fingerprint
+from patchtrain.data.store_record import (
+    FORMAT,
+    LINKED_VERSION,
+    MOST_IDS,
+    SPLITS,
+    fingerprint,
+    linked_facts,
+)
 from patchtrain.data.token_files import Pieces, TokenFile, cut, describe, tokens_of
 from patchtrain.errors import UsageError
 from patchtrain.files import whole_folder, write_json
@@ -166,10 +173,9 @@ def link(
                 "by": f"patchtrain {__version__}",
                 "format": found.train[0].format,
                 "validation_fraction": fraction,
-                "documents_closed": None
-                if known.end is None
-                else sum(s.closed or 0 for s in scans),
+                "documents_closed": sum(s.closed for s in scans),
                 "largest_token": max(s.largest for s in scans),
+                "named_tokenizers": formats.named_tokenizers(found.train),
             },
         }
         entries: dict[str, dict[str, Any]] = {}
@@ -193,8 +199,8 @@ def link(
                 "eos_token": known.tokenizer.eos_token,
                 "fingerprint": entries["tokenizer/tokenizer.json"]["sha256"],
             }
-        linked = [describe(file) for file in files]
-        record |= {"fingerprint": fingerprint(entries, linked), "files": entries, "linked": linked}
+        record |= {"linked": [describe(file) for file in files], "files": entries}
+        record["fingerprint"] = fingerprint(entries, linked_facts(record))
         write_json(folder / "store.json", record)
     return TokenStore.open(out)
 

@@ -24,11 +24,11 @@ class Scanned:
 
     files: Sequence[TokenFile]
     offsets: np.ndarray
-    """``(documents + 1,)`` int64: where documents begin and end, in tokens from the first file's."""
+    """``(documents + 1,)`` int64: where documents begin and end, in tokens of all files."""
     largest: int
     """The largest token id."""
-    closed: int | None
-    """Documents that end with the end-of-text token; None where that is not known."""
+    closed: int
+    """Documents that end with the end-of-text token; 0 where that is not known."""
 
 
 def scan(
@@ -63,9 +63,7 @@ def scan(
     return Scanned(files, offsets, largest, _count_closed(files, offsets, end))
 
 
-def choose(
-    scanned: Scanned, fraction: float, end: int | None, advance: Advance
-) -> np.ndarray:  # fmt: skip
+def choose(scanned: Scanned, fraction: float, end: int | None, advance: Advance) -> np.ndarray:
     """Which documents to hold out, ``(documents,)`` bool: about ``fraction`` of them, at least one.
 
     A hash of a document's tokens decides, without the ``end`` that closes it.
@@ -144,9 +142,9 @@ def _check_ids(file: TokenFile, start: int, part: np.ndarray, vocab_size: int | 
     return largest
 
 
-def _count_closed(files: Sequence[TokenFile], offsets: np.ndarray, end: int | None) -> int | None:
+def _count_closed(files: Sequence[TokenFile], offsets: np.ndarray, end: int | None) -> int:
     if end is None:
-        return None
+        return 0
     tokens, closed = joined(files), 0
     for start in range(1, len(offsets), _READ_TOKENS):
         closed += int((tokens[offsets[start : start + _READ_TOKENS] - 1] == end).sum())

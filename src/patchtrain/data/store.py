@@ -31,16 +31,16 @@ from patchtrain.data.hub import quiet
 from patchtrain.data.linked_split import linked_files, linked_tokens
 from patchtrain.data.split_files import COPY_BYTES, SplitWriter, map_file
 from patchtrain.data.store_record import (
-    AGAIN,
     FORMAT,
     FORMAT_VERSION,
     SPLITS,
+    again,
     fingerprint,
-    is_linked,
+    linked,
     read_record,
     token_dtype,
 )
-from patchtrain.data.token_files import LINK_AGAIN, Pieces, check_unchanged
+from patchtrain.data.token_files import Pieces, check_unchanged
 from patchtrain.errors import PatchtrainError, UsageError, one_line
 from patchtrain.files import write_json
 
@@ -96,9 +96,9 @@ class TokenStore:
             if size != entry["bytes"]:
                 found = "is missing" if size is None else f"has {size:,} bytes"
                 raise UsageError(
-                    f"{file} {found}, but store.json says {entry['bytes']:,} bytes; {AGAIN}"
+                    f"{file} {found}, but store.json says {entry['bytes']:,} bytes; {again(meta)}"
                 )
-        for entry in meta.get("linked", ()) if is_linked(meta) else ():
+        for entry in linked(meta):
             check_unchanged(entry, path)
         return cls(path, meta, *(_open_split(path, name, meta) for name in SPLITS))
 
@@ -119,10 +119,10 @@ class TokenStore:
         Raises:
             PatchtrainError: naming the first bad file.
         """
-        files, linked = self.meta["files"], self.meta["linked"] if is_linked(self.meta) else []
-        for entry in linked:
+        files, others = self.meta["files"], linked(self.meta)
+        for entry in others:
             check_unchanged(entry, self.path, read=True)
-        total = sum(entry["bytes"] for entry in [*files.values(), *linked])
+        total = sum(entry["bytes"] for entry in [*files.values(), *others])
         if at_most is not None and total > at_most:
             return
         for name, entry in files.items():
@@ -133,7 +133,7 @@ class TokenStore:
                 digest = hashlib.file_digest(handle, "sha256").hexdigest()
             if digest != entry["sha256"]:
                 raise PatchtrainError(
-                    f"{file} is damaged: its SHA-256 is not the one in store.json; {AGAIN}"
+                    f"{file} is damaged: its SHA-256 is not the one in store.json; {self._again}"
                 )
         for split in (self.train, self.validation):
             self._verify_split(split)
@@ -144,12 +144,10 @@ class TokenStore:
             part = split.tokens[start : start + rows]
             largest, smallest = int(part.max()), int(part.min())
             if largest >= self.vocab_size or smallest < 0:
-                where = f"the {split.name} split of {self.path}" if is_linked(self.meta) else (
-                    f"{self.path / split.name}.tokens.bin"
-                )  # fmt: skip
                 raise PatchtrainError(
-                    f"{where} has the token id {largest if smallest >= 0 else smallest}, beyond "
-                    f"the vocabulary of {self.vocab_size:,} in store.json; {self._again}"
+                    f"{self.path}: the {split.name} split has the token id "
+                    f"{smallest if smallest < 0 else largest}, beyond the vocabulary of "
+                    f"{self.vocab_size:,} in store.json; {self._again}"
                 )
         for start in range(0, split.documents, rows):
             offsets = np.asarray(split.offsets[start : start + rows + 1])
@@ -159,13 +157,11 @@ class TokenStore:
                     f"{self.path / split.name}.offsets.bin is damaged: its documents do not "
                     f"follow one another; {self._again}"
                 )
-            if (
-                not is_linked(self.meta)
-                and (split.tokens[offsets[1:] - 1] != self.eos_token_id).any()
-            ):
+            open_ones = split.tokens[offsets[1:] - 1] != self.eos_token_id
+            if open_ones.any() and not linked(self.meta):
                 raise PatchtrainError(
                     f"{self.path / split.name}.offsets.bin is damaged: a document does not end "
-                    f"with the end-of-text token {self.eos_token_id}; {AGAIN}"
+                    f"with the end-of-text token {self.eos_token_id}; {self._again}"
                 )
 
     @property
@@ -200,13 +196,14 @@ class TokenStore:
         if largest + 1 != self.vocab_size or end != self.eos_token_id:
             raise PatchtrainError(
                 f"the tokenizer in {folder} has ids up to {largest} and the end-of-text token "
-                f"{end}, but store.json says {self.vocab_size - 1} and {self.eos_token_id}; {self._again}"
+                f"{end}, but store.json says {self.vocab_size - 1} and {self.eos_token_id}; "
+                f"{self._again}"
             )
         return tokenizer
 
     @property
     def _again(self) -> str:
-        return LINK_AGAIN if is_linked(self.meta) else AGAIN
+        return again(self.meta)
 
     @property
     def fingerprint(self) -> str:
@@ -357,16 +354,15 @@ def _open_split(path: Path, name: str, meta: dict[str, Any]) -> Split:
     counts = meta["splits"][name]
     dtype = np.dtype(meta["dtype"]).newbyteorder("<")
     token_file, offset_file = path / f"{name}.tokens.bin", path / f"{name}.offsets.bin"
-    linked = is_linked(meta)
     token_bytes = counts["tokens"] * dtype.itemsize
-    whole = linked or token_file.stat().st_size == token_bytes
+    whole = linked(meta) or token_file.stat().st_size == token_bytes
     if not whole or offset_file.stat().st_size != 8 * (counts["documents"] + 1):
         raise UsageError(
             f"{path}: the {name} files do not hold the {counts['documents']:,} documents and "
             f"{counts['tokens']:,} tokens that store.json counts"
         )
     tokens: np.ndarray | Pieces
-    if linked:
+    if linked(meta):
         tokens = linked_tokens(path, name, linked_files(meta), counts["tokens"], dtype)
     else:
         tokens = map_file(token_file, dtype)

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, Field, StrictStr, ValidationError
 
+from patchtrain.data.token_files import LINK_AGAIN
 from patchtrain.errors import UsageError, first_problem, one_line
 from patchtrain.files import is_inside
 
@@ -91,17 +92,12 @@ def token_dtype(vocab_size: int) -> np.dtype:
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
-def fingerprint(
-    files: Mapping[str, Mapping[str, Any]], linked: Sequence[Mapping[str, Any]] = ()
-) -> str:
-    """SHA-256 over the checksums of tokens, offsets and ``tokenizer.json``.
-
-    Of ``linked`` files those of their parts, their sizes, and where the tokens begin.
-    """
+def fingerprint(files: Mapping[str, Mapping[str, Any]], facts: Sequence[Any] = ()) -> str:
+    """SHA-256 over the checksums of tokens, offsets and ``tokenizer.json``; and some ``facts``."""
     # Not tokenizer_config.json: it differs between versions of transformers.
     content = [name for name in files if name.endswith((".bin", "/tokenizer.json"))]
     checksums: list[Any] = [(name, files[name]["sha256"]) for name in sorted(content)]
-    checksums += [(file["parts_sha256"], file["bytes"], file["offset"]) for file in linked]
+    checksums += facts
     return hashlib.sha256(json.dumps(checksums).encode()).hexdigest()
 
 
@@ -134,7 +130,7 @@ def read_record(path: Path) -> dict[str, Any]:
     except ValidationError as error:
         raise UsageError(f"{file} is damaged: {first_problem(error)}; {AGAIN}") from error
     if wrong := _contradiction(checked, record):
-        raise UsageError(f"{file} contradicts itself: {wrong}; {AGAIN}")
+        raise UsageError(f"{file} contradicts itself: {wrong}; {again(record)}")
     for name in record["files"]:
         if not is_inside(path, name):
             raise UsageError(
@@ -147,9 +143,21 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def is_linked(record: Mapping[str, Any]) -> bool:
-    """Whether the tokens of a store lie in files of another tool."""
-    return bool(record["format_version"] == LINKED_VERSION)
+def linked(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The files of another tool that a store's tokens lie in; none where it has its own."""
+    return list(record["linked"]) if record["format_version"] == LINKED_VERSION else []
+
+
+def linked_facts(record: Mapping[str, Any]) -> list[Any]:
+    """What a linked store is besides its own files: where they lie does not matter, nor when."""
+    files = linked(record)
+    facts = [[file["parts_sha256"], file["bytes"], file["offset"]] for file in files]
+    return [record["dtype"], record["tokenizer"]["eos_token_id"], *facts] if files else []
+
+
+def again(record: Mapping[str, Any]) -> str:
+    """What to do about a damaged store."""
+    return LINK_AGAIN if linked(record) else AGAIN
 
 
 def _contradiction(checked: _Record, record: Mapping[str, Any]) -> str | None:
@@ -162,12 +170,12 @@ def _contradiction(checked: _Record, record: Mapping[str, Any]) -> str | None:
         if name not in files:
             return f"it does not name the file {name}"
     size, end = tokenizer.vocab_size, tokenizer.eos_token_id
-    if not is_linked(record) and (kept := token_dtype(size).name) != checked.dtype:
+    if not linked(record) and (kept := token_dtype(size).name) != checked.dtype:
         return f"ids of a vocabulary of {size:,} are kept as {kept}, not {checked.dtype}"
     if end is not None and end >= size:
         return f"the end-of-text token {end} is beyond the vocabulary of {size:,}"
     if tokenizer.fingerprint != files.get(_TOKENIZER, {}).get("sha256"):
         return f"tokenizer.fingerprint is not the SHA-256 of {_TOKENIZER}"
-    if checked.fingerprint != fingerprint(files, record.get("linked", ())):
+    if checked.fingerprint != fingerprint(files, linked_facts(record)):
         return "fingerprint is not that of its files"
     return None

@@ -17,11 +17,11 @@ import numpy as np
 
 from patchtrain.errors import PatchtrainError, UsageError
 
-LINK_AGAIN = "if that is meant, link it again with `patchtrain link`"
+LINK_AGAIN = "link the files again with `patchtrain link`"
 # A map keeps its file open, and many systems allow a process 1,024 open files.
 _OPEN_FILES = 256
 _PARTS = 16
-_PART_BYTES = 1 << 16
+_PART_BYTES = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -136,6 +136,8 @@ def cut(files: Sequence[TokenFile], begins: np.ndarray, ends: np.ndarray) -> np.
         files: none is empty.
         begins, ends: ``(n,)`` int64, ascending: stretches, in tokens from the first file's first.
     """
+    if not len(begins):
+        return np.zeros((3, 0), "<i8")
     starts = np.cumsum([0, *(file.tokens for file in files)])
     owner = np.searchsorted(begins, starts[:-1], side="right") - 1
     inside = (owner >= 0) & (starts[:-1] > begins[owner]) & (starts[:-1] < ends[owner])
@@ -148,9 +150,9 @@ def cut(files: Sequence[TokenFile], begins: np.ndarray, ends: np.ndarray) -> np.
 
 
 def parts_digest(path: Path) -> str:
-    """SHA-256 of a file's parts: 16 of 64 KB, evenly apart, first and last among them.
+    """SHA-256 of a file's parts: 16 of 16 KB, evenly apart, first and last among them.
 
-    Of a file of up to 1 MB, of all of it. Raises ``PatchtrainError`` where it cannot be read.
+    Of a file of up to 256 KB, of all of it. Raises ``PatchtrainError`` where it cannot be read.
     """
     digest = hashlib.sha256()
     try:
@@ -190,8 +192,8 @@ def check_unchanged(entry: dict[str, Any], store: Path, read: bool = False) -> N
     path = Path(entry["path"])
     if not path.is_file():
         raise UsageError(
-            f"{path} is missing, which the store {store} reads in place; put it back, or link the "
-            f"files again with `patchtrain link`"
+            f"{path} is missing, which the store {store} reads in place; put it back, or "
+            f"{LINK_AGAIN}"
         )
     status = path.stat()
     if status.st_size != entry["bytes"]:

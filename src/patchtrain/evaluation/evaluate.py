@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from patchtrain.data.store import VERIFIED_BYTES, Split, TokenStore
+from patchtrain.data.token_files import Pieces
 from patchtrain.errors import PatchtrainError, UsageError, one_line
 from patchtrain.evaluation.loading import LoadedModel
 from patchtrain.evaluation.perplexity import (
@@ -193,7 +194,7 @@ def split_loss(
 
 def _joined_loss(
     model: Any,
-    tokens: np.ndarray,
+    tokens: np.ndarray | Pieces,
     offsets: np.ndarray,
     window: Window,
     documents: str,

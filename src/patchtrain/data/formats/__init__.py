@@ -80,14 +80,20 @@ def find(sources: Sequence[str | Path]) -> Found:
     return Found(train, validation, left_out)
 
 
+def named_tokenizers(items: Sequence[Item]) -> list[str]:
+    """The tokenizers that files say they were made with; only datatrove's do."""
+    paths = [item.path for item in items if item.format == "datatrove"]
+    return sorted({name for path in paths if (name := datatrove.tokenizer_name(path))})
+
+
 def check_one_format(items: Sequence[Item]) -> None:
     """``UsageError`` where items are of several formats."""
     first = items[0]
     for item in items:
         if item.format != first.format:
             raise UsageError(
-                f"{first.path} is of {first.format} and {item.path} of {item.format}; a store links "
-                f"to files of one format"
+                f"{first.path} is of {first.format} and {item.path} of {item.format}; a store "
+                f"links to files of one format"
             )
 
 

@@ -15,7 +15,7 @@ from patchtrain.data.formats import bins
 from patchtrain.data.token_files import TokenFile
 from patchtrain.errors import UsageError
 
-_DTYPES = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
+_DTYPES: dict[int, np.dtype] = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
 
 
 def read(path: Path, dtype: np.dtype | None) -> list[TokenFile]:
@@ -33,8 +33,8 @@ def read(path: Path, dtype: np.dtype | None) -> list[TokenFile]:
     own = next((own for width, own in _DTYPES.items() if total * width == size), None)
     if own is None or (np.diff(ends) < 0).any() or (ends < 0).any():
         raise UsageError(
-            f"{path} is cut off or not of its index: it has {size:,} bytes, and {index.name} counts "
-            f"{total:,} tokens of 2 or 4 bytes"
+            f"{path} is cut off or not of its index: it has {size:,} bytes, and {index.name} "
+            f"counts {total:,} tokens of 2 or 4 bytes"
         )
     if total and width and _DTYPES.get(width) != own:
         raise UsageError(

@@ -2,8 +2,8 @@
 
 A chunk, little endian: the number of items n (uint32), where each begins and the last ends (n + 1
 uint32, in bytes from the chunk's beginning), and the items. Where an item is one flat tensor or
-array, it is nothing but its numbers: the chunk's tokens lie end to end. ``data_format`` in the index
-names the dtype by a number. An item is taken for a document, which is how LitGPT writes text.
+array, it is nothing but its numbers: the chunk's tokens lie end to end. ``data_format`` in the
+index names the dtype by a number. An item is taken for a document, which is how LitGPT writes text.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from patchtrain.files import is_inside
 # torch's integer types and numpy's, by litdata's numbers.
 _TENSORS = {
     11: "|u1", 12: "|i1", 13: "<i2", 14: "<i2", 15: "<i4", 16: "<i4", 17: "<i8", 18: "<i8",
-    20: "<u2", 21: "<u4",
+    20: "<u2",
 }  # fmt: skip
 _ARRAYS = {0: "|i1", 1: "<i2", 2: "<i4", 3: "<i8", 4: "|u1", 5: "<u2", 6: "<u4"}
 
@@ -32,11 +32,16 @@ _Count = Annotated[int, Field(strict=True, ge=0)]
 class _Chunk(BaseModel):
     filename: StrictStr
     chunk_bytes: _Count
+    """Of the file, or in older versions of its items alone."""
     chunk_size: _Count
+    """Items."""
+    dim: _Count | None = None
+    """Tokens, where the items are flat."""
 
 
 class _Config(BaseModel):
     compression: Any = None
+    ipc_compression: Any = None
     encryption: Any = None
     data_format: list[StrictStr]
 
@@ -56,7 +61,8 @@ def read(folder: Path, dtype: np.dtype | None) -> list[TokenFile]:
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{file} cannot be read: {one_line(error)}") from error
     config = index.config
-    for what, value in (("compressed", config.compression), ("encrypted", config.encryption)):
+    compression = config.compression or config.ipc_compression
+    for what, value in (("compressed", compression), ("encrypted", config.encryption)):
         if value:
             raise UsageError(
                 f"the chunks in {folder} are {what} ({one_line(value, 40)}) and cannot be read in "
@@ -87,16 +93,20 @@ def _chunk(path: Path, chunk: _Chunk, dtype: np.dtype) -> TokenFile:
     if not path.is_file():
         raise UsageError(f"{path} is missing, which {path.parent / 'index.json'} names")
     header = 4 * (chunk.chunk_size + 2)
-    size = path.stat().st_size
-    if size != header + chunk.chunk_bytes or chunk.chunk_bytes % dtype.itemsize:
+    if chunk.dim is None:
         raise UsageError(
-            f"{path} is cut off or damaged: it has {size:,} bytes, and index.json counts "
-            f"{header + chunk.chunk_bytes:,} ({chunk.chunk_size:,} items of {dtype.name})"
+            f"{path} is not of flat token ids: index.json counts no tokens in it; litdata does so "
+            f"where optimize(..., item_loader=TokensLoader()) wrote it"
+        )
+    size, wanted = path.stat().st_size, header + chunk.dim * dtype.itemsize
+    if size != wanted or chunk.chunk_bytes not in (size, size - header):
+        raise UsageError(
+            f"{path} is cut off or damaged: it has {size:,} bytes, and {chunk.chunk_size:,} items "
+            f"of {chunk.dim:,} {dtype.name} tokens, which index.json counts, have {wanted:,}"
         )
     numbers = np.fromfile(path, "<u4", chunk.chunk_size + 2).astype(np.int64)
     ends = (numbers[2:] - header) // dtype.itemsize
-    tokens = chunk.chunk_bytes // dtype.itemsize
-    whole = numbers[0] == chunk.chunk_size and numbers[1] == header
-    if not whole or (np.diff(ends) < 0).any() or (len(ends) and ends[-1] != tokens):
+    whole = numbers[0] == chunk.chunk_size and numbers[1] == header and numbers[-1] == size
+    if not whole or (np.diff(numbers) < 0)[1:].any():
         raise UsageError(f"{path} is damaged: its items do not follow one another")
-    return TokenFile(path, dtype, header, tokens, ends)
+    return TokenFile(path, dtype, header, chunk.dim, ends)

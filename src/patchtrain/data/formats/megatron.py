@@ -58,8 +58,8 @@ def read(prefix: Path, dtype: np.dtype | None) -> list[TokenFile]:
     total = int(ends[-1]) if sequences else 0
     if (size := data.stat().st_size) != total * own.itemsize:
         raise UsageError(
-            f"{data} is cut off or not of this index: it has {size:,} bytes, and {index.name} counts "
-            f"{total:,} {own.name} tokens, {total * own.itemsize:,} bytes"
+            f"{data} is cut off or not of this index: it has {size:,} bytes, and {index.name} "
+            f"counts {total:,} {own.name} tokens, {total * own.itemsize:,} bytes"
         )
     bounds = np.concatenate([[0], ends])
     return [TokenFile(data, own, 0, total, bounds[documents[1:]])]
