@@ -17,7 +17,7 @@ from patchtrain import PatchConfig
 from patchtrain.cli.main import main
 from patchtrain.data.prepare import prepare
 from patchtrain.runs import read_evaluation
-from patchtrain.watch.state import STATUSES
+from patchtrain.watch.status import STATUSES
 from tests.cli.corpus import write_corpus
 from tests.cli.test_resume import stop_at
 from tests.docs.reading import pages, text_of

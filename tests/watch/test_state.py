@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from patchtrain.watch.state import STATUSES, State, Watched
+from patchtrain.watch.state import State, Watched
+from patchtrain.watch.status import STATUSES
 from patchtrain.watch.words import facts, headline, line
 from tests.report.fake_runs import write_run
 from tests.watch.pretend import STARTED, Pretended, here

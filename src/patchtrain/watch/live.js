@@ -1,7 +1,7 @@
 // The live page: asks for what is new once a second, and draws it. It fetches nothing but `data`.
 (function () {
   'use strict';
-  var EVERY = 1000, WHEN_OVER = 5000, WHEN_LOST = 1500, POINTS = 400, HEIGHT = 340;
+  var EVERY = 1000, WHEN_OVER = 5000, WHEN_LOST = 1500, POINTS = 400;
   var KINDS = {patch: 'patch loss, training', token: 'token loss, training',
     validation: 'token loss, validation'};
   var LABELS = {flops: 'compute', step: 'steps', tokens: 'tokens read', seconds: 'training time'};
@@ -200,17 +200,18 @@
   var place = null;  // of a point of the figure, for the pointer
 
   function draw() {
-    var svg = byId('plot'), width = svg.clientWidth || 300, found = curves();
+    var svg = byId('plot'), found = curves();
+    var width = svg.clientWidth || 300, height = svg.clientHeight || 300;
     var now = [generation, points.length, axis, width].join();
     if (now === drawn) return;
     drawn = now;
     svg.replaceChildren();
-    svg.setAttribute('viewBox', '0 0 ' + width + ' ' + HEIGHT);
+    svg.setAttribute('viewBox', '0 0 ' + width + ' ' + height);
     place = null;
     byId('none').hidden = found.length > 0;
     legend(found);
     if (!found.length) return;
-    var at = range(found), left = 46, right = width - 8, top = 8, bottom = HEIGHT - 40;
+    var at = range(found), left = 46, right = width - 8, top = 8, bottom = height - 40;
     function x(value) { return left + value / at.right * (right - left); }
     function y(loss) { return top + (at.high - loss) / (at.high - at.low) * (bottom - top); }
     var unit = scaled(at.right);
@@ -222,9 +223,9 @@
       shape(svg, 'text', {x: x(value * unit[0]), y: bottom + 18, 'text-anchor': 'middle'},
         figure(value));
     });
-    shape(svg, 'text', {x: right, y: HEIGHT - 4, 'text-anchor': 'end'},
+    shape(svg, 'text', {x: right, y: height - 4, 'text-anchor': 'end'},
       LABELS[axis] + (unit[1] ? ' (' + unit[1].trim() + ')' : ''));
-    shape(svg, 'text', {x: 0, y: HEIGHT - 4}, 'nats per token');
+    shape(svg, 'text', {x: 0, y: height - 4}, 'nats per token');
     var clip = shape(svg, 'clipPath', {id: 'inside'});
     shape(clip, 'rect', {x: left, y: top, width: right - left, height: bottom - top});
     var inside = shape(svg, 'g', {'clip-path': 'url(#inside)'});

@@ -58,6 +58,8 @@ h1::before { content: ""; display: inline-block; width: .6em; height: .6em; bord
 #kinds .validation::before { border-top: 3px solid #d5641c; }
 #reading { min-height: 1.5em; }
 .chosen { background: var(--card); }
+@media (max-width: 36rem) { #facts { grid-template-columns: 1fr 1fr; gap: .45rem; }
+  #facts .card { padding: .35rem .55rem; } #plot { height: 300px; } }
 """
 )
 

@@ -23,21 +23,8 @@ from patchtrain.runs import RunFolder
 from patchtrain.watch.history import History, Point
 from patchtrain.watch.pace import Pace, PlannedStage, pace, planned_stages, rate
 from patchtrain.watch.process import Process, of_lock, of_record, timestamp
-
-STATUSES = {
-    "waiting": "has not started yet",
-    "starting": "is starting",
-    "running": "is training",
-    "finishing": "has done its last step and writes model and page",
-    "stalled": "has written nothing for longer than it should",
-    "stopped": "was stopped, and can go on",
-    "failed": "failed",
-    "gone": "is gone: its process ended without a word",
-    "finished": "is finished",
-}
-# A line of metrics may be late by an evaluation, a checkpoint, a slow file system; the first one
-# also by what is compiled before it.
-_LATE_TIMES, _LATE_SECONDS, _FIRST_SECONDS = 5.0, 60.0, 600.0
+from patchtrain.watch.status import resumed_at
+from patchtrain.watch.status import status as status_of
 
 
 @dataclass(frozen=True)
@@ -46,7 +33,7 @@ class State:
 
     name: str
     path: Path
-    status: str  # of STATUSES
+    status: str  # of status.STATUSES
     at: float  # when this was so
     stages: tuple[PlannedStage, ...] = ()
     stage: PlannedStage | None = None  # the one it is in
@@ -183,7 +170,7 @@ class Watched:
     def _state(self, info: dict[str, Any], now: float, problems: list[str]) -> State:
         history, stages = self.history, planned_stages(info)
         last = history.last
-        resumed = _resumed(info)
+        resumed = resumed_at(info)
         started, line_at = timestamp(info.get("started")), _modified(self.run.metrics_file)
         if last is None:
             line_at = None
@@ -194,7 +181,7 @@ class Watched:
         found = pace(stages, history, taken_up, wall)
         step = max(last.step if last else 0, taken_up)
         process = self._process(info)
-        status = _status(info, process, history, stages, found, step, now, line_at or started)
+        status = status_of(info, process, history, stages, found, step, now, line_at or started)
         passed = 0.0  # of the time left, since the last line: not more than to the next
         if line_at is not None and status in ("running", "stalled", "finishing"):
             most = (found.line_seconds or 0.0) + found.evaluation_seconds
@@ -299,60 +286,6 @@ class Watched:
             return one_line(f"process {values['process']} on {values['host']}: {values['error']}")
         except (OSError, ValueError, LookupError, TypeError):
             return None
-
-
-def _status(
-    info: Mapping[str, Any],
-    process: Process | None,
-    history: History,
-    stages: list[PlannedStage],
-    found: Pace,
-    step: int,
-    now: float,
-    heard: float | None,
-) -> str:
-    """One of STATUSES. ``heard`` is when the run last gave a sign of itself."""
-    alive, recorded = process.alive if process else None, info.get("status")
-    again = alive and process is not None and process.id != _recorded_id(info)
-    if not info:
-        return "starting" if alive else "waiting"
-    if again and recorded != "finished":
-        return "starting"
-    ended = {"finished": "finished", "interrupted": "stopped", "failed": "failed"}
-    if str(recorded) in ended:
-        return ended[str(recorded)]
-    if alive is False:
-        return "gone"
-    silence = now - heard if heard is not None else 0.0
-    usual = (found.line_seconds or 0.0) + found.evaluation_seconds
-    late = max(_LATE_SECONDS, _LATE_TIMES * usual)
-    if process is not None and process.paused:
-        return "stalled"
-    if stages and step >= stages[-1].last_step:
-        return "stalled" if silence > max(late, _FIRST_SECONDS) else "finishing"
-    if found.line_seconds is None:  # no two lines since it was started
-        begun = (
-            history.last_train is not None
-            and history.last_train.step > (_resumed(info) or (0,))[-1]
-        )
-        if silence > max(late, _FIRST_SECONDS):
-            return "stalled"
-        return "running" if begun else "starting"
-    return "stalled" if silence > late else "running"
-
-
-def _recorded_id(info: Mapping[str, Any]) -> object:
-    process = info.get("process")
-    return process.get("id") if isinstance(process, Mapping) else None
-
-
-def _resumed(info: Mapping[str, Any]) -> tuple[int, ...]:
-    entries = info.get("resumed")
-    return tuple(
-        int(entry["step"])
-        for entry in (entries if isinstance(entries, list) else [])
-        if isinstance(entry, Mapping) and is_number(entry.get("step"))
-    )
 
 
 def _result(info: Mapping[str, Any]) -> dict[str, float]:

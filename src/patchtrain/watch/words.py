@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from patchtrain.report.formats import NONE, count, duration, flops, number, percent, significant
-from patchtrain.watch.state import STATUSES, State
+from patchtrain.watch.state import State
+from patchtrain.watch.status import STATUSES
 
 
 def headline(state: State) -> str:
