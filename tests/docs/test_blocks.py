@@ -22,6 +22,7 @@ from torch import nn
 from patchtrain.cli.main import build_parser, main
 from patchtrain.cli.train import explicit
 from patchtrain.data.prepare import prepare
+from patchtrain.errors import UsageError
 from patchtrain.recipe import Recipe
 from tests.cli.corpus import write_corpus
 from tests.cli.test_resume import stop_at
@@ -36,6 +37,7 @@ RUNS = {
     "docs/advice.md": "tests/advice/test_recommend.py",
     "docs/bring-your-data.md": "tests/test_bring_your_data.py",
     "docs/cluster.md": "tests/training/test_nodes.py",
+    "docs/command-line.md": "tests/test_readme.py",
     "docs/compare.md": "tests/cli/test_compare.py",
     "docs/cost.md": "tests/test_readme.py",
     "docs/evaluation.md": "tests/test_readme.py",
@@ -272,7 +274,7 @@ def test_commands_shown_in_other_blocks_are_commands() -> None:
         known = re.sub("'[^']*'|\"[^\"]*\"", "X", " ".join(words)).split()
         try:
             parsed([word for word in known if word not in ("|", "...")])
-        except SystemExit:
+        except UsageError:
             pytest.fail(f"{page}: {' '.join(words)}")
 
 
