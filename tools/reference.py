@@ -98,9 +98,9 @@ def commands_page() -> str:
         parts += _command(f"patchtrain {name}", sub, 2)
     return _page(
         "Commands",
-        f"{' '.join(str(parser.description).split())} `patchtrain COMMAND --help` prints what "
-        "stands here. Every command takes `--debug`, which shows the traceback of an error. Exit "
-        "codes: 0 success, 1 failure, 2 wrong usage, 130 and 143 interrupted.",
+        *prose(str(parser.description)),
+        *prose(str(parser.epilog)),
+        "Every command takes `--debug`, which shows the traceback of an error.",
         *parts,
     )
 
@@ -259,11 +259,12 @@ def _command(name: str, parser: argparse.ArgumentParser, level: int) -> list[str
             and not isinstance(action, argparse._SubParsersAction)
         ]  # fmt: skip
         if rows:
-            if group.title not in ("positional arguments", "options"):
+            if group.title not in ("arguments", "options"):
                 parts.append(f"**{str(group.title).capitalize()}**" + (
                     f": {_escaped(group.description)}" if group.description else ""))  # fmt: skip
-            head = "argument" if group.title == "positional arguments" else "option"
+            head = "argument" if group.title == "arguments" else "option"
             parts.append(_table((head, "meaning"), rows))
+    parts += prose(parser.epilog or "")
     for sub, inner in _subparsers(parser):
         parts += _command(f"{name} {sub}", inner, level + 1)
     return parts
@@ -286,8 +287,8 @@ def _invocation(action: argparse.Action) -> str:
 
 def prose(text: str) -> list[str]:
     """The description of a parser as Markdown: what is indented or in columns stays as it is."""
-    parts = []
-    for paragraph in text.strip("\n").split("\n\n"):
+    parts: list[str] = []
+    for paragraph in filter(None, text.strip("\n").split("\n\n")):
         lines = paragraph.split("\n")
         start = next((n for n, line in enumerate(lines) if re.search(r"^  |\S   *\S", line)
                       and re.search(r"  ", line)), len(lines))  # fmt: skip

@@ -71,7 +71,7 @@ def test_options_that_mean_the_same_are_called_the_same() -> None:
                 meanings.setdefault(name, set()).add(type(action).__name__)
     # A switch in one command is no value in another, but for these, which say so in their help.
     mixed = {name for name, kinds in meanings.items() if len(kinds) > 1}
-    assert mixed == {"--measure", "--resume", "--tokenizer"}
+    assert mixed == {"--measure", "--over", "--resume", "--tokenizer"}
     for gone in ("--fresh", "--jobs", "--picture", "--patch-size", "--held-out", "--first"):
         assert gone not in meanings
     for prog, parser in PARSERS.items():

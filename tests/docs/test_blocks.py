@@ -22,6 +22,7 @@ from torch import nn
 from patchtrain.cli.main import build_parser, main
 from patchtrain.cli.train import explicit
 from patchtrain.data.prepare import prepare
+from patchtrain.errors import UsageError
 from patchtrain.recipe import Recipe
 from tests.cli.corpus import write_corpus
 from tests.cli.test_resume import stop_at
@@ -36,6 +37,7 @@ RUNS = {
     "docs/advice.md": "tests/advice/test_recommend.py",
     "docs/bring-your-data.md": "tests/test_bring_your_data.py",
     "docs/cluster.md": "tests/training/test_nodes.py",
+    "docs/command-line.md": "tests/test_readme.py",
     "docs/compare.md": "tests/cli/test_compare.py",
     "docs/cost.md": "tests/test_readme.py",
     "docs/evaluation.md": "tests/test_readme.py",
@@ -56,6 +58,8 @@ PARSED = {
     "without a network runs",
     "patchtrain inspect book.txt": "its tokenizer is on the network; tests/cli/test_inspect.py",
     "patchtrain plan recipes/papers/patch-7b.yaml": "it takes long on a small machine",
+    "patchtrain train recipes/papers/patch-7b.yaml store=stores/text rehearse=true": "docs/cost.md "
+    "has it too, and runs",
     "torchrun": "it needs several GPUs or machines; tests/training start the same on CPUs",
     "accelerate": "the same",
     "sbatch": "it needs a cluster; tests/training/test_cluster.py plays one",
@@ -64,13 +68,13 @@ PARSED = {
     "pip": "it installs; the extra it names is one of pyproject.toml",
     "python": "tests/test_benchmarks.py runs each benchmark small",
 }
-SHORT = ["plan.steps=12", "plan.tokens_per_step=1024", "plan.max_epochs=99", "--quiet"]
+SHORT = ["plan.steps=10", "plan.tokens_per_step=1024", "plan.max_epochs=99", "--quiet"]
 # Of a page's Python, what a test has less of: time, memory, network.
 CHANGED = {
     "max_steps=1000": "max_steps=6, use_cpu=True, disable_tqdm=True",
     '"context_length": 1024, "epochs": 1': '"context_length": 32, "tokens_per_step": 1024, '
     '"steps": 6',
-    "LlamaConfig()": "LlamaConfig(num_hidden_layers=2)",
+    "LlamaConfig()": "LlamaConfig(num_hidden_layers=1, vocab_size=4000)",
     "80 * 10**9": "10**9",
     "per_device_train_batch_size=4)": "per_device_train_batch_size=4, use_cpu=True, "
     "disable_tqdm=True)",
@@ -82,9 +86,10 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what the pages name."""
     folder = tmp_path_factory.mktemp("bench")
     (folder / "YOUR-TEXT").mkdir()
-    write_corpus(folder / "YOUR-TEXT" / "text.txt", sentences=4000)
-    write_corpus(folder / "held.txt", sentences=100, seed=1).rename(folder / "HELD-OUT")
-    rows = [{"text": line} for line in (folder / "HELD-OUT").read_text().splitlines()]
+    (folder / "HELD-OUT").mkdir()
+    write_corpus(folder / "YOUR-TEXT" / "text.txt", sentences=2000)
+    held_out = write_corpus(folder / "HELD-OUT" / "text.txt", sentences=100, seed=1)
+    rows = [{"text": line} for line in held_out.read_text().splitlines()]
     write_lines(folder / "held-out.jsonl", rows)
     save_tiny_model(folder / "MODEL")
     prepare([folder / "YOUR-TEXT"], folder / "stores/text", train_tokenizer="bpe", vocab_size=300)
@@ -180,8 +185,6 @@ def call(page: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
         words = [*words, *SHORT]
         if "recipes/continue.yaml" in words:
             words += ["plan.epochs=null", "plan.context_length=32", "training.bf16=false"]
-        if "rehearse=true" in words:
-            words = [word for word in words if not word.startswith("plan.")]
         if page == "docs/how-to/resume.md" and not Path("runs/small").exists():
             with monkeypatch.context() as patch:  # "dies somewhere"
                 stop_at(patch, 5)
@@ -271,7 +274,7 @@ def test_commands_shown_in_other_blocks_are_commands() -> None:
         known = re.sub("'[^']*'|\"[^\"]*\"", "X", " ".join(words)).split()
         try:
             parsed([word for word in known if word not in ("|", "...")])
-        except SystemExit:
+        except UsageError:
             pytest.fail(f"{page}: {' '.join(words)}")
 
 

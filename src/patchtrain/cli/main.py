@@ -59,7 +59,7 @@ examples:
   patchtrain inspect stores/text                    # what is in a patch of it
   patchtrain plan recipes/small.yaml --device h100  # what a run costs
   patchtrain train recipes/small.yaml plan.patch_size=2
-  patchtrain watch runs/small                       look at it while it trains
+  patchtrain watch runs/small                       # in the terminal and the browser
   patchtrain eval runs/small
   patchtrain generate runs/small "The cat"
   patchtrain sft runs/small --data alpaca.json
