@@ -118,7 +118,11 @@ def main() -> None:
             study = asked["studies"][name]
             store = make_store(study["store"], asked["stores"], data)
             found = carry_out(name, question_of(study, store), kept, args.jobs, args.collect)
-            head = about("evidence", found["held_equal"])
+            # Not the command line: what is kept may come from many calls, on several machines.
+            head = {
+                **about("evidence", found["held_equal"]),
+                "command": f"python benchmarks/evidence.py {name}",
+            }
             write_json(kept / f"{name}.json", {**found, **head, "settings": {"threads": 1}})
     except PatchtrainError as error:
         raise SystemExit(f"{name}: {error}") from None

@@ -118,7 +118,13 @@ def evidence(result: dict[str, Any]) -> list[str]:
 
     Times are left out: the runs were trained beside other work, on several machines.
     """
-    words = {item["name"]: item["words"] for item in result["contenders"]}
+    begun = [
+        item
+        for item in result["contenders"]
+        if any(tried["bits_per_byte"] is not None for tried in item["tried"])
+    ]
+    result = {**result, "contenders": begun}
+    words = {item["name"]: item["words"] for item in begun}
     columns = [name for name in CONTENDER_HEAD if name != "time"]
     lines = head("arm", "what it is", *columns[1:])
     for row in contender_rows(result):
