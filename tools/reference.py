@@ -301,10 +301,12 @@ def prose(text: str) -> list[str]:
 
 
 def _escaped(text: str) -> str:
-    """Plain text as Markdown, with its options and quoted words in the type of code."""
-    text = re.sub(r"([*_<\[])", r"\\\1", text)
-    text = re.sub(r"(?<![\w`-])(--[a-z][a-z-]*[a-z])", r"`\1`", text)
-    return re.sub(r"`[^`]*`", lambda code: re.sub(r"\\([*_<\[])", r"\1", code[0]), text)
+    """Plain text as Markdown, with its options in the type of code; what is code stays as it is."""
+    parts = re.split(r"(`[^`]*`)", text)
+    for index in range(0, len(parts), 2):
+        part = re.sub(r"([*_<\[])", r"\\\1", parts[index])
+        parts[index] = re.sub(r"(?<![\w-])(--[a-z][a-z-]*[a-z])", r"`\1`", part)
+    return "".join(parts)
 
 
 def _language(name: str) -> str:

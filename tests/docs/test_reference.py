@@ -48,6 +48,7 @@ def test_every_option_is_documented() -> None:
 def test_help_becomes_markdown() -> None:
     prose = REFERENCE["prose"]
     assert prose("Takes *all* of it\nwith --out.") == [r"Takes \*all\* of it with `--out`."]
+    assert prose("`a_b --help` and a_b") == [r"`a_b --help` and a\_b"]
     assert prose("examples:\n  patchtrain demo\n") == [
         "examples:", "```text\npatchtrain demo\n```"
     ]  # fmt: skip
