@@ -81,7 +81,13 @@ def reduced(
     quick: bool,
 ) -> Question:
     """Token level and one arm of a study, each at the rate that was its best."""
-    rates = {item["name"]: item["learning_rate"] for item in whole["contenders"]}
+    ended = [item for item in whole["contenders"] if item["bits_per_byte"]]
+    rates = {item["name"]: item["learning_rate"] for item in ended}
+    if missing := {BASELINE, arm} - rates.keys():
+        raise SystemExit(
+            f"no finished run of {', '.join(sorted(missing))} is kept yet, to compare with; "
+            "python benchmarks/evidence.py trains them"
+        )
     recipe = json.loads(json.dumps(study["recipe"]))
     recipe["training"][_TRAINING] = rates[BASELINE]
     if quick:

@@ -159,3 +159,9 @@ def test_the_main_comparison_is_trained_again_with_new_seeds(place: Place) -> No
     quick = place(*again, "--quick", script="evidence_again")
     assert quick.returncode == 0
     assert "so short a run says nothing of the sign" in quick.stdout
+    for item in whole["contenders"]:
+        item["bits_per_byte"] = item["bits_per_byte"] if item["name"] == "token" else None
+    (place.path / "kept" / "small.json").write_text(json.dumps(whole))
+    done = place(*again, script="evidence_again")
+    assert done.returncode == 1
+    assert "no finished run of k2 is kept yet" in done.stderr
