@@ -123,7 +123,7 @@ def test_patches_are_read_as_the_run_trained_them(
     def losses(folder: Path) -> dict[int, float]:
         capsys.readouterr()
         assert main(["eval", str(folder), "--inside", "--json", "--context-length", "8"]) == 0
-        result = json.loads(capsys.readouterr().out)
+        result = json.loads(capsys.readouterr().out)["inside"]["inside"]
         assert (f", {setting} {value}" in result["read"]) == (folder != run)
         return {level["patch_size"]: level["loss"] for level in result["models"][-1]["levels"]}
 
