@@ -3,6 +3,7 @@
 #   make demo     set up .venv and run the demo (about ten minutes on two cores)
 #   make test     set up .venv and run all tests
 #   make check    lint, format and types
+#   make package  build sdist and wheel into dist/ and try the wheel outside of the clone
 #
 # A plain PyPI install of torch on Linux brings CUDA along. To save the download on a machine
 # without a GPU, install PyTorch's CPU build first or name its index: make demo PIP_FLAGS="..."
@@ -12,7 +13,7 @@ VENV ?= .venv
 PIP_FLAGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: demo test check setup clean
+.PHONY: demo test check package setup clean
 
 demo: $(VENV)/.installed
 	$(BIN)/patchtrain demo $(DEMO_FLAGS)
@@ -25,6 +26,9 @@ check: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+package: $(VENV)/.installed
+	$(BIN)/python .ci/package.py --out dist $(PACKAGE_FLAGS)
+
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -32,7 +36,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 		|| { echo "patchtrain needs Python 3.11 or later; name one: make demo PYTHON=python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e '.[dev,tensorboard,eval,sft,examples,scale,ray,sweep]'
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e '.[dev,eval,sft,plots,cluster,sweep,examples]'
 	@touch $@
 
 clean:
