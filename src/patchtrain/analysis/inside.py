@@ -25,7 +25,7 @@ from patchtrain.data.batches import spread
 from patchtrain.errors import UsageError
 from patchtrain.evaluation.loading import LoadedModel
 from patchtrain.evaluation.perplexity import check_token_ids, device_of, evaluating
-from patchtrain.modeling import patch_level
+from patchtrain.modeling import patch_level, vocabulary_size
 from patchtrain.patch_settings import embedding_scale, position_scale
 from patchtrain.patches import patch_targets
 from patchtrain.probing import probe
@@ -77,7 +77,7 @@ def read_levels(
     levels = []
     for K in patch_sizes:
         rows = cut_rows(tokens, K, context_length)
-        size = batch_size or max(1, _BATCH_LOGITS // (rows.shape[1] // K * _vocabulary(model)))
+        size = batch_size or max(1, _BATCH_LOGITS // (rows.shape[1] // K * vocabulary_size(model)))
         losses = []
         with (
             patch_level(
@@ -218,7 +218,3 @@ def _layer(activity: LayerActivity) -> dict[str, Any]:
         "inner_share": activity.inner.share,
         "inner_rms": activity.inner.rms,
     }
-
-
-def _vocabulary(model: Any) -> int:
-    return int(model.get_input_embeddings().weight.shape[0])
