@@ -4,6 +4,8 @@
 #   make test     set up .venv and run all tests
 #   make check    lint, format and types
 #   make package  build sdist and wheel into dist/ and try the wheel outside of the clone
+#   make docs     the documentation as a site, in site/; a link that leads nowhere fails
+#   make evidence trains the main comparison again (under half an hour on two cores)
 #
 # A plain PyPI install of torch on Linux brings CUDA along. To save the download on a machine
 # without a GPU, install PyTorch's CPU build first or name its index: make demo PIP_FLAGS="..."
@@ -13,7 +15,7 @@ VENV ?= .venv
 PIP_FLAGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: demo test check package setup clean
+.PHONY: demo test evidence check package docs setup clean
 
 demo: $(VENV)/.installed
 	$(BIN)/patchtrain demo $(DEMO_FLAGS)
@@ -29,6 +31,9 @@ check: $(VENV)/.installed
 package: $(VENV)/.installed
 	$(BIN)/python .ci/package.py --out dist $(PACKAGE_FLAGS)
 
+docs: $(VENV)/.installed
+	$(BIN)/zensical build --clean --strict
+
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -36,8 +41,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 		|| { echo "patchtrain needs Python 3.11 or later; name one: make demo PYTHON=python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e '.[dev,eval,sft,plots,cluster,sweep,examples]'
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e '.[dev,docs,eval,sft,plots,cluster,export,llama-cpp,sweep,examples]'
 	@touch $@
 
+# With EVIDENCE_FLAGS=--quick a minute, for function only.
+evidence: $(VENV)/.installed
+	$(BIN)/python benchmarks/evidence_again.py $(EVIDENCE_FLAGS)
+
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from table_parts import head, line, verdict
-from tables_of_quality import boundaries, instructions, study, zero_shot
+from tables_of_quality import boundaries, evidence, instructions, study, zero_shot
 
 from patchtrain.advice.ranges import short
 from patchtrain.files import write_text
@@ -30,7 +30,9 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of the results")
     folder = parser.parse_args().results
     found = 0
-    for name, table in TABLES.items():
+    kept = sorted((folder / "evidence").glob("*.json"))
+    tables = {**TABLES, **{f"evidence/{file.stem}": evidence for file in kept}}
+    for name, table in tables.items():
         file = folder / f"{name}.json"
         if not file.exists():
             script = name.replace("-", ".py ") if "-" in name else f"{name}.py"
@@ -38,7 +40,7 @@ def main() -> None:
             continue
         found += 1
         result = json.loads(file.read_text(encoding="utf-8"))
-        lines = [*table(result), "", source(result, file.name)]
+        lines = [*table(result), "", source(result, f"{name}.json")]
         write_text(file.with_suffix(".md"), "\n".join(lines) + "\n")
         print(f"written to {file.with_suffix('.md')}")
     if not found:

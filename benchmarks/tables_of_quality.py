@@ -8,6 +8,14 @@ from typing import Any
 
 from table_parts import head, line, verdict
 
+from patchtrain.report.compare_words import (
+    CONTENDER_HEAD,
+    contender_rows,
+    held,
+    loss_rows,
+    lost_notes,
+    rate_rows,
+)
 from patchtrain.report.formats import accuracy, part_of
 from patchtrain.report.study_page import arm_rows, difference_rows
 
@@ -102,6 +110,27 @@ def study(result: dict[str, Any]) -> list[str]:
     lines += ["", f"Mean over seeds {seeds}; differences paired by seed, in bits per byte, below "
               "zero: the first arm ended lower."]  # fmt: skip
     lines += [f"- Failed: {name}: {reason}" for name, reason in result["failed"].items()]
+    return lines
+
+
+def evidence(result: dict[str, Any]) -> list[str]:
+    """A comparison kept in results/evidence/: all arms, their rates, ratios at equal loss.
+
+    Times are left out: the runs were trained beside other work, on several machines.
+    """
+    words = {item["name"]: item["words"] for item in result["contenders"]}
+    columns = [name for name in CONTENDER_HEAD if name != "time"]
+    lines = head("arm", "what it is", *columns[1:])
+    for row in contender_rows(result):
+        lines.append(line(row[0], words[row[0]].replace("|", "/"), *row[1 : len(columns)]))
+    if len(result["rates"]) > 1:
+        names, rows = rate_rows(result)
+        lines += ["", *head("with the first seed at rate", *names[1:])]
+        lines += [line(*row) for row in rows]
+    if rows := loss_rows(result):
+        lines += ["", *head("at equal loss", "compute ratio", "95 % interval", "seeds inside")]
+        lines += [line(*row[:3], row[5]) for row in rows]
+    lines += ["", *held(result), *(f"- {note}" for note in lost_notes(result))]
     return lines
 
 

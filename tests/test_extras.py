@@ -77,7 +77,7 @@ def test_all_brings_every_extra_of_the_package() -> None:
     (everything,) = OPTIONAL["all"]
     named = set(re.findall(r"\[(.*)\]", everything)[0].split(","))
     assert named == {extra for _, extra in PACKAGES.values()}
-    assert named == OPTIONAL.keys() - {"all", "dev", "examples"}
+    assert named == OPTIONAL.keys() - {"all", "dev", "docs", "examples"}
 
 
 @pytest.mark.parametrize(("package", "words"), [
@@ -86,6 +86,7 @@ def test_all_brings_every_extra_of_the_package() -> None:
     ("trl", "sft RUN --data rows.json"),
     ("datatrove", "prepare text.txt --out s --executor local"),
     ("optuna", "study sweep recipe.yaml --over r=0.1..0.3 --search random"),
+    ("gguf", "export RUN --to gguf"),
     ("tensorboard", "train recipe.yaml training.report_to=tensorboard"),
 ])  # fmt: skip
 def test_a_command_that_needs_an_extra_names_it(

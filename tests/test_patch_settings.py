@@ -7,11 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from patchtrain import Plan, PlanSpec, UsageError, patch_level, patch_loss_reference, patch_targets
 from patchtrain.data.batches import PlanBatches
-from patchtrain.patch_settings import STAGE_UNUSED, UNUSED, embedding_scale
+from patchtrain.patch_settings import STAGE_UNUSED, UNUSED, embedding_scale, pool_weights
+from patchtrain.patches import embed_patches
 from patchtrain.stage import Stage
 from tests.models import VOCAB, tiny_model
 
@@ -63,6 +66,12 @@ def test_unused_is_the_default_of_plans_and_stages() -> None:
         ({"token_share": 1}, "token_share must be at least 0 and below 1, not 1"),
         ({"token_share": None}, "token_share must be at least 0 and below 1, not None"),
         ({"embedding_scale": None}, "embedding_scale is .* not None"),
+        ({"pool_weights": "last"}, "pool_weights is uniform, recent or a list .* not 'last'"),
+        ({"pool_weights": [0, 0, 0, 0]}, "pool_weights is .* not all 0, not "),
+        ({"pool_weights": [1, -1, 1, 1]}, "pool_weights is .* not "),
+        ({"pool_weights": None}, "pool_weights is .* not None"),
+        ({"patch_rate": 0}, "patch_rate must be above 0 and at most 1,024, not 0"),
+        ({"patch_rate": "2x"}, "patch_rate must be above 0 .* not '2x'"),
     ],
 )
 def test_what_makes_no_sense_is_refused(values: dict[str, Any], message: str) -> None:
@@ -108,6 +117,81 @@ def test_a_scale_of_one_and_patches_of_one_change_no_bit() -> None:
             with patch_level(model, patch_size, **settings):
                 losses.append(model(input_ids=ids, labels=ids).loss)
         assert torch.equal(*losses)
+
+
+# ---- pool_weights
+
+
+def test_the_weights_of_a_patchs_embeddings() -> None:
+    assert pool_weights("recent", 2) == pytest.approx((2 / 3, 4 / 3))
+    assert pool_weights("recent", 4) == pytest.approx(tuple(4 * w / 15 for w in (1, 2, 4, 8)))
+    assert pool_weights([0, 1], 2) == (0.0, 2.0)
+    assert pool_weights([0, 1], 4) is None  # a list is for the stages of its own length
+    assert pool_weights("recent", 4, "output-only") is None
+    assert pool_weights("recent", 1) is None
+    weights = [stage.pool_weights for stage in plan(pool_weights=[1, 1, 1, 5]).stages]
+    assert weights == [(0.5, 0.5, 0.5, 2.5), None]
+
+
+@given(st.integers(1, 1024))
+def test_recent_weights_have_a_mean_of_one(patch_size: int) -> None:
+    weights = pool_weights("recent", patch_size)
+    assert (weights is None) == (patch_size == 1)
+    if weights is not None:
+        assert sum(weights) / patch_size == pytest.approx(1.0)
+        assert all(second >= first for first, second in pairwise(weights))
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_weighted_mean_by_hand_with_its_gradient(plain: bool) -> None:
+    """Looked up and weighed in one go, and pooled: both as the sum written out."""
+    weights = (0.4, 0.8, 1.2, 1.6)
+    embedding = torch.nn.Embedding(VOCAB, 6)
+    if not plain:
+        embedding.register_forward_hook(lambda module, args, output: None)
+    ids = some_ids(4)
+    got = embed_patches(embedding, ids, 4, weights)
+    table = embedding.weight.detach().double().requires_grad_()
+    slots = table[ids].view(2, T, 4, 6)
+    expected = sum(weights[slot] * slots[:, :, slot] for slot in range(4)) / 4
+    torch.testing.assert_close(got.double(), expected)
+    direction = torch.randn(expected.shape, dtype=torch.float64)
+    (gradient,) = torch.autograd.grad((expected * direction).sum(), table)
+    (got.double() * direction).sum().backward()
+    torch.testing.assert_close(embedding.weight.grad.double(), gradient, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("weights", [(0.4, 0.8, 1.2, 1.6), (1.0, 1.0, 1.0, 1.0)])
+def test_a_patch_of_identical_tokens_is_that_token_whatever_the_weights(
+    weights: tuple[float, ...],
+) -> None:
+    embedding = torch.nn.Embedding(VOCAB, 6)
+    ids = some_ids(1)
+    pooled = embed_patches(embedding, ids.repeat_interleave(4, dim=1), 4, weights)
+    torch.testing.assert_close(pooled, embedding(ids))
+
+
+def test_the_model_reads_the_weighted_mean() -> None:
+    model, ids = tiny_model(), some_ids(2)
+    with patch_level(model, 2, pool_weights=(0.5, 1.5)):
+        got = model(input_ids=ids, labels=ids).loss
+    embeddings = model.get_input_embeddings()(ids)
+    logits = model(inputs_embeds=0.25 * embeddings[:, 0::2] + 0.75 * embeddings[:, 1::2]).logits
+    expected = patch_loss_reference(logits[:, :-1], patch_targets(ids, 2), (1.0, 1.0))
+    torch.testing.assert_close(got.double(), expected, rtol=1e-6, atol=1e-6)
+
+
+# ---- patch_rate
+
+
+@pytest.mark.parametrize("scope", ["run", "stage"])
+def test_patches_have_their_share_of_the_rate(scope: str) -> None:
+    values = {"stages": [[4, 0.3], [2, 0.3], [1, 0.4]], "patch_fraction": None}
+    plain = plan(**values, schedule="wsd", schedule_scope=scope, rewarm_steps=3)
+    scaled = plan(**values, schedule="wsd", schedule_scope=scope, rewarm_steps=3, patch_rate=2.0)
+    for step in range(41):
+        factor = 2.0 if step < 24 else 1.0
+        assert scaled.rate_at(step) == factor * plain.rate_at(step)
 
 
 # ---- rewarm_steps

@@ -10,17 +10,14 @@ import importlib
 import inspect
 import pkgutil
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import patchtrain
-from patchtrain import cli, runs
-from patchtrain.cli.main import COMMANDS
+from patchtrain import runs
 from patchtrain.data import store
 from patchtrain.files import write_text
-from patchtrain.plan import PlanSpec
-from patchtrain.recipe import ModelSection, Recipe
 from patchtrain.training.config import PatchConfig
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "public.md"
@@ -103,25 +100,6 @@ def first_sentence(value: Any) -> str:
     return re.split(r"(?<=[a-z`)\d][.:;]) (?=[A-Z`(])", paragraph)[0].rstrip(":;")
 
 
-def commands() -> str:
-    found = [(name, importlib.import_module(f"{cli.__name__}.{name}").HELP) for name in COMMANDS]
-    return "\n".join(f"- `patchtrain {name}`: {help}" for name, help in found)
-
-
-def entries() -> str:
-    rows = [
-        ("at the top", [*Recipe.model_fields, "rehearse"]),
-        ("`model`", ModelSection.model_fields),
-        ("`plan`", [field.name for field in dataclasses.fields(PlanSpec)]),
-        ("`training`", [field.name for field in own_fields(PatchConfig) if field.name != "plan"]),
-    ]
-    return "\n".join(f"- {where}: {listed(found)}" for where, found in rows)
-
-
-def listed(found: Iterable[str]) -> str:
-    return ", ".join(f"`{name}`" for name in found)
-
-
 def files_of(module: Any) -> str:
     """The block of a module's docstring that names the files of a folder."""
     (block,) = re.findall(r"::\n\n(.*?)\n\n", module.__doc__, re.DOTALL)
@@ -130,8 +108,6 @@ def files_of(module: Any) -> str:
 
 PARTS: dict[str, Callable[[], str]] = {
     "names": names,
-    "commands": commands,
-    "entries": entries,
     "run": lambda: files_of(runs),
     "store": lambda: files_of(store),
 }

@@ -23,6 +23,8 @@ PACKAGES = {
     "tensorboard": ("tensorboard", "plots"),
     "datatrove": ("datatrove", "cluster"),
     "ray": ("Ray", "cluster"),
+    "gguf": ("gguf", "export"),
+    "xllamacpp": ("xllamacpp", "llama-cpp"),
     "optuna": ("optuna", "sweep"),
 }
 

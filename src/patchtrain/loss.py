@@ -27,7 +27,7 @@ from patchtrain.patches import IGNORE
 # Rows whose logits are formed at a time: enough for full-speed matrix products, of which each also
 # adds once to the head's whole gradient; few enough that the logits are a small part of the memory.
 # Where the vocabulary is small, rows of so many logits in all. A GPU wants larger products.
-CHUNK_ROWS = 512
+CHUNK_ROWS = 416
 CHUNK_ELEMENTS, CHUNK_ELEMENTS_GPU = 2**20, 2**25
 
 

@@ -13,7 +13,7 @@ are more than a scaled linear map of the head's input gets its loss from the ful
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -59,6 +59,7 @@ class PatchLevel:
         ablation: str | None = None,
         embedding_scale: float = 1.0,
         position_scale: int = 1,
+        pool_weights: Sequence[float] | None = None,
     ) -> None:
         self.model = model
         self.patch_size = patch_size
@@ -66,6 +67,7 @@ class PatchLevel:
         self.ablation = ablation
         self.embedding_scale = embedding_scale
         self.position_scale = position_scale
+        self.pool_weights = pool_weights
         self.probe = checked
         self.backend = backend or Backend("chunked" if checked.fused else "plain", checked.reason)
         self._plain_forward: Callable[..., Any] = model.forward
@@ -136,7 +138,8 @@ class PatchLevel:
                 raise UsageError(f"a model at patch level cannot take {name}: it is per token")
         K = 1 if self.ablation == "output-only" else self.patch_size  # tokens of a position
         positions = None if position_ids is None else patch_positions(position_ids, K)
-        embeddings = embed_patches(input_embeddings(self.model), input_ids, K)
+        pool_weights = self.pool_weights if K > 1 else None
+        embeddings = embed_patches(input_embeddings(self.model), input_ids, K, pool_weights)
         if K > 1 and self.embedding_scale != 1.0:
             embeddings = embeddings * self.embedding_scale
         inputs = {
@@ -221,6 +224,7 @@ def patch_level(
     ablation: str | None = None,
     embedding_scale: float = 1.0,
     position_scale: int = 1,
+    pool_weights: Sequence[float] | None = None,
 ) -> PatchLevel:
     """Put a transformers causal LM at patch level, in place.
 
@@ -250,6 +254,7 @@ def patch_level(
             probed without it, and so is what a patch of identical tokens gives.
         position_scale: from the position of a patch to that of the next; K for distances as they
             are at token level. For rotary positions.
+        pool_weights: of the K embeddings of a patch, with a mean of 1; None is their plain mean.
 
     Returns:
         A handle with ``remove()``, which also works as a context manager.
@@ -274,8 +279,9 @@ def patch_level(
     if isinstance(backend, str):
         backend = choose(backend, checked, output_embeddings(model))
     return PatchLevel(
-        model, patch_size, slots, checked, backend, ablation, embedding_scale, position_scale
-    )
+        model, patch_size, slots, checked, backend, ablation, embedding_scale, position_scale,
+        pool_weights,
+    )  # fmt: skip
 
 
 @contextmanager

@@ -7,6 +7,7 @@ the order of the tokens follows from it. Standard library only; ``plan_resolver.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from patchtrain.errors import UsageError, one_line
@@ -14,6 +15,8 @@ from patchtrain.errors import UsageError, one_line
 # What a plan and its stages hold where a setting is not used.
 UNUSED: dict[str, Any] = {
     "embedding_scale": "none",
+    "pool_weights": "uniform",
+    "patch_rate": 1.0,
     "rewarm_steps": 0,
     "phase": "fixed",
     "position_scale": "none",
@@ -22,9 +25,11 @@ UNUSED: dict[str, Any] = {
 STAGE_UNUSED: dict[str, Any] = {
     "embedding_scale": 1.0,
     "position_scale": 1,
+    "pool_weights": None,
     "token_steps": 0,
 }
 _LARGEST_SCALE = 1024.0
+_DOUBLINGS = 64  # further back than so a token weighs nothing
 
 
 def used(spec: Any) -> dict[str, Any]:
@@ -40,6 +45,15 @@ def problems(spec: Any) -> list[str]:
         embedding_scale(spec.embedding_scale, 2)
     except UsageError as error:
         found.append(str(error))
+    try:
+        pool_weights(spec.pool_weights, 2)
+    except UsageError as error:
+        found.append(str(error))
+    if not _is_number(spec.patch_rate) or not 0 < spec.patch_rate <= _LARGEST_SCALE:
+        found.append(
+            f"patch_rate must be above 0 and at most {_LARGEST_SCALE:,.0f}, "
+            f"not {_shown(spec.patch_rate)}"
+        )
     steps = spec.rewarm_steps
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
         found.append(
@@ -84,6 +98,46 @@ def embedding_scale(kind: Any, patch_size: int, ablation: str | None = None) -> 
     return 1.0 if patch_size == 1 or ablation == "output-only" else factor
 
 
+def pool_weights(
+    kind: Any, patch_size: int, ablation: str | None = None
+) -> tuple[float, ...] | None:
+    """The weight of each of the K embeddings of a patch in their mean, scaled to a mean of 1.
+
+    Args:
+        kind: ``"uniform"``, the plain mean; ``"recent"``, each token weighs twice as much as the
+            one before it, since the last one says most about what follows; or non-negative numbers,
+            which are for the stages with so many tokens in a patch.
+        patch_size: K.
+        ablation: of the stage.
+
+    Returns:
+        K weights, or None for the plain mean.
+
+    Raises:
+        UsageError: the kind makes no sense.
+    """
+    if kind == "uniform":
+        return None
+    if kind == "recent":
+        raw = [2.0**slot for slot in range(min(patch_size, _DOUBLINGS))]
+        raw = [0.0] * (patch_size - len(raw)) + raw
+    elif (
+        isinstance(kind, list | tuple)
+        and kind
+        and all(_is_number(weight) and 0 <= weight <= _LARGEST_SCALE for weight in kind)
+        and sum(kind) > 0
+    ):
+        raw = [float(weight) for weight in kind]
+    else:
+        raise UsageError(
+            f"pool_weights is uniform, recent or a list of numbers from 0 to "
+            f"{_LARGEST_SCALE:,.0f} that are not all 0, not {_shown(kind)}"
+        )
+    if patch_size == 1 or len(raw) != patch_size or ablation == "output-only":
+        return None
+    return tuple(weight * patch_size / sum(raw) for weight in raw)
+
+
 def position_scale(kind: str, patch_size: int, ablation: str | None = None) -> int:
     """How far apart the positions of neighbouring patches are: 1, or K for ``"patch"``.
 
@@ -91,6 +145,20 @@ def position_scale(kind: str, patch_size: int, ablation: str | None = None) -> i
     mean the same distances in both. Where single tokens are read it is 1.
     """
     return 1 if kind != "patch" or ablation == "output-only" else patch_size
+
+
+def of_patches(settings: Mapping[str, Any], patch_size: int) -> dict[str, Any]:
+    """What ``patch_level`` is to be told, so that patches of K are what a plan makes of them.
+
+    ``settings``: by name, as a ``PlanSpec`` or the plan in ``run.json`` has them; others are left
+    alone. Raises as the functions above.
+    """
+    used = {**UNUSED, **settings}
+    return {
+        "embedding_scale": embedding_scale(used["embedding_scale"], patch_size),
+        "position_scale": position_scale(used["position_scale"], patch_size),
+        "pool_weights": pool_weights(used["pool_weights"], patch_size),
+    }
 
 
 def _is_number(value: Any) -> bool:

@@ -13,6 +13,7 @@ Shapes: B rows, S raw tokens a row (a multiple of K), D hidden size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeGuard
 
 import torch
@@ -23,12 +24,15 @@ from patchtrain.errors import UsageError
 IGNORE = -100  # a label that is no target, as everywhere in PyTorch
 
 
-def pool_embeddings(embeddings: Tensor, patch_size: int) -> Tensor:
+def pool_embeddings(
+    embeddings: Tensor, patch_size: int, weights: Sequence[float] | None = None
+) -> Tensor:
     """Mean of every K consecutive token embeddings.
 
     Args:
         embeddings: ``(B, S, D)``, any floating dtype.
         patch_size: K; must divide S.
+        weights: K numbers with a mean of 1, for a weighted mean, which neither paper has.
 
     Returns:
         ``(B, S / K, D)`` in the dtype of ``embeddings``. The mean is taken in fp32 (or wider):
@@ -43,10 +47,15 @@ def pool_embeddings(embeddings: Tensor, patch_size: int) -> Tensor:
     rows, length, width = embeddings.shape
     patches = embeddings.view(rows, length // patch_size, patch_size, width)
     wide = torch.promote_types(embeddings.dtype, torch.float32)
+    if weights is not None:
+        slots = torch.tensor(weights, dtype=wide, device=embeddings.device)
+        patches = patches.to(wide) * slots.view(-1, 1)
     return patches.mean(dim=2, dtype=wide).to(embeddings.dtype)
 
 
-def embed_patches(embedding: nn.Module, ids: Tensor, patch_size: int) -> Tensor:
+def embed_patches(
+    embedding: nn.Module, ids: Tensor, patch_size: int, weights: Sequence[float] | None = None
+) -> Tensor:
     """``pool_embeddings(embedding(ids), K)``, without the K embeddings of each patch if possible.
 
     A plain ``nn.Embedding`` is looked up and averaged in one go: at K = 16 that is most of what
@@ -57,16 +66,23 @@ def embed_patches(embedding: nn.Module, ids: Tensor, patch_size: int) -> Tensor:
         embedding: token ids to embeddings, ``(B, S)`` to ``(B, S, D)``.
         ids: ``(B, S)`` token ids.
         patch_size: K; must divide S.
+        weights: as ``pool_embeddings``.
 
     Returns:
         ``(B, S / K, D)`` in the dtype of the embedding.
     """
     if not _is_plain(embedding):
-        return pool_embeddings(embedding(ids), patch_size)
+        return pool_embeddings(embedding(ids), patch_size, weights)
     _check_patch_size(patch_size, ids.shape[1])
     rows, length = ids.shape
     bags = ids.reshape(-1, patch_size)
-    pooled = nn.functional.embedding_bag(bags, embedding.weight, mode="mean")
+    if weights is None:
+        pooled = nn.functional.embedding_bag(bags, embedding.weight, mode="mean")
+    else:
+        shares = torch.tensor(weights, dtype=embedding.weight.dtype, device=ids.device) / patch_size
+        pooled = nn.functional.embedding_bag(
+            bags, embedding.weight, mode="sum", per_sample_weights=shares.expand(bags.shape)
+        )
     return pooled.view(rows, length // patch_size, -1)
 
 

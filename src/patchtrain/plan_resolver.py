@@ -12,7 +12,7 @@ from itertools import accumulate
 from typing import Any
 
 from patchtrain.errors import UsageError, nearest, one_line
-from patchtrain.patch_settings import embedding_scale, position_scale, problems
+from patchtrain.patch_settings import embedding_scale, pool_weights, position_scale, problems
 from patchtrain.plan import CHOICES, Plan, PlanSpec, largest_divisor, warmup_steps
 from patchtrain.stage import ABLATIONS, Stage, sequence_tokens, slot_weights
 
@@ -338,6 +338,7 @@ class Resolver:
                     position_scale=position_scale(
                         spec.position_scale, part.patch_size, part.ablation
                     ),
+                    pool_weights=pool_weights(spec.pool_weights, part.patch_size, part.ablation),
                     token_steps=int(spec.token_share * length + 1e-9) * (part.patch_size > 1),
                 )
             )

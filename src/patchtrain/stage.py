@@ -40,6 +40,7 @@ class Stage:
     ablation: str | None = None  # one of ABLATIONS
     embedding_scale: float = 1.0  # times the mean of a patch's embeddings
     position_scale: int = 1  # from one position to the next
+    pool_weights: tuple[float, ...] | None = None  # of a patch's embeddings; None: their mean
     token_steps: int = 0  # of its steps, that are done at token level; spread evenly
 
     @property
@@ -95,7 +96,7 @@ class Stage:
             return self
         return replace(
             self, patch_size=1, slot_weights=(1.0,), embedding_scale=1.0, position_scale=1,
-            token_steps=0,
+            pool_weights=None, token_steps=0,
         )  # fmt: skip
 
     def levels(self) -> list[tuple[Stage, int, int]]:

@@ -15,6 +15,8 @@ from tests.cli.test_train import refused, write_recipe
 SETTINGS = [
     "plan.embedding_scale=sqrt",
     "plan.optimizer_at_switch=second",
+    "plan.pool_weights=recent",
+    "plan.patch_rate=1.5",
     "plan.rewarm_steps=4",
     "plan.phase=random",
     "plan.token_share=0.25",
@@ -37,7 +39,8 @@ def test_a_run_with_all_settings_is_planned_and_can_be_interrupted(
     recipe = str(write_recipe(tmp_path, store))
     assert main(["train", recipe, "--dry-run", *SETTINGS]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "embedding_scale sqrt, rewarm_steps 4, phase random, position_scale patch" in shown
+    assert "embedding_scale sqrt, pool_weights recent, patch_rate 1.5, rewarm_steps 4" in shown
+    assert "phase random, position_scale patch" in shown
     assert "at a switch: second" in shown
     whole = [*SETTINGS, f"out={tmp_path / 'whole'}", "--quiet"]
     assert main(["train", recipe, *whole]) == 0

@@ -64,6 +64,8 @@ def plan(**values: Any) -> Plan:
 USED: list[dict[str, Any]] = [
     {"embedding_scale": "sqrt"},
     {"optimizer_at_switch": "second"},
+    {"pool_weights": "recent"},
+    {"patch_rate": 2.0},
     {"rewarm_steps": 2},
     {"phase": "random"},
     {"token_share": 0.25},

@@ -75,7 +75,8 @@ def plain_loop(trained: PatchTrainer, model: Any) -> list[float]:
             K, scale, weights = 1, 1, (1.0,)
             assert ids.shape == (8, T)
         embeddings = model.get_input_embeddings()(ids)
-        pooled = embeddings.view(len(ids), T, K, -1).mean(2)
+        slots = torch.tensor((stage.pool_weights if K > 1 else None) or (1.0,) * K)
+        pooled = (embeddings.view(len(ids), T, K, -1) * slots[:, None]).mean(2)
         pooled = pooled * (stage.embedding_scale if K > 1 else 1.0)
         positions = {
             "position_ids": torch.arange(0, T * scale, scale)[None],
@@ -102,6 +103,7 @@ def plain_loop(trained: PatchTrainer, model: Any) -> list[float]:
         {"stages": [[4, 0.3], [2, 0.3], [1, 0.4]], "step_fraction": None},
         {"patch_fraction": 0.0, "step_fraction": None},
         {"embedding_scale": "sqrt", "rewarm_steps": 3},
+        {"pool_weights": "recent", "patch_rate": 2.0},
         {"position_scale": "patch", "patch_size": 4},
         {
             "token_share": 0.5,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from patchtrain.cli import results
@@ -48,7 +49,7 @@ def asked(args: argparse.Namespace) -> bool:
     return bool(args.inside)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> Iterator[results.Named]:
     """Look and keep it.
 
     Raises:
@@ -86,13 +87,12 @@ def run(args: argparse.Namespace) -> None:
         "device": str(loaded.model.device),
         **results.provenance(begun),
     }
-    if args.json:
-        results.show_json(result)
-    else:
+    if not args.json:
         from patchtrain.report.inside_terminal import print_inside
 
         print_inside(args.run_folder, result)
     results.keep(file, "inside", name, result, quiet=args.json)
+    yield "inside", name, result
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -132,19 +132,20 @@ def _read(args: argparse.Namespace, loaded: LoadedModel) -> tuple[Text, str]:
 
 def _plan(loaded: LoadedModel) -> dict[str, Any]:
     """Of the run's plan, what a patch of the model's depends on."""
+    from patchtrain.patch_settings import UNUSED, of_patches
+
     plan = loaded.run.part("plan") if loaded.run else {}
     stages = plan.get("stages")
     own = [s.get("patch_size") for s in stages or [] if isinstance(s, dict)]
-    return {
-        "patch_sizes": [K for K in own if isinstance(K, int) and K > 0],
-        "embedding_scale": plan.get("embedding_scale", "none"),
-        "position_scale": plan.get("position_scale", "none"),
-    }
+    settings = {name: plan.get(name, UNUSED[name]) for name in of_patches({}, 1)}
+    return {**settings, "patch_sizes": [K for K in own if isinstance(K, int) and K > 0]}
 
 
 def _patches_with(plan: dict[str, Any]) -> str:
     """What the run's patches have and the papers' have not, in words."""
-    found = [name for name in ("embedding_scale", "position_scale") if plan[name] != "none"]
+    from patchtrain.patch_settings import UNUSED
+
+    found = [name for name in plan if name in UNUSED and plan[name] != UNUSED[name]]
     return "".join(f", {name} {plan[name]}" for name in found)
 
 
@@ -175,12 +176,12 @@ def _models(
 
     places = [*inside.stage_models(loaded), loaded.path]
     found = []
-    with results.progress(len(text) * len(sizes) * len(places)) as advance:
+    with results.progress(len(text) * len(sizes) * len(places), quiet=args.quiet) as advance:
         for place in places:
             model = loaded.model if place == loaded.path else load_model(place).model
             levels = inside.read_levels(
                 model, text.tokens, sizes, context, args.threshold, args.batch_size, advance,
-                plan["embedding_scale"], plan["position_scale"],
+                plan,
             )  # fmt: skip
             if not all(math.isfinite(level["loss"]) for level in levels):
                 raise PatchtrainError(f"the loss of {place} is no number: the model is broken")

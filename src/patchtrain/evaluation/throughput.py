@@ -13,13 +13,12 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from patchtrain.devices import recognised
-from patchtrain.errors import PatchtrainError, UsageError, one_line
+from patchtrain.errors import UsageError
 from patchtrain.runs import RunFolder, of_expected_form
 
 Row = dict[str, Any]

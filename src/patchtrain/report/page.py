@@ -8,11 +8,10 @@ prompts, samples, recipes) is escaped.
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-from patchtrain.errors import PatchtrainError, UsageError, one_line
+from patchtrain.errors import UsageError
 from patchtrain.report import curve, evaluations, figures, speed_section, tables, words
 from patchtrain.report.summary import RunSummary
 from patchtrain.report.template import note, page, paragraphs, write

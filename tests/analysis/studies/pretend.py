@@ -52,6 +52,7 @@ class Pretend:
         say: Say,
         quiet: bool,
         chosen: Sequence[tuple[Arm, int]] | None = None,
+        keep: str = "models",
     ) -> None:
         for arm, seed in study.runs() if chosen is None else chosen:
             run = run_folder(folder, arm, seed)

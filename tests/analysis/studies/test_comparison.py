@@ -182,6 +182,16 @@ def test_a_cut_comparison_goes_on_to_the_same_end(tmp_path: Path, pretend: Any) 
         assert {**again, "counted": 0} == {**whole, "counted": 0}
 
 
+def test_counting_trains_nothing_and_tells_what_is_missing(tmp_path: Path, pretend: Any) -> None:
+    trainer = pretend(lambda arm, seed: 2.0 - (arm.name != "token") / 10 + seed / 100)
+    run(compared(recipe(), ["recipe"], seeds=(0,)), tmp_path / "c")
+    trained = list(trainer.trained)
+    found = run(compared(recipe(), ["recipe"], seeds=(0, 1)), tmp_path / "c", count_only=True)
+    assert trainer.trained == trained
+    assert (found["runs_there"], found["runs_wanted"]) == (2, 4)
+    assert named(found, "recipe")["difference"]["values"] == pytest.approx([-0.1])
+
+
 def test_at_equal_loss_by_the_baselines_own_runs(tmp_path: Path, pretend: Any) -> None:
     def end(arm: Arm, seed: int) -> float:
         if arm.notes["contender"] == "recipe":

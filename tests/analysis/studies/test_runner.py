@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from patchtrain.analysis.studies import runner
-from patchtrain.analysis.studies.runner import flops_so_far, run_study
+from patchtrain.analysis.studies.runner import flops_so_far, is_finished, run_study
 from patchtrain.analysis.studies.study import Study
 from patchtrain.data.prepare import prepare
 from patchtrain.errors import PatchtrainError
@@ -72,6 +72,42 @@ def test_a_study_leaves_its_folder_and_is_done_only_once(
     more = run_study(replace(study, seeds=(0, 1, 2)), folder, say=said.append)
     assert measured(more)["tokens"][:2] == measured(found)["tokens"]
     assert len(more["arms"][1]["differences"]["tokens"]["values"]) == 3
+
+
+def test_a_study_may_keep_only_what_its_runs_ended_at(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "_popen", Here)
+    study, folder = replace(tiny_study(store), seeds=(0,)), tmp_path / "study"
+    found = run_study(study, folder, keep="results")
+    for run in (folder / "runs").iterdir():
+        assert {path.name for path in run.iterdir()} == {
+            "metrics.jsonl", "recipe.yaml", "run.json",
+        }  # fmt: skip
+        assert is_finished(RunFolder(run))
+
+    def never(command: list[str], log: Any) -> Any:
+        raise AssertionError(f"trained again: {command}")
+
+    monkeypatch.setattr(runner, "_popen", never)
+    again = run_study(study, folder, keep="results")
+    assert measured(again) == measured(found)
+    assert again["arms"][0]["curve"] == found["arms"][0]["curve"] != []
+
+
+def test_a_run_whose_model_was_lost_is_not_finished(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "_popen", Here)
+    folder = tmp_path / "study"
+    run_study(replace(tiny_study(store), seeds=(0,)), folder)
+    run = RunFolder(next((folder / "runs").iterdir()))
+    assert is_finished(run)
+    (run.model / "config.json").unlink()
+    assert not is_finished(run)
+    # Deleting for keep="results" may be cut short; the record has said so by then.
+    run.write_info({**run.info(), "kept": "results"})
+    assert is_finished(run)
 
 
 def test_a_failed_arm_is_told_and_the_others_go_on(

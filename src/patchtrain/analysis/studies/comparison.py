@@ -16,10 +16,11 @@ from typing import Any
 
 from patchtrain.analysis.studies import comparison_results as results
 from patchtrain.analysis.studies.question import BASELINE, Contender, Question
-from patchtrain.analysis.studies.runner import Say, cores, train_runs
+from patchtrain.analysis.studies.runner import Say, train_runs
 from patchtrain.analysis.studies.study import Arm, Study, claim, run_folder
 from patchtrain.errors import PatchtrainError, UsageError
 from patchtrain.files import write_json
+from patchtrain.machine import usable_cores
 from patchtrain.runs import RunFolder, versions
 
 Rate = float | None  # None: the recipe's own
@@ -34,6 +35,8 @@ class Work:
     jobs: int = 1
     say: Say = print
     quiet: bool = False
+    keep: str = "models"  # of a finished run, as runner.KEEP
+    count_only: bool = False  # train nothing
     arms: dict[str, Arm] = field(default_factory=dict)  # variants asked for, by name
     tried: dict[str, dict[Rate, Arm]] = field(default_factory=dict)  # variants by contender
     chosen: dict[str, Arm] = field(default_factory=dict)  # of each contender, the best variant
@@ -110,7 +113,11 @@ class Work:
         self.wanted.update(dict.fromkeys((arm.name, seed) for arm, seed in runs))
         names = dict.fromkeys((arm.name, seed) for arm, seed in runs)
         chosen = [(study.arm(name), seed) for name, seed in names]
-        train_runs(study, self.folder, self.jobs, self.failed, self.say, self.quiet, chosen)
+        if self.count_only:
+            return
+        train_runs(
+            study, self.folder, self.jobs, self.failed, self.say, self.quiet, chosen, self.keep
+        )
 
     def ended_at(self, arm: Arm) -> float | None:
         """Bits per byte of a variant on the first seed, or None where it is not finished."""
@@ -156,7 +163,7 @@ class Work:
             raise UsageError(
                 f"{self.folder} holds another study: {', '.join(changed)} differ"
                 f"{'s' * (len(changed) == 1)} from {file}; name another --out, or start over with "
-                f"--fresh"
+                f"--overwrite"
             )
         known.update({arm["name"]: arm for arm in now["arms"]})
         write_json(file, {**now, "arms": list(known.values()), "versions": versions()})
@@ -169,7 +176,9 @@ def run_comparison(
     *,
     say: Say = print,
     quiet: bool = False,
+    keep: str = "models",
     search: Callable[[Work], None] | None = None,
+    count_only: bool = False,
 ) -> dict[str, Any]:
     """Train, count, and write ``results.json`` and ``report.html``; returns the results.
 
@@ -179,14 +188,16 @@ def run_comparison(
         jobs: runs at a time; one a core if None.
         say: is given a line where something begins, ends or fails, and now and then on progress.
         quiet: no lines on progress.
+        keep: of ``runner.KEEP``, what is left of a run that is finished.
         search: trains more contenders, which it chooses as it goes, after the question's own.
+        count_only: train nothing; what is there is counted, with the runs that are missing.
 
     Raises:
         UsageError: the folder holds something else, or another study is running in it.
         PatchtrainError: every run failed.
     """
     claim(folder)
-    work = Work(question, folder, jobs or cores(), say, quiet)
+    work = Work(question, folder, jobs or usable_cores(), say, quiet, keep, count_only)
     with RunFolder(folder).locked():
         for name in ("recipes", "runs", "logs"):
             (folder / name).mkdir(exist_ok=True)
@@ -209,5 +220,5 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise PatchtrainError(f"{file}: not valid JSON; --fresh starts over") from error
+        raise PatchtrainError(f"{file}: not valid JSON; --overwrite starts over") from error
     return values if isinstance(values, dict) else {}

@@ -32,12 +32,14 @@ from patchtrain.analysis.studies.study import (
 )
 from patchtrain.errors import PatchtrainError, one_line
 from patchtrain.files import write_json, write_text
+from patchtrain.machine import usable_cores
+from patchtrain.progress import Lines, clock
 from patchtrain.runs import RunFolder, versions
-from patchtrain.training.progress import clock
 
 Say = Callable[[str], None]
+# What is left of a finished run: all but its checkpoints, or only its record and metrics.
+KEEP = ("models", "results")
 _POLL_SECONDS = 0.2
-_LINE_SECONDS = 15.0
 
 
 @dataclass
@@ -60,16 +62,16 @@ class _Progress:
     say: Say
     begun: float = field(default_factory=time.monotonic)
     first: float | None = None
-    last: float = 0.0
+    lines: Lines | None = None
 
     def tell(self, children: list[_Child], finished: int, runs: int, at_once: bool = False) -> None:
-        now = time.monotonic()
-        if not at_once and now - self.last < _LINE_SECONDS:
+        if self.lines is not None and not at_once and not self.lines.due():
             return
+        now = time.monotonic()
+        self.lines = self.lines or Lines()  # the first line comes at once
         done = self.done + sum(flops_so_far(child.folder) for child in children)
         if self.first is None:
             self.first = done
-        self.last = now
         new = done - self.first
         left = clock((now - self.begun) / new * (self.total - done)) if new > 0 else "?"
         names = ", ".join(child.name for child in children)
@@ -79,13 +81,6 @@ class _Progress:
         )
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def run_study(
     study: Study,
     folder: Path,
@@ -93,6 +88,7 @@ def run_study(
     *,
     say: Say = print,
     quiet: bool = False,
+    keep: str = "models",
 ) -> dict[str, Any]:
     """Train, count, and write ``results.json`` and ``report.html``; returns the results.
 
@@ -102,6 +98,7 @@ def run_study(
         jobs: runs at a time; one a core if None.
         say: is given a line where something begins, ends or fails, and now and then on progress.
         quiet: no lines on progress.
+        keep: of ``KEEP``, what is left of a run that is finished.
 
     Raises:
         UsageError: the folder holds something else, or another study is running in it.
@@ -115,7 +112,7 @@ def run_study(
         write_json(folder / "study.json", {**study.to_dict(), "versions": versions()})
         failed: dict[str, str] = {}
         try:
-            train_runs(study, folder, jobs or cores(), failed, say, quiet)
+            train_runs(study, folder, jobs or usable_cores(), failed, say, quiet, keep=keep)
         finally:
             found = conclude(study, folder, failed)
     if failed and not any(arm["runs"] for arm in found["arms"]):
@@ -135,12 +132,13 @@ def conclude(study: Study, folder: Path, failed: dict[str, str]) -> dict[str, An
 
 
 def is_finished(run: RunFolder) -> bool:
-    """Whether a run got to its end: result, model and page are there."""
+    """Whether a run got to its end: its result is there, and its model unless it was given up."""
     try:
         info = run.info()
     except (OSError, PatchtrainError):
         return False
-    return info.get("status") == "finished" and (run.model / "config.json").is_file()
+    whole = info.get("kept") == "results" or (run.model / "config.json").is_file()
+    return info.get("status") == "finished" and whole
 
 
 def flops_so_far(run: RunFolder) -> float:
@@ -162,6 +160,7 @@ def train_runs(
     say: Say,
     quiet: bool,
     chosen: Sequence[tuple[Arm, int]] | None = None,
+    keep: str = "models",
 ) -> None:
     """Train what is not finished of all runs of a study, or of those ``chosen``.
 
@@ -200,7 +199,7 @@ def train_runs(
                     say(f"{child.name} failed: {reason}")
                 else:
                     finished += 1
-                    _tidy(child.folder)
+                    tidy(child.folder, keep)
                     if not quiet:
                         progress.tell([c for c, _ in children], finished, runs, at_once=True)
             if not quiet and children:
@@ -254,8 +253,20 @@ def _outcome(child: _Child) -> str | None:
     return one_line(f"{said or 'it said nothing'} ({ended}; {child.log})", 400)
 
 
-def _tidy(run: RunFolder) -> None:
-    """A finished run needs no checkpoint: of a study they would be most of its size."""
-    for path in run.path.glob("checkpoint-*"):
+def tidy(run: RunFolder, keep: str = "models") -> None:
+    """Delete what a finished run is not asked to keep; its checkpoints always.
+
+    With ``"results"`` the record says that the model was given up before anything is deleted, so
+    that a study killed in between still knows the run as finished.
+    """
+    if keep == "results":
+        write_json(run.info_file, {**run.info(), "kept": keep})
+        kept = (run.info_file, run.recipe_file, run.metrics_file)
+        gone = [path for path in run.path.iterdir() if path not in kept]
+    else:
+        gone = list(run.path.glob("checkpoint-*"))
+    for path in gone:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
+        elif keep == "results":
+            path.unlink()

@@ -1,0 +1,213 @@
+"""Train the studies of evidence.yaml, as far as time goes, and keep what came out of every run.
+
+    python benchmarks/evidence.py --list
+    python benchmarks/evidence.py textbooks-0.15M-12M --data TEXTS --jobs 2
+    python benchmarks/evidence.py --collect
+
+Evidence takes longer than one sitting. So each run that is finished is a line of
+results/evidence/STUDY.jsonl: its recipe, seed, result, what it cost and its validation curve. What
+is there is not trained again, by anyone, on any machine; what is missing is trained in --work by
+`patchtrain compare`, of which each study is a call. --collect only counts anew. The summary, with
+every arm at its own best rate, the arms that lost too, is results/evidence/STUDY.json.
+
+TEXTS is the folder with the corpora that evidence.yaml names; `stdlib`, the Python standard
+library's sources, is on every machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from common import about
+
+from patchtrain.analysis.studies.asked import describe
+from patchtrain.analysis.studies.comparison import run_comparison
+from patchtrain.analysis.studies.question import Question, compared
+from patchtrain.analysis.studies.runner import is_finished
+from patchtrain.analysis.studies.study import Arm, claim
+from patchtrain.data.prepare import prepare
+from patchtrain.data.store import TokenStore, is_store
+from patchtrain.errors import PatchtrainError, UsageError
+from patchtrain.files import write_json, write_text
+from patchtrain.recipe import Recipe
+from patchtrain.runs import RunFolder
+
+ROOT = Path(__file__).parents[1]
+ASKED = Path(__file__).with_suffix(".yaml")
+KEPT = ROOT / "results" / "evidence"
+_OF_A_RUN = (
+    "status", "started", "finished", "learning_rate", "flops", "seconds", "versions", "machine",
+    "result", "kept",
+)  # fmt: skip
+_OF_ITS_PLAN = ("total_tokens", "total_positions", "total_steps", "epochs")
+_OF_ITS_MODEL = ("parameters", "body_parameters", "vocab_size")
+
+
+class Ledger:
+    """The finished runs of one study, on disk as lines of JSON."""
+
+    def __init__(self, study: str, folder: Path) -> None:
+        self.file = folder / f"{study}.jsonl"
+        self.rows: dict[str, dict[str, Any]] = {}
+        if self.file.is_file():
+            for line in self.file.read_text(encoding="utf-8").splitlines():
+                row = json.loads(line)
+                self.rows[row["run"]] = row
+
+    def unpack(self, work: Path) -> None:
+        """Put the runs where a study looks for them, but for those that lie there already."""
+        for name, row in self.rows.items():
+            run = RunFolder(work / "runs" / name)
+            if is_finished(run):
+                continue
+            run.path.mkdir(parents=True, exist_ok=True)
+            lines = [json.dumps(line) + "\n" for line in row["curve"]]
+            write_text(run.metrics_file, "".join(lines))
+            write_text(run.recipe_file, yaml.safe_dump(row["recipe"], sort_keys=False))
+            write_json(run.info_file, {**row["info"], "kept": "results"})
+
+    def pack(self, work: Path) -> None:
+        """Keep what is finished and not kept yet."""
+        before = len(self.rows)
+        for path in sorted((work / "runs").glob("*")):
+            run = RunFolder(path)
+            if path.name not in self.rows and is_finished(run):
+                asked = (work / "recipes" / f"{path.name}.yaml").read_text(encoding="utf-8")
+                self.rows[path.name] = _row(run, yaml.safe_load(asked))
+        if len(self.rows) > before:
+            rows = (self.rows[name] for name in sorted(self.rows))
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            write_text(self.file, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("studies", nargs="*", metavar="STUDY", help="default: all, in their order")
+    parser.add_argument("--data", type=Path, default=Path("corpora"), metavar="TEXTS")
+    parser.add_argument("--work", type=Path, default=Path("studies/evidence"), help="for the runs")
+    parser.add_argument("--jobs", type=int, help="runs at a time (default: one a core)")
+    parser.add_argument("--asked", type=Path, default=ASKED, help="the studies (%(default)s)")
+    parser.add_argument("--kept", type=Path, default=KEPT, help="what came out (%(default)s)")
+    parser.add_argument("--collect", action="store_true", help="train nothing, count what is kept")
+    parser.add_argument("--list", action="store_true", help="the studies, and how far they are")
+    args = parser.parse_args()
+    asked = yaml.safe_load(args.asked.read_text(encoding="utf-8"))
+    unknown = set(args.studies) - set(asked["studies"])
+    if unknown:
+        parser.error(f"no study {', '.join(sorted(unknown))} in {args.asked}; --list names them")
+    names = args.studies or list(asked["studies"])
+    if args.list:
+        for name in names:
+            print(f"{len(Ledger(name, args.kept).rows):5,} runs  {name}")
+        return
+    data, kept, here = args.data.resolve(), args.kept.resolve(), Path.cwd()
+    args.work.mkdir(parents=True, exist_ok=True)
+    os.chdir(args.work)  # a kept recipe names its store as stores/NAME, wherever it was trained
+    try:
+        for name in names:
+            study = asked["studies"][name]
+            store = make_store(study["store"], asked["stores"], data)
+            found = carry_out(name, question_of(study, store), kept, args.jobs, args.collect)
+            head = about("evidence", found["held_equal"])
+            write_json(kept / f"{name}.json", {**found, **head, "settings": {"threads": 1}})
+    except PatchtrainError as error:
+        raise SystemExit(f"{name}: {error}") from None
+    finally:
+        os.chdir(here)
+
+
+def carry_out(
+    name: str, question: Question, kept: Path, jobs: int | None, count_only: bool = False
+) -> dict[str, Any]:
+    """Train what of a question is missing, in the folder ``name``; the results."""
+    ledger, work = Ledger(name, kept), Path(name)
+    claim(work)
+    ledger.unpack(work)
+
+    def say(line: str) -> None:
+        ledger.pack(work)
+        print(f"{name}: {line}", file=sys.stderr, flush=True)
+
+    try:
+        found = run_comparison(question, work, jobs, say=say, keep="results", count_only=count_only)
+    finally:
+        ledger.pack(work)
+    refuse_changed(question, found, ledger)
+    return found
+
+
+def make_store(name: str, asked: Mapping[str, Any], data: Path) -> Path:
+    """``patchtrain prepare``, once; the store's place."""
+    store = Path("stores") / name
+    if not is_store(store):
+        store.parent.mkdir(exist_ok=True)
+        sources = [
+            part if part == "stdlib" else str(data / part) for part in asked[name]["sources"]
+        ]
+        kind, size = asked[name]["tokenizer"], asked[name]["vocab_size"]
+        prepare(sources, store, train_tokenizer=kind, vocab_size=size)
+    return store
+
+
+def question_of(study: Mapping[str, Any], store: Path) -> Question:
+    recipe = Recipe.check({**study["recipe"], "store": str(store), "out": "none"}, "the study")
+    question = compared(
+        recipe,
+        ["token", *(_in_words(name, entries) for name, entries in study["arms"].items())],
+        held_equal=study.get("held_equal", "compute"),
+        seeds=study["seeds"],
+        rates=study.get("rates", ()),
+        budgets=study.get("budgets", ()),
+        about={"corpus": store.name, "store": describe(TokenStore.open(store))},
+    )
+    return replace(question, confirm=study.get("confirm"))
+
+
+def _in_words(name: str, entries: Mapping[str, Any]) -> str:
+    """An arm as ``patchtrain compare --arms`` takes it."""
+    return f"{name}:" + ",".join(f"{key}={json.dumps(value)}" for key, value in entries.items())
+
+
+def refuse_changed(question: Question, found: Mapping[str, Any], ledger: Ledger) -> None:
+    """Refuse runs that are kept and were not of this recipe: a name is never used twice."""
+    for arm in found["arms"]:
+        values = question.study([Arm(arm["name"], "", arm["recipe"])])
+        for run in arm["runs"]:
+            recipe = values.recipe_of(values.arms[0], run["seed"], Path())
+            row = ledger.rows[f"{arm['name']}-seed-{run['seed']}"]
+            if _asked(recipe.model_dump(mode="json", exclude_none=True)) != row["recipe"]:
+                raise UsageError(
+                    f"{row['run']} in {ledger.file} is of another recipe; name the study anew"
+                )
+
+
+def _row(run: RunFolder, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    info = run.info()
+    kept = {key: info[key] for key in _OF_A_RUN if key in info}
+    kept["plan"] = {key: info["plan"][key] for key in _OF_ITS_PLAN}
+    kept["model"] = {key: info["model"][key] for key in _OF_ITS_MODEL}
+    return {
+        "run": run.path.name,
+        "recipe": _asked(recipe),
+        "info": kept,
+        "curve": run.metrics("eval"),
+    }
+
+
+def _asked(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a recipe, what decides the result."""
+    return {key: recipe[key] for key in ("store", "seed", "model", "plan", "training")}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""Evidence is kept: runs are lines of a file, trained once wherever that file is."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from patchtrain.analysis.studies import runner
+from tests.analysis.studies.tiny import Here
+from tests.cli.corpus import write_corpus
+from tests.test_benchmarks import Done, run
+
+RECIPE: dict[str, Any] = {
+    "model": {
+        "config": {
+            "model_type": "llama", "hidden_size": 16, "intermediate_size": 32,
+            "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2,
+        }
+    },
+    "plan": {
+        "preset": "superposition", "context_length": 16, "tokens_per_step": 64, "steps": 8,
+        "max_epochs": 9,
+    },
+    "training": {"per_device_train_batch_size": 4, "save_strategy": "no"},
+}  # fmt: skip
+
+
+class Place:
+    """A folder with a corpus, studies and what was kept of them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.trained = 0
+        (path / "texts").mkdir()
+        write_corpus(path / "texts" / "text.txt", sentences=1000)
+        self.study: dict[str, Any] = {
+            "store": "tiny", "recipe": RECIPE, "rates": [0.001, 0.01], "seeds": [0],
+            "arms": {"k2": {"K": 2, "r": 0.5}},
+        }  # fmt: skip
+
+    def __call__(self, *options: str, script: str = "evidence") -> Done:
+        store = {"sources": ["text.txt"], "tokenizer": "bpe", "vocab_size": 280}
+        asked = {
+            "stores": {"tiny": store}, "studies": {"small": self.study},
+            "again": {"study": "small", "arm": "k2"},
+        }  # fmt: skip
+        (self.path / "asked.yaml").write_text(yaml.safe_dump(asked))
+        return run(
+            script, "--data", str(self.path / "texts"), "--work", str(self.path / "work"),
+            "--kept", str(self.path / "kept"), "--asked", str(self.path / "asked.yaml"),
+            "--jobs", "1", *options,
+        )  # fmt: skip
+
+    def rows(self) -> dict[str, Any]:
+        lines = (self.path / "kept" / "small.jsonl").read_text().splitlines()
+        return {row["run"]: row for row in map(json.loads, lines)}
+
+    def summary(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.path / "kept" / "small.json").read_text())
+        return found
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    found = Place(tmp_path)
+
+    def popen(command: list[str], log: Any) -> Any:
+        found.trained += 1
+        return Here(command, log)
+
+    monkeypatch.setattr(runner, "_popen", popen)
+    return found
+
+
+def test_what_is_kept_is_not_trained_again(place: Place) -> None:
+    assert place("small").returncode == 0
+    assert place.trained == 4  # token level and patches, each at two rates
+    first, rows = place.summary(), place.rows()
+    assert first["complete"]
+    assert first["benchmark"] == "evidence"
+    assert {row["info"]["status"] for row in rows.values()} == {"finished"}
+    assert all(row["curve"] and row["recipe"]["seed"] == 0 for row in rows.values())
+    # On another machine, where only what is kept is there; then one seed more.
+    shutil.rmtree(place.path / "work" / "small")
+    assert place("small").returncode == 0
+    assert place.trained == 4
+    unchanged = ("contenders", "arms", "rates", "complete")
+    assert {key: place.summary()[key] for key in unchanged} == {
+        key: first[key] for key in unchanged
+    }
+    place.study["seeds"] = [0, 1]
+    shutil.rmtree(place.path / "work" / "small")
+    assert place("small").returncode == 0
+    assert place.trained == 6  # each at its best rate
+    assert place.rows().items() > rows.items()
+    assert "    6 runs  small" in place("--list").stdout
+    (place.path / "evidence").symlink_to(place.path / "kept")
+    assert run("tables", "--results", str(place.path)).returncode == 0
+    table = (place.path / "kept" / "small.md").read_text()
+    best = first["contenders"][1]["learning_rate"]
+    assert "| k2 | patches of 2 for 50% of the positions, then tokens" in table
+    assert f"| {best:g} |" in table
+    assert "results/evidence/small.json" in table
+
+
+def test_counting_trains_nothing(place: Place) -> None:
+    place.study["rates"] = [0.01]
+    assert place("small").returncode == 0
+    place.study["arms"]["k4"] = {"K": 4, "r": 0.5}
+    assert place("small", "--collect").returncode == 0
+    assert place.trained == 2
+    assert not place.summary()["complete"]
+
+
+def test_a_changed_recipe_needs_a_new_name(place: Place) -> None:
+    place.study["rates"] = [0.01]
+    assert place("small").returncode == 0
+    before = place.rows()
+    shutil.rmtree(place.path / "work" / "small")
+    place.study["recipe"] = {**RECIPE, "plan": {**RECIPE["plan"], "steps": 12}}
+    done = place("small", "--collect")
+    assert done.returncode == 1
+    assert "is of another recipe; name the study anew" in done.stderr
+    assert place.rows() == before
+
+
+def test_a_study_that_is_not_asked_for_is_named(place: Place) -> None:
+    done = place("large")
+    assert done.returncode == 2
+    assert "no study large" in done.stderr
+
+
+def test_the_main_comparison_is_trained_again_with_new_seeds(place: Place) -> None:
+    assert place("small").returncode == 0
+    whole = place.summary()
+    rates = {item["name"]: item["learning_rate"] for item in whole["contenders"]}
+    difference = whole["contenders"][1]["difference"]["mean"]
+    again = ("--seeds", "100", "101", "--work", str(place.path / "again"))
+    done = place(*again, script="evidence_again")
+    results = json.loads((place.path / "again" / "small" / "results.json").read_text())
+    for item in results["contenders"]:
+        assert item["learning_rate"] == rates[item["name"]]
+        assert item["seeds"] == [100, 101]
+    now = results["contenders"][1]["difference"]["mean"]
+    agree = (now < 0) == (difference < 0)
+    assert done.returncode == (0 if agree else 1)
+    assert f"{now:+.4f} (2 seeds) now, {difference:+.4f} (1 seed) in small.json" in done.stdout
+    # The other sign is an error, whatever this one was.
+    for item in whole["contenders"]:
+        if item["difference"]:
+            item["difference"]["mean"] *= -1 if agree else 1
+    (place.path / "kept" / "small.json").write_text(json.dumps(whole))
+    done = place(*again, script="evidence_again")
+    assert done.returncode == 1
+    assert "the sign of k2 less token is not that of small.json" in done.stderr
+    quick = place(*again, "--quick", script="evidence_again")
+    assert quick.returncode == 0
+    assert "so short a run says nothing of the sign" in quick.stdout
