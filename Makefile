@@ -3,6 +3,7 @@
 #   make demo     set up .venv and run the demo (about ten minutes on two cores)
 #   make test     set up .venv and run all tests
 #   make check    lint, format and types
+#   make package  build sdist and wheel into dist/ and try the wheel outside of the clone
 #   make docs     the documentation as a site, in site/; a link that leads nowhere fails
 #   make evidence trains the main comparison again (under half an hour on two cores)
 #
@@ -14,7 +15,7 @@ VENV ?= .venv
 PIP_FLAGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: demo test evidence check docs setup clean
+.PHONY: demo test evidence check package docs setup clean
 
 demo: $(VENV)/.installed
 	$(BIN)/patchtrain demo $(DEMO_FLAGS)
@@ -27,6 +28,9 @@ check: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+package: $(VENV)/.installed
+	$(BIN)/python .ci/package.py --out dist $(PACKAGE_FLAGS)
+
 docs: $(VENV)/.installed
 	$(BIN)/zensical build --clean --strict
 
@@ -37,7 +41,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 		|| { echo "patchtrain needs Python 3.11 or later; name one: make demo PYTHON=python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e '.[dev,tensorboard,eval,sft,examples,scale,ray,sweep,llama-cpp,docs]'
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e '.[dev,docs,eval,sft,plots,cluster,export,llama-cpp,sweep,examples]'
 	@touch $@
 
 # With EVIDENCE_FLAGS=--quick a minute, for function only.

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer, decoders, models, trainers
+from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig
-
-from patchtrain.data.tokenizer import train
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 
 @cache
@@ -28,7 +28,13 @@ def texts() -> list[str]:
 
 @cache
 def tokenizer() -> Any:
-    return train("bpe", texts(), 512)
+    end = "<|endoftext|>"
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer, trained.decoder = ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    settings = {"initial_alphabet": ByteLevel.alphabet(), "show_progress": False}
+    trainer = trainers.BpeTrainer(vocab_size=512, special_tokens=[end], **settings)
+    trained.train_from_iterator(texts(), trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=trained, eos_token=end, pad_token=end)
 
 
 def stream(tokenizer: Any, texts: list[str]) -> Tensor:
@@ -41,8 +47,7 @@ def stream(tokenizer: Any, texts: list[str]) -> Tensor:
 def rows(length: int) -> tuple[Tensor, Tensor]:
     """Training and held-out rows of ``length`` token ids, from different files."""
     train, held_out = stream(tokenizer(), texts()[10:]), stream(tokenizer(), texts()[:10])
-    held_out = held_out[: 32 * 256]
-    return train.unfold(0, length, length), held_out.unfold(0, length, length)
+    return train.unfold(0, length, length), held_out[: 32 * 256].unfold(0, length, length)
 
 
 def functions(count: int) -> list[dict[str, str]]:

@@ -206,7 +206,7 @@ def test_one_that_cannot_be_used_is_refused_with_the_reason(
 def test_on_a_gpu_what_is_missing_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, backends._PACKAGES[name], None)
     monkeypatch.setattr(backends.importlib.util, "find_spec", lambda _: None)
-    assert "pip install" in (unavailable(name, "cuda") or "")
+    assert "pip install 'patchtrain[gpu]'" in (unavailable(name, "cuda") or "")
 
 
 def test_a_wrong_backend_is_found_out_and_auto_falls_back_loudly(

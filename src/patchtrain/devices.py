@@ -15,8 +15,6 @@ from typing import Any
 
 from patchtrain.errors import UsageError, nearest
 
-PRECISIONS = ("bf16", "fp32")
-
 
 @dataclass(frozen=True)
 class Device:

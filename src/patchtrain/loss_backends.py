@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from patchtrain.errors import UsageError
+from patchtrain.extras import how_to_install
 from patchtrain.loss import (
     indices,
     matmul_dtype,
@@ -254,7 +255,7 @@ def unavailable(name: str, device: str) -> str | None:
     if torch.device(device).type != "cuda":
         return f"it runs on a GPU, and the model is on {torch.device(device).type}"
     if importlib.util.find_spec(package) is None:
-        return f"it is not installed; pip install {package.replace('_', '-')}"
+        return f"it is not installed; {how_to_install(package)}"
     return None
 
 

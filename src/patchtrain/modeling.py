@@ -308,6 +308,11 @@ def input_embeddings(model: Any) -> Any:
     return model.get_input_embeddings()
 
 
+def vocabulary_size(model: Any) -> int:
+    """The tokens a model has an embedding of, which may be more than its tokenizer knows."""
+    return int(input_embeddings(model).weight.shape[0])
+
+
 def output_embeddings(model: Any) -> Any:
     head = model.get_output_embeddings()
     if head is None:

@@ -7,6 +7,7 @@ the order of the tokens follows from it. Standard library only; ``plan_resolver.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from patchtrain.errors import UsageError, one_line
@@ -144,6 +145,20 @@ def position_scale(kind: str, patch_size: int, ablation: str | None = None) -> i
     mean the same distances in both. Where single tokens are read it is 1.
     """
     return 1 if kind != "patch" or ablation == "output-only" else patch_size
+
+
+def of_patches(settings: Mapping[str, Any], patch_size: int) -> dict[str, Any]:
+    """What ``patch_level`` is to be told, so that patches of K are what a plan makes of them.
+
+    ``settings``: by name, as a ``PlanSpec`` or the plan in ``run.json`` has them; others are left
+    alone. Raises as the functions above.
+    """
+    used = {**UNUSED, **settings}
+    return {
+        "embedding_scale": embedding_scale(used["embedding_scale"], patch_size),
+        "position_scale": position_scale(used["position_scale"], patch_size),
+        "pool_weights": pool_weights(used["pool_weights"], patch_size),
+    }
 
 
 def _is_number(value: Any) -> bool:

@@ -204,6 +204,19 @@ def evaluation_content(file: Path) -> dict[str, Any]:
     return content
 
 
+@contextmanager
+def of_expected_form(*runs: RunFolder) -> Iterator[None]:
+    """A run's file with values of other kinds than a run writes is one clear error."""
+    try:
+        yield
+    except PatchtrainError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        where = " or ".join(str(run.path) for run in runs)
+        what = f"{type(error).__name__}: {one_line(error)}"
+        raise PatchtrainError(f"{where} has a file of an unexpected form: {what}") from error
+
+
 def versions() -> dict[str, str]:
     """Of patchtrain and of what its numbers depend on."""
     import torch

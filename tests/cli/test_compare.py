@@ -127,7 +127,7 @@ def test_a_search_without_optuna_names_the_extra(
     import sys
 
     monkeypatch.setitem(sys.modules, "optuna", None)
-    assert main(["study", "sweep", "tiny.yaml", "--over", "K=2,4", "--search", "bayes"]) == 1
+    assert main(["study", "sweep", "tiny.yaml", "--over", "K=2,4", "--search", "bayes"]) == 2
     assert "pip install 'patchtrain[sweep]'" in capsys.readouterr().err
 
 

@@ -115,17 +115,25 @@ def test_a_model_without_a_run_needs_a_text(run: Path, capsys: pytest.CaptureFix
     assert "say what to read, --text FILE" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("setting", "value"), [("embedding_scale", "sqrt"),
-                                                ("position_scale", "patch")])  # fmt: skip
+@pytest.mark.parametrize(("setting", "value", "level"), [
+    ("embedding_scale", "sqrt", {"embedding_scale": 2.0}),
+    ("position_scale", "patch", {"position_scale": 4}),
+    ("pool_weights", "recent", {"pool_weights": [4 / 15, 8 / 15, 16 / 15, 32 / 15]}),
+])  # fmt: skip
 def test_patches_are_read_as_the_run_trained_them(
-    setting: str, value: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    setting: str,
+    value: str,
+    level: dict[str, Any],
+    run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def losses(folder: Path) -> dict[int, float]:
         capsys.readouterr()
         assert main(["eval", str(folder), "--inside", "--json", "--context-length", "8"]) == 0
         result = json.loads(capsys.readouterr().out)["inside"]["inside"]
         assert (f", {setting} {value}" in result["read"]) == (folder != run)
-        return {level["patch_size"]: level["loss"] for level in result["models"][-1]["levels"]}
+        return {one["patch_size"]: one["loss"] for one in result["models"][-1]["levels"]}
 
     scaled = shutil.copytree(run, tmp_path / "scaled")
     info = RunFolder(scaled).info()
@@ -139,8 +147,7 @@ def test_patches_are_read_as_the_run_trained_them(
     loaded = load_model(run)
     tokens = TokenStore.open(run.parent / "store").validation.tokens.astype(np.int64)
     rows = torch.from_numpy(cut_rows(tokens, 4, 8))
-    with patch_level(loaded.model, 4, embedding_scale=2.0 if setting == "embedding_scale" else 1.0,
-                     position_scale=4 if setting == "position_scale" else 1):  # fmt: skip
+    with patch_level(loaded.model, 4, **level):
         expected = loaded.model(input_ids=rows, labels=rows).loss.item()
     assert found[4] == pytest.approx(expected, rel=1e-5)
     assert found[4] != pytest.approx(plain[4], rel=1e-4)

@@ -5,6 +5,8 @@ The parts are made in this process, in any order; ``test_workers.py`` starts rea
 
 import errno
 import json
+import sys
+from types import ModuleType
 
 import pytest
 from hypothesis import given, settings
@@ -318,11 +320,10 @@ def test_wrong_usage(tmp_path, monkeypatch, capsys, words, message):
 @pytest.mark.parametrize("missing", ["datatrove", "ray"])
 def test_without_the_engine(tmp_path, monkeypatch, missing):
     (tmp_path / "a.txt").write_text("text")
-    monkeypatch.setattr(
-        sharded.importlib.util, "find_spec", lambda name: None if name == missing else True
-    )
-    extra = "scale" if missing == "datatrove" else "ray"
-    with pytest.raises(UsageError, match=rf"pip install 'patchtrain\[{extra}\]'"):
+    monkeypatch.setitem(sys.modules, missing, None)
+    if missing == "ray":
+        monkeypatch.setitem(sys.modules, "datatrove", ModuleType("datatrove"))
+    with pytest.raises(UsageError, match=r"--executor .*pip install 'patchtrain\[cluster\]'"):
         prepare([tmp_path / "a.txt"], tmp_path / "s", executor="ray")
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from patchtrain.evaluation.perplexity import evaluating
+from patchtrain.modeling import vocabulary_size
 
 _TOKENS = 8
 
@@ -99,7 +100,7 @@ def find_feed_forwards(model: nn.Module) -> list[FeedForward]:
 
     Runs the model on a few tokens. Empty where no list of layers is found.
     """
-    vocabulary = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    vocabulary = vocabulary_size(model)
     device = next(model.parameters()).device
     ids = (torch.arange(_TOKENS, device=device) * 7 % vocabulary)[None]
     with evaluating(model), _recorded(model) as calls:

@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ from patchtrain.data.batches import spread
 from patchtrain.errors import UsageError
 from patchtrain.evaluation.loading import LoadedModel
 from patchtrain.evaluation.perplexity import check_token_ids, device_of, evaluating
-from patchtrain.modeling import patch_level
-from patchtrain.patch_settings import embedding_scale, position_scale
+from patchtrain.modeling import patch_level, vocabulary_size
+from patchtrain.patch_settings import of_patches
 from patchtrain.patches import patch_targets
 from patchtrain.probing import probe
 
@@ -43,8 +43,7 @@ def read_levels(
     threshold: float = THRESHOLD,
     batch_size: int | None = None,
     advance: Callable[[int], None] | None = None,
-    embedding: Any = "none",
-    positions: str = "none",
+    settings: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Read the same tokens at each patch size: loss by slot, activated neurons by layer.
 
@@ -57,8 +56,7 @@ def read_levels(
         threshold: above which absolute value an activation counts.
         batch_size: rows at a time; by default as many as keep the logits near 256 MB.
         advance: is called with the tokens of each batch.
-        embedding: ``embedding_scale`` of the plan it was trained by.
-        positions: ``position_scale`` of that plan.
+        settings: what the plan it was trained by makes of a patch (``patch_settings.of_patches``).
 
     Returns:
         One entry for each K: ``patch_size``, ``tokens``, ``positions``, ``loss`` (mean over slots,
@@ -77,16 +75,10 @@ def read_levels(
     levels = []
     for K in patch_sizes:
         rows = cut_rows(tokens, K, context_length)
-        size = batch_size or max(1, _BATCH_LOGITS // (rows.shape[1] // K * _vocabulary(model)))
+        size = batch_size or max(1, _BATCH_LOGITS // (rows.shape[1] // K * vocabulary_size(model)))
         losses = []
         with (
-            patch_level(
-                model,
-                K,
-                checked=checked,
-                embedding_scale=embedding_scale(embedding, K),
-                position_scale=position_scale(positions, K),
-            ),
+            patch_level(model, K, checked=checked, **of_patches(settings or {}, K)),
             evaluating(model),
             counting(parts, threshold) as activity,
         ):
@@ -218,7 +210,3 @@ def _layer(activity: LayerActivity) -> dict[str, Any]:
         "inner_share": activity.inner.share,
         "inner_rms": activity.inner.rms,
     }
-
-
-def _vocabulary(model: Any) -> int:
-    return int(model.get_input_embeddings().weight.shape[0])

@@ -132,19 +132,20 @@ def _read(args: argparse.Namespace, loaded: LoadedModel) -> tuple[Text, str]:
 
 def _plan(loaded: LoadedModel) -> dict[str, Any]:
     """Of the run's plan, what a patch of the model's depends on."""
+    from patchtrain.patch_settings import UNUSED, of_patches
+
     plan = loaded.run.part("plan") if loaded.run else {}
     stages = plan.get("stages")
     own = [s.get("patch_size") for s in stages or [] if isinstance(s, dict)]
-    return {
-        "patch_sizes": [K for K in own if isinstance(K, int) and K > 0],
-        "embedding_scale": plan.get("embedding_scale", "none"),
-        "position_scale": plan.get("position_scale", "none"),
-    }
+    settings = {name: plan.get(name, UNUSED[name]) for name in of_patches({}, 1)}
+    return {**settings, "patch_sizes": [K for K in own if isinstance(K, int) and K > 0]}
 
 
 def _patches_with(plan: dict[str, Any]) -> str:
     """What the run's patches have and the papers' have not, in words."""
-    found = [name for name in ("embedding_scale", "position_scale") if plan[name] != "none"]
+    from patchtrain.patch_settings import UNUSED
+
+    found = [name for name in plan if name in UNUSED and plan[name] != UNUSED[name]]
     return "".join(f", {name} {plan[name]}" for name in found)
 
 
@@ -180,7 +181,7 @@ def _models(
             model = loaded.model if place == loaded.path else load_model(place).model
             levels = inside.read_levels(
                 model, text.tokens, sizes, context, args.threshold, args.batch_size, advance,
-                plan["embedding_scale"], plan["position_scale"],
+                plan,
             )  # fmt: skip
             if not all(math.isfinite(level["loss"]) for level in levels):
                 raise PatchtrainError(f"the loss of {place} is no number: the model is broken")

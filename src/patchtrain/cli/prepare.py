@@ -80,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="F",
         help="share of the documents held out, chosen by a hash of their text (default: 0.02)",
     )
-    group = parser.add_argument_group("many workers (pip install 'patchtrain[scale]')")
+    group = parser.add_argument_group("many workers (pip install 'patchtrain[cluster]')")
     group.add_argument("--executor", metavar="E", help="tokenise in shards: local, slurm or ray")
     group.add_argument(
         "--workers",

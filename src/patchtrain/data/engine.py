@@ -2,7 +2,7 @@
 
 datatrove starts the workers, gives each its tasks, and knows which are complete. What a task does
 is ours (``Parts.make``), so that a store is the same bytes whoever makes it. Imported only where
-``prepare --executor`` is used: datatrove comes with ``pip install 'patchtrain[scale]'``.
+``prepare --executor`` is used: datatrove comes with ``pip install 'patchtrain[cluster]'``.
 
     python -m patchtrain.data.engine PARTS local|ray WORKERS
 

@@ -69,7 +69,7 @@ def prepare(
         split: the split of a Hugging Face dataset.
         document_separator: what stands between the documents of a text file.
         executor: tokenise in shards, on this machine (``local``), ``slurm`` or ``ray``; the store
-            is the same, byte for byte. Needs ``patchtrain[scale]``, or ``[ray]``.
+            is the same, byte for byte. Needs ``patchtrain[cluster]``.
         workers: how many shards at once; one a core, on a cluster as many as it gives.
         tasks: at most so many shards; by the size of the corpus.
         executor_options: for Slurm, by sbatch's names (``partition``); and ``setup``, a command.

@@ -7,7 +7,6 @@ What they made stays there when something fails, and the next call goes on with 
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shutil
@@ -27,6 +26,7 @@ from patchtrain.data.sources import Corpus
 from patchtrain.data.store import StoreWriter
 from patchtrain.data.tokenising import Encoding, Tally
 from patchtrain.errors import PatchtrainError, UsageError, nearest
+from patchtrain.extras import require
 from patchtrain.machine import usable_cores
 from patchtrain.progress import Progress
 
@@ -57,10 +57,9 @@ class Engine:
         for name, value in (("workers", self.workers), ("tasks", self.tasks)):
             if value is not None and value < 1:
                 raise UsageError(f"--{name} is {value}, it must be at least 1")
-        if importlib.util.find_spec("datatrove") is None:
-            raise UsageError("--executor needs datatrove: pip install 'patchtrain[scale]'")
-        if self.executor == "ray" and importlib.util.find_spec("ray") is None:
-            raise UsageError("--executor ray needs Ray: pip install 'patchtrain[ray]'")
+        require("datatrove", "--executor", "or leave it out")
+        if self.executor == "ray":
+            require("ray", "--executor ray")
         for source in corpus.sources:
             if source.format == "dataset":
                 raise UsageError(

@@ -13,8 +13,8 @@ from typing import Any
 from patchtrain import __version__
 from patchtrain.doctor.finding import Finding
 
-# Extras that are there for those who change patchtrain or run its examples.
-_NOT_FOR_USERS = ("dev", "examples")
+# Extras for those who change patchtrain or run its examples; and the one that is all others.
+_NOT_FOR_USERS = ("all", "dev", "docs", "examples")
 _DRIVER = Path("/proc/driver/nvidia/version")
 
 # The version of an installed package; ``PackageNotFoundError`` if there is none.

@@ -27,6 +27,7 @@ from patchtrain.evaluation.kept_lines import KeptLines, key_of
 from patchtrain.evaluation.loading import LoadedModel
 from patchtrain.evaluation.uncertainty import mean, ratio_stderr
 from patchtrain.evaluation.zero_shot import without_bars
+from patchtrain.extras import require
 from patchtrain.model_folder import fingerprint
 
 HUB_PROMPTS = "hf:google/IFEval"
@@ -235,16 +236,14 @@ def _lm_eval() -> Iterator[tuple[dict[str, Any], str, Sequence[str]]]:
     untrained sentence tokenizer of the same kind stands in, and nothing is fetched.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    try:
-        import langdetect
-        import lm_eval.tasks
-        import nltk
-        from lm_eval.tasks._yaml_loader import load_yaml
-        from nltk.tokenize.punkt import PunktSentenceTokenizer
-    except ImportError as error:
-        raise UsageError(
-            f"IFEval needs lm-eval ({one_line(error)}): pip install 'patchtrain[eval]'"
-        ) from error
+    for package in ("lm_eval", "immutabledict", "langdetect", "nltk"):
+        require(package, "IFEval")
+    import langdetect
+    import lm_eval.tasks
+    import nltk
+    from lm_eval.tasks._yaml_loader import load_yaml
+    from nltk.tokenize.punkt import PunktSentenceTokenizer
+
     before = nltk.data.find, nltk.word_tokenize
     try:
         nltk.data.find("tokenizers/punkt_tab")

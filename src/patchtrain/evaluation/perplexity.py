@@ -31,6 +31,7 @@ import torch.nn.functional as F
 from patchtrain.data.token_files import Pieces
 from patchtrain.errors import UsageError
 from patchtrain.evaluation.tally import Tally
+from patchtrain.modeling import vocabulary_size
 
 Progress = Callable[[int], None]
 
@@ -320,7 +321,7 @@ def _batch_size(model: torch.nn.Module, context_length: int, batch_size: int | N
         if batch_size < 1:
             raise UsageError(f"the batch size must be at least 1, not {batch_size}")
         return batch_size
-    return max(1, min(64, _BATCH_LOGITS // (context_length * _vocab_size(model))))
+    return max(1, min(64, _BATCH_LOGITS // (context_length * vocabulary_size(model))))
 
 
 def _preceded(document: np.ndarray | Sequence[int], start_token_id: int) -> np.ndarray:
@@ -328,16 +329,12 @@ def _preceded(document: np.ndarray | Sequence[int], start_token_id: int) -> np.n
     return np.concatenate([np.asarray([start_token_id], dtype=np.int64), ids])
 
 
-def _vocab_size(model: torch.nn.Module) -> int:
-    return int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
-
-
 def check_token_ids(model: torch.nn.Module, largest: int) -> None:
     """``UsageError`` if ``largest`` is no token of the model.
 
     Without this it is an IndexError on a CPU and a dead process on a GPU.
     """
-    if largest >= (size := _vocab_size(model)):
+    if largest >= (size := vocabulary_size(model)):
         raise UsageError(
             f"token id {largest} is outside the model's vocabulary of {size}: "
             "the tokenizer or token store is not this model's"

@@ -13,14 +13,13 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from patchtrain.devices import recognised
-from patchtrain.errors import PatchtrainError, UsageError, one_line
-from patchtrain.runs import RunFolder
+from patchtrain.errors import UsageError
+from patchtrain.runs import RunFolder, of_expected_form
 
 Row = dict[str, Any]
 COUNTERS = ("step", "tokens", "positions", "flops", "seconds")
@@ -108,7 +107,7 @@ def throughput(run: RunFolder, peak: Peak | None) -> dict[str, Any]:
         UsageError: there are no metrics.
         PatchtrainError: the run's files hold other values than a run writes.
     """
-    with _of_expected_form(run):
+    with of_expected_form(run):
         rows = in_order(run.metrics())
         stages, parts = [], []
         for index, stage in enumerate(run.part("plan").get("stages") or []):
@@ -123,17 +122,6 @@ def throughput(run: RunFolder, peak: Peak | None) -> dict[str, Any]:
         keys = [key for key in (*COUNTERS, "data_seconds") if all(key in part for part in parts)]
         whole = {key: sum(part[key] for part in parts) for key in keys}
         return {"stages": stages, "total": rates(whole, peak)}
-
-
-@contextmanager
-def _of_expected_form(run: RunFolder) -> Iterator[None]:
-    try:
-        yield
-    except PatchtrainError:
-        raise
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        what = f"{type(error).__name__}: {one_line(error)}"
-        raise PatchtrainError(f"{run.path} has a file of an unexpected form: {what}") from error
 
 
 # ---- the peak

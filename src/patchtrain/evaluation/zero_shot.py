@@ -17,13 +17,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from patchtrain.errors import PatchtrainError, UsageError, nearest, one_line
 from patchtrain.evaluation.loading import LoadedModel
 from patchtrain.evaluation.task_scores import aggregate, first_metric, score_sample, summary
+from patchtrain.extras import require
 
 # Called with the number of answers to score, yields what counts those done.
 Progress = Callable[[int], AbstractContextManager[Callable[[int], None]]]
@@ -97,8 +97,7 @@ def load_tasks(
     if places is not None:
         # Nothing below asks the network; this makes sure of it, also in what a task may import.
         os.environ.update(HF_DATASETS_OFFLINE="1", HF_HUB_OFFLINE="1")
-    if find_spec("lm_eval") is None:
-        raise UsageError("--tasks needs lm-eval: pip install 'patchtrain[eval]'")
+    require("lm_eval", "--tasks")
     import datasets
     import lm_eval.tasks
 

@@ -17,6 +17,7 @@ import torch
 
 from patchtrain.errors import PatchtrainError, UsageError, one_line
 from patchtrain.exporting import gguf_model, gguf_tokenizer
+from patchtrain.extras import require
 from patchtrain.files import umask
 from patchtrain.model_folder import check_model_folder, weight_files
 
@@ -32,16 +33,6 @@ class Written:
     weights: int
     fallback: int
     bytes: int
-
-
-def require_gguf() -> None:
-    """``UsageError`` where the package is not installed, naming the extra."""
-    try:
-        import gguf  # noqa: F401
-    except ImportError as error:
-        raise UsageError(
-            f"GGUF needs the package gguf ({one_line(error)}): pip install 'patchtrain[export]'"
-        ) from error
 
 
 def obstacles(folder: Path) -> list[str]:
@@ -70,7 +61,7 @@ def write_gguf(
         UsageError: the package gguf is missing, or the model cannot be written, and why.
         PatchtrainError: the weights do not fit the architecture.
     """
-    require_gguf()
+    require("gguf", "writing GGUF")
     import gguf
 
     check_model_folder(folder)

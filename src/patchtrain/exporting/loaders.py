@@ -22,6 +22,7 @@ from patchtrain.errors import PatchtrainError, one_line
 from patchtrain.evaluation.generate import Sampling, continue_rows
 from patchtrain.evaluation.loading import LoadedModel, load_model
 from patchtrain.exporting import gguf_file, gguf_model, llama_cpp
+from patchtrain.extras import how_to_install
 from patchtrain.model_folder import weight_files
 
 LOADERS = ("transformers", "gguf", "llama.cpp", "vllm")
@@ -124,8 +125,9 @@ def _gguf(loaders: dict[str, Loader], loaded: LoadedModel) -> None:
         return
     if importlib.util.find_spec("gguf") is None:
         loader.takes = None
-        loader.notes.append("architecture and tokenizer can be written; to do it, "
-                            "pip install 'patchtrain[export]'")  # fmt: skip
+        loader.notes.append(
+            f"architecture and tokenizer can be written; to do it, {how_to_install('gguf')}"
+        )
         return
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.gguf"
@@ -171,7 +173,7 @@ def _llama_cpp(loader: Loader, file: Path, loaded: LoadedModel) -> None:
     """llama.cpp itself: each token it writes is the likeliest here, and it reads text as here."""
     if not llama_cpp.available():
         loader.takes = None
-        loader.notes.append("not run: pip install 'patchtrain[llama-cpp]'")
+        loader.notes.append(f"not run: {how_to_install('xllamacpp')}")
         return
     prompt, tokenizer = _prompt(loaded), loaded.tokenizer
     found = llama_cpp.run(file, prompt, _NEW_TOKENS, _TEXT, _TALK)

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from patchtrain.files import write_text
 from patchtrain.report import compare_figures
 from patchtrain.report.compare_words import (
     CONTENDER_HEAD,
@@ -27,15 +26,14 @@ from patchtrain.report.figures import to_html
 from patchtrain.report.formats import count
 from patchtrain.report.study_page import RUN_HEAD, recipe_parts, run_rows
 from patchtrain.report.tables import table
-from patchtrain.report.template import note, page, paragraphs
+from patchtrain.report.template import note, page, paragraphs, write
 
 Row = Mapping[str, Any]
 
 
 def write_compare_page(results: Row, out: Path) -> Path:
     """Write the page of ``results`` (``comparison_results.summarise``) to ``out``."""
-    write_text(out, render(results).encode("utf-8", "replace").decode("utf-8"))
-    return out
+    return write(render(results), out)
 
 
 def render(results: Row) -> str:

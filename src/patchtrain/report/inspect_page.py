@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from patchtrain.errors import UsageError
-from patchtrain.files import write_text
 from patchtrain.report import patch_views as views
 from patchtrain.report.figures import to_html
 from patchtrain.report.formats import count
 from patchtrain.report.tables import table
-from patchtrain.report.template import note, page
+from patchtrain.report.template import note, page, write
 
 NOTES = {
     "shares": "A word is a longest run of letters, digits and marks; a sentence ends after . ! ? "
@@ -39,9 +38,7 @@ def write_inspect_page(
     ``shown``: the texts of some patches, by patch size.
     """
     check_place(out)
-    text = render(found, shown, title)
-    write_text(out, text.encode("utf-8", "replace").decode("utf-8"))
-    return out
+    return write(render(found, shown, title), out)
 
 
 def render(found: dict[str, Any], shown: dict[int, list[str]], title: str) -> str:

@@ -8,16 +8,14 @@ prompts, samples, recipes) is escaped.
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-from patchtrain.errors import PatchtrainError, UsageError, one_line
-from patchtrain.files import write_text
+from patchtrain.errors import UsageError
 from patchtrain.report import curve, evaluations, figures, speed_section, tables, words
 from patchtrain.report.summary import RunSummary
-from patchtrain.report.template import note, page, paragraphs
-from patchtrain.runs import RunFolder
+from patchtrain.report.template import note, page, paragraphs, write
+from patchtrain.runs import RunFolder, of_expected_form
 
 
 def write_page(runs: Sequence[RunFolder], out: Path, title: str | None = None) -> Path:
@@ -33,11 +31,9 @@ def write_page(runs: Sequence[RunFolder], out: Path, title: str | None = None) -
         raise UsageError(f"cannot write the report to {out}: it is a folder; name a file")
     if not out.parent.is_dir():
         raise UsageError(f"cannot write the report to {out}: there is no folder {out.parent}")
-    with _of_expected_form(runs):
+    with of_expected_form(*runs):
         text = render([RunSummary.read(run) for run in runs], title)
-    # Half a surrogate pair, which JSON can hold, is no text for a file.
-    write_text(out, text.encode("utf-8", "replace").decode("utf-8"))
-    return out
+    return write(text, out)
 
 
 def render(runs: Sequence[RunSummary], title: str | None = None) -> str:
@@ -59,20 +55,6 @@ def render(runs: Sequence[RunSummary], title: str | None = None) -> str:
     if any('class="plot' in part for part in parts):
         parts.insert(0, figures.script())  # whichever section draws: before all of them
     return page(title, parts)
-
-
-@contextmanager
-def _of_expected_form(runs: Sequence[RunFolder]) -> Iterator[None]:
-    """A run's file with values of other kinds than a run writes is one clear error."""
-    try:
-        yield
-    except PatchtrainError:
-        raise
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        where = " or ".join(str(run.path) for run in runs)
-        raise PatchtrainError(
-            f"{where} has a file of an unexpected form: {type(error).__name__}: {one_line(error)}"
-        ) from error
 
 
 def _distinct(runs: Sequence[RunSummary]) -> list[RunSummary]:

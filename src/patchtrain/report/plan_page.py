@@ -13,11 +13,10 @@ import plotly.graph_objects as go
 
 from patchtrain.cost import Bill, ModelSize
 from patchtrain.errors import UsageError
-from patchtrain.files import write_text
 from patchtrain.report.figures import COLOURS, to_html
 from patchtrain.report.formats import count, duration, flops, number, percent, significant
 from patchtrain.report.tables import table
-from patchtrain.report.template import page
+from patchtrain.report.template import page, write
 
 PATCH_SIZES = (2, 4, 8, 16)
 _POINTS = 101
@@ -30,8 +29,7 @@ def write_plan_page(bill: Bill, out: Path, title: str) -> Path:
     """
     if out.is_dir() or not out.parent.is_dir():
         raise UsageError(f"cannot write the picture to {out}: name a file in a folder that exists")
-    write_text(out, render(bill, title))
-    return out
+    return write(render(bill, title), out)
 
 
 def ratio(size: ModelSize, context_length: int, patch_size: int, fraction: float) -> float:

@@ -13,11 +13,10 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from patchtrain.files import write_text
 from patchtrain.report.figures import COLOURS, to_html
 from patchtrain.report.formats import NONE, count, duration, flops, number, percent, scale
 from patchtrain.report.tables import table
-from patchtrain.report.template import note, page, paragraphs
+from patchtrain.report.template import note, page, paragraphs, write
 
 Row = Mapping[str, Any]
 _DASHES = ("solid", "dash", "dot", "dashdot")
@@ -26,8 +25,7 @@ _FIRST_SHOWN = 0.1  # share of a curve that falls too steeply to tell anything o
 
 def write_study_page(results: Row, out: Path) -> Path:
     """Write the page of ``results`` (``analysis.studies.results.collect``) to ``out``."""
-    write_text(out, render(results).encode("utf-8", "replace").decode("utf-8"))
-    return out
+    return write(render(results), out)
 
 
 def render(results: Row) -> str:

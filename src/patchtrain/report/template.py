@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable
+from pathlib import Path
 
 from patchtrain import __version__
+from patchtrain.files import write_text
 
 # Nothing may be fetched, whatever a run's files contain; the browser itself enforces it.
 POLICY = (
@@ -135,6 +137,13 @@ def page(title: str, parts: Iterable[str], style: str = "") -> str:
         body="\n".join(body),
         script=SCRIPT if drawn else "",
     )
+
+
+def write(text: str, out: Path) -> Path:
+    """Write a page to ``out``, replaced whole; returns its path."""
+    # Half a surrogate pair, which JSON can hold, is no text for a file.
+    write_text(out, text.encode("utf-8", "replace").decode("utf-8"))
+    return out
 
 
 def paragraphs(sentences: Iterable[str]) -> str:

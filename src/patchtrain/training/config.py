@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 from transformers.training_args import ParallelMode
 
 from patchtrain.errors import UsageError, nearest
+from patchtrain.extras import require
 from patchtrain.plan import PlanSpec
 from patchtrain.training.guard import ON_NONFINITE
 
@@ -162,6 +163,8 @@ class PatchConfig(TrainingArguments):
         if self.fsdp and self.parallel_mode != ParallelMode.DISTRIBUTED:
             self.fsdp = self.fsdp_plugin_args = None  # one process has nothing to shard
         self.replicas()  # refuses what cannot be
+        if "tensorboard" in self.report_to:
+            require("tensorboard", "report_to tensorboard")
         if self.eval_tokens is not None and self.eval_tokens < 2:
             raise UsageError(f"eval_tokens must be at least 2, not {self.eval_tokens}")
         for name in ("save_strategy", "eval_strategy", "logging_strategy"):

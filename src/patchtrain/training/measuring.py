@@ -64,6 +64,7 @@ def step_seconds(
             ablation=stage.ablation,
             embedding_scale=stage.embedding_scale,
             position_scale=stage.position_scale,
+            pool_weights=stage.pool_weights,
         ):
             passes[_kind(stage)] = _timed(partial(_pass, model, inputs, autocast))
     for group in optimizer.param_groups:  # so that the weights do not move
@@ -82,7 +83,7 @@ def _kind(stage: Stage) -> tuple[Any, ...]:
     """What the time of a pass depends on."""
     return (
         stage.patch_size, stage.context_length, stage.ablation, stage.embedding_scale,
-        stage.position_scale,
+        stage.position_scale, stage.pool_weights,
     )  # fmt: skip
 
 

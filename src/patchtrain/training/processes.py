@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
 from patchtrain.errors import PatchtrainError
+from patchtrain.runs import RunFolder
 from patchtrain.training.signals import StoppedBySignalError
 
 
@@ -195,7 +196,7 @@ def ending_with_the_others(run: Path) -> Iterator[None]:
     check_shared(run)
     with together():
         if rank() == 0:
-            (run / "failure.json").unlink(missing_ok=True)
+            RunFolder(run).failure_file.unlink(missing_ok=True)
     _ending_together = True
     try:
         yield
@@ -239,7 +240,7 @@ def _first_to_fail(run: Path, message: str) -> bool:
         "error": message,
     }
     try:
-        with (run / "failure.json").open("x", encoding="utf-8") as file:
+        with RunFolder(run).failure_file.open("x", encoding="utf-8") as file:
             file.write(json.dumps(entry, indent=2) + "\n")
     except FileExistsError:
         return False

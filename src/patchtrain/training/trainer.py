@@ -12,24 +12,22 @@ from __future__ import annotations
 import contextlib
 import copy
 import signal
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader, Dataset, Sampler
-from transformers import Trainer
-from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
+from torch.utils.data import DataLoader
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from patchtrain.data.batches import PlanBatches, token_array
-from patchtrain.data.documents import AlignedDocuments
-from patchtrain.errors import PatchtrainError, UsageError
+from patchtrain.errors import UsageError
 from patchtrain.files import whole_folder
 from patchtrain.loss_backends import choose
 from patchtrain.model_folder import keep_card
-from patchtrain.modeling import PatchLevel, output_embeddings, patch_level
+from patchtrain.modeling import PatchLevel, output_embeddings, patch_level, vocabulary_size
 from patchtrain.plan import Plan
 from patchtrain.probing import probe, probe_documents, probe_positions
 from patchtrain.sizing import model_size
@@ -38,7 +36,9 @@ from patchtrain.training.checkpoint import Checkpoints
 from patchtrain.training.config import PatchConfig, save_interval
 from patchtrain.training.evaluating import TokenLevelEvaluation, stream
 from patchtrain.training.guard import NonfiniteGuard
+from patchtrain.training.hooks import BeginsRecord, EvaluatesStageEnds, StopsOnSignal
 from patchtrain.training.identity import data_identity, identity
+from patchtrain.training.metrics import WritingMetrics
 from patchtrain.training.passes import count_targets, pass_loss, split_passes
 from patchtrain.training.processes import ending_with_the_others, most, of_first, together
 from patchtrain.training.progress import StageProgress
@@ -47,11 +47,14 @@ from patchtrain.training.resuming import LossWindow, Resuming
 from patchtrain.training.sharding import Sharding
 from patchtrain.training.signals import StoppedBySignalError, StopRequest
 from patchtrain.training.stage_models import KeepingStageModels
+from patchtrain.training.steps import FromCurrentStep, Steps
 from patchtrain.training.switching import CheckingMoments, switch_optimizer
 from patchtrain.training.waiting import CountingDataWait
 
 
-class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation, CountingDataWait, KeepingStageModels):
+class PatchTrainer(
+    Sharding, Resuming, TokenLevelEvaluation, CountingDataWait, WritingMetrics, KeepingStageModels
+):
     """Trains a causal LM through the stages of ``args.plan``.
 
     Args:
@@ -127,10 +130,11 @@ class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation, CountingDataWait, K
         args.ignore_data_skip = True  # the sampler seeks instead
         args.remove_unused_columns = False
         args.logging_nan_inf_filter = False  # a NaN is the guard's affair
+        vocabulary = vocabulary_size(model)
         super().__init__(
             model=model,
             args=args,
-            train_dataset=_Steps(self.batches, args.process_index, _rows(model)),
+            train_dataset=Steps(self.batches, args.process_index, vocabulary),
             eval_dataset=eval_tokens,
             processing_class=processing_class,
             **kwargs,
@@ -164,11 +168,11 @@ class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation, CountingDataWait, K
         self.remove_callback(PrinterCallback)
         self._progress = StageProgress(self.plan, quiet=args.disable_tqdm)
         self.add_callback(self._progress)
-        self.add_callback(_Begin(self))
-        self.add_callback(_StageEnds(self.plan))
+        self.add_callback(BeginsRecord(self))
+        self.add_callback(EvaluatesStageEnds(self.plan))
         if spec.filled().optimizer_at_switch == "second" and len(self.plan.stages) > 1:
             self.add_callback(CheckingMoments())
-        self.add_callback(_Stops(self))
+        self.add_callback(StopsOnSignal(self))
         self._guard = NonfiniteGuard(self)  # last, to know what the others want done after a step
         self.add_callback(self._guard)
 
@@ -256,7 +260,7 @@ class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation, CountingDataWait, K
         return DataLoader(
             self.train_dataset,
             batch_size=None,
-            sampler=_FromCurrentStep(self),
+            sampler=FromCurrentStep(self),
             num_workers=self.args.dataloader_num_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor,
             pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
@@ -354,86 +358,6 @@ class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation, CountingDataWait, K
             self._handle.remove()
         self._handle = self._stage = None
 
-    def begin_record(self) -> None:
-        """Start the run's record, or on resuming go on with the one that is there."""
-        if self.record is not None:
-            self.record.start(self._describe(), self.state.global_step)
-            self._logged = (*self._counted(), self.record.seconds)
-
-    def _describe(self) -> dict[str, Any]:
-        return {
-            "name": self.args.run_name or Path(self.args.output_dir).resolve().name,
-            "status": "running",
-            "seed": self.args.seed,
-            "model": {"class": self.identity["model"]["class"], **self.size.to_dict()},
-            "flops_per_position": self.size.flops_per_position(self.plan.context_length).total,
-            "learning_rate": self.args.learning_rate,
-            "loss_backend": {"name": self.backend.name, "reason": self.backend.reason},
-            "plan": self.plan.to_dict(),
-            "identity": self.identity,
-            "documents": self.documents(),
-        }
-
-    def documents(self) -> dict[str, Any]:
-        """How documents are read, and what keeping them separate adds to the training tokens."""
-        tokens = self.batches.tokens
-        if not isinstance(tokens, AlignedDocuments):
-            return {"read": "mixed"}
-        return {"read": "separate", "stream_tokens": len(tokens), "added_tokens": tokens.added}
-
-    # ---- counting and logging
-
-    def floating_point_ops(self, inputs: Mapping[str, Any]) -> float:
-        """FLOPs of this process's share of a step, by positions: a patch costs one token."""
-        stage = self.plan.stage_at(self.state.global_step).level_at(self.state.global_step)
-        position = self.size.flops_per_position(stage.context_length, stage.patch_size)
-        return stage.positions_per_step / self.plan.processes * position.total
-
-    def _counted(self) -> tuple[int, int]:
-        step = self.state.global_step
-        return self.plan.tokens_before(step), self.plan.positions_before(step)
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds stage, tokens, positions and throughput; writes metrics."""
-        if "loss" in logs:
-            logs["loss"] = self.window.drain()
-            stage = self.plan.stage_at(self.state.global_step - 1)
-            tokens, positions = self._counted()
-            logs.update(stage=stage.index, patch_size=stage.patch_size, tokens=tokens)
-            if self.record is not None:
-                before_tokens, before_positions, before = self._logged
-                seconds = self.record.seconds
-                elapsed = max(seconds - before, 1e-9)
-                logs["tokens_per_s"] = (tokens - before_tokens) / elapsed
-                logs["positions_per_s"] = (positions - before_positions) / elapsed
-                self._logged = (tokens, positions, seconds)
-            self._write("train", logs, stage)
-        elif "eval_loss" in logs:
-            if not self._guard.evaluated(logs["eval_loss"]):
-                return
-            self._write("eval", {key.removeprefix("eval_"): value for key, value in logs.items()})
-        super().log(logs, start_time)
-
-    def _write(self, event: str, values: Mapping[str, Any], stage: Stage | None = None) -> None:
-        if self.record is None:
-            return
-        stage = stage or self._stage or self.plan.stage_at(self.state.global_step)
-        tokens, positions = self._counted()
-        self.record.event(
-            {
-                **{key: value for key, value in values.items() if key != "epoch"},
-                "event": event,
-                "step": self.state.global_step,
-                "stage": stage.index,
-                "patch_size": stage.patch_size,
-                "tokens": tokens,
-                "positions": positions,
-                "flops": self.size.flops(self.plan, self.state.global_step).total,
-                "seconds": self.record.seconds,
-                "data_seconds": self.record.data_seconds,
-            }
-        )
-
     # ---- result
 
     def export(self, path: str | Path) -> Path:
@@ -457,81 +381,3 @@ class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation, CountingDataWait, K
                 finally:
                     plain.config.use_cache = cached
         return path
-
-
-class _Steps(Dataset):
-    """Item i is what this process reads in optimizer step i."""
-
-    def __init__(self, batches: PlanBatches, process: int, vocabulary: int) -> None:
-        self.batches = batches
-        self.process = process
-        self.vocabulary = vocabulary
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, step: int) -> dict[str, Tensor]:
-        inputs = self.batches.inputs(step, self.process)
-        ids = inputs["input_ids"]
-        if int(ids.max()) >= self.vocabulary:
-            raise PatchtrainError(
-                f"token id {ids.max()} in step {step} is beyond the model's vocabulary of "
-                f"{self.vocabulary}: the tokens are damaged, or of another tokenizer"
-            )
-        return {name: torch.from_numpy(value) for name, value in inputs.items()}
-
-
-def _rows(model: Any) -> int:
-    return int(model.get_input_embeddings().weight.shape[0])
-
-
-class _FromCurrentStep(Sampler):
-    """All steps from the trainer's current one on."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
-
-    def __len__(self) -> int:
-        return len(self.trainer.train_dataset)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self.trainer.state.global_step, len(self)))
-
-
-class _Begin(TrainerCallback):
-    """Starts the record once the step to begin at is known, before anything is logged."""
-
-    def __init__(self, trainer: PatchTrainer) -> None:
-        self.trainer = trainer
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.begin_record()
-        # Trainer would count from here, and the window also holds the steps before the checkpoint.
-        self.trainer._globalstep_last_logged = state.global_step - self.trainer.window.steps
-
-
-class _StageEnds(TrainerCallback):
-    """Evaluates at the end of every stage, whatever the evaluation interval."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.ends = {stage.last_step for stage in plan.stages}
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        if state.global_step in self.ends:
-            control.should_log = True
-            control.should_evaluate = args.eval_strategy != "no"
-        return control
-
-
-class _Stops(TrainerCallback):
-    """Ends the run after a step, saved, if a signal has asked any of the processes to."""
-
-    def __init__(self, trainer: PatchTrainer) -> None:
-        self.trainer = trainer
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        trainer = self.trainer
-        trainer.stopped_by = most(trainer.stop_request.signal, args.device)
-        if trainer.stopped_by:
-            control.should_save = control.should_training_stop = True
-        return control

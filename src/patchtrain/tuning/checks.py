@@ -1,4 +1,4 @@
-"""What a tuning asks before it begins: TRL, a folder to write to, the same tuning on resuming."""
+"""What a tuning asks before it begins: a folder to write to, the same tuning on resuming."""
 
 from __future__ import annotations
 
@@ -7,20 +7,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from patchtrain.errors import UsageError, one_line
+from patchtrain.errors import UsageError
 from patchtrain.runs import RunFolder
 
 HELD_OUT = "held_out.jsonl"
-
-
-def require_trl() -> None:
-    """``UsageError`` where TRL is not installed, naming the extra."""
-    try:
-        import trl  # noqa: F401
-    except ImportError as error:
-        raise UsageError(
-            f"tuning needs TRL ({one_line(error)}): pip install 'patchtrain[sft]'"
-        ) from error
 
 
 def check_out(model: Path, out: Path, resume: bool) -> None:

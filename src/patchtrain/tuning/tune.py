@@ -28,6 +28,7 @@ from patchtrain.evaluation.answer_loss import AnswerLoss, answer_loss, answers_r
 from patchtrain.evaluation.answering import Decoding, answer
 from patchtrain.evaluation.loading import LoadedModel, load_model
 from patchtrain.evaluation.record import record
+from patchtrain.extras import require
 from patchtrain.files import clear_partial, whole_folder, write_json, write_text
 from patchtrain.model_folder import fingerprint, keep_card
 from patchtrain.report.card_file import write_card
@@ -36,7 +37,7 @@ from patchtrain.runs import RunFolder
 from patchtrain.sizing import model_size
 from patchtrain.training.record import RunRecord
 from patchtrain.training.signals import StoppedBySignalError
-from patchtrain.tuning.checks import HELD_OUT, check_out, check_same, require_trl
+from patchtrain.tuning.checks import HELD_OUT, check_out, check_same
 from patchtrain.tuning.rows import Rows, split_off, training_rows
 
 _PASS_TOKENS = 2048  # of one device pass, where a row is not longer by itself
@@ -83,7 +84,7 @@ def tune(
         PatchtrainError: data or model cannot be read, or the tuned model is broken.
         StoppedBySignalError: a signal ended it after a step; ``resume`` goes on.
     """
-    require_trl()
+    require("trl", "tuning")
     folder = RunFolder(Path(out))
     check_out(Path(model), folder.path, resume)
     loaded = load_model(model)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from patchtrain.analysis.studies.question import RATE
 from patchtrain.analysis.studies.sweep import Axis, Range, Sweep
 from patchtrain.errors import PatchtrainError, UsageError, one_line
+from patchtrain.extras import require
 from patchtrain.files import write_json
 
 if TYPE_CHECKING:
@@ -153,15 +154,10 @@ class Search:
 
 
 def optuna() -> Any:
-    """The package, silent; ``PatchtrainError`` where it is not installed."""
-    try:
-        import optuna as found
-    except ImportError as error:
-        raise PatchtrainError(
-            "a random or Bayesian search needs optuna: pip install 'patchtrain[sweep]'; --search "
-            "grid needs nothing"
-        ) from error
+    """The package, silent; ``UsageError`` where it is not installed."""
     import warnings
+
+    found: Any = require("optuna", "a random or Bayesian search", "--search grid needs nothing")
 
     warnings.filterwarnings("ignore", category=found.exceptions.ExperimentalWarning)
     found.logging.set_verbosity(found.logging.ERROR)
