@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from patchtrain.errors import UsageError, nearest
+from patchtrain.patch_settings import averaged_steps
 from patchtrain.stage import SlotWeights, Stage
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -50,6 +51,7 @@ CHOICES = {
     "documents": ("mixed", "separate"),
     "phase": ("fixed", "random"),
     "position_scale": ("none", "patch"),
+    "pool_order": ("none", "rotate"),
 }
 
 
@@ -87,11 +89,17 @@ class PlanSpec:
     # What neither paper has; unused unless given (``patch_settings.py``).
     embedding_scale: str | float = "none"  # of a patch; sqrt: its norm is about a token's
     pool_weights: SlotWeights = "uniform"  # of the K embeddings of a patch; recent: 1, 2, 4, ...
+    pool_order: str = "none"  # rotate: the order of a patch's tokens can be told
     patch_rate: float = 1.0  # the learning rate of patches, as a share of the schedule's
     rewarm_steps: int = 0  # from no rate to the schedule's, after each switch
     phase: str = "fixed"  # random: where the first patch of a sequence begins
     position_scale: str = "none"  # patch: patches are K positions apart, as their tokens are
     token_share: float = 0.0  # of the steps of a stage of patches, done at token level
+    freeze_head_steps: int = 0  # after each switch, the head (and an embedding tied to it) stays
+    freeze_body_steps: int = 0  # after each switch, all but embedding and head stays
+    head_scale_at_switch: float = 1.0  # times the logits of an untied head
+    hybrid_share: float = 0.0  # of a patch-level sequence's positions, single tokens at its end
+    average_at_switch: float = 0.0  # share of a stage's last steps whose mean weights go on
     # The learning rate's shape; its peak is the trainer's ``learning_rate``.
     warmup_steps: int | None = None  # default: 2 % of the scope's steps, at most 2,000
     decay_fraction: float = 0.1  # wsd: share of the steps that decay
@@ -230,6 +238,19 @@ class Plan:
         """How many of the steps before ``step`` are of ``stage``."""
         return min(max(step - stage.first_step, 0), stage.steps)
 
+    def is_averaged(self, step: int) -> bool:
+        """Whether the weights after step ``step`` are part of the mean that the next stage gets."""
+        stage = self.stage_at(step)
+        averaged = averaged_steps(self.spec.average_at_switch, stage.steps)
+        return stage is not self.stages[-1] and step >= stage.last_step - averaged
+
+    def frozen_at(self, step: int) -> list[str]:
+        """What step ``step`` leaves as it is: ``"head"``, ``"body"``, or nothing."""
+        stage = self.stage_at(step)
+        asked = {"head": self.spec.freeze_head_steps, "body": self.spec.freeze_body_steps}
+        into = step - stage.first_step
+        return [part for part, steps in asked.items() if stage.index > 0 and into < steps]
+
     def rate_at(self, step: int) -> float:
         """The learning rate of step ``step`` as a share of the peak, in [0, 1].
 
@@ -273,6 +294,8 @@ class Plan:
         patched = [stage for stage in self.stages if stage.patch_size > 1]
         if not patched:
             return []
+        if any(stage.tail for stage in patched):
+            return []  # single tokens are learned all along
         steps = self.total_steps - patched[-1].last_step
         if steps == 0:
             return [

@@ -55,8 +55,9 @@ def step_seconds(
         inputs = {name: value.to(device) for name, value in rows(stage).items()}
         inputs.setdefault("labels", inputs["input_ids"])
         with patch_level(
-            model, stage.patch_size, stage.slot_weights, checked=checked, ablation=stage.ablation
-        ):
+            model, stage.patch_size, stage.slot_weights, checked=checked,
+            ablation=stage.ablation, tail=stage.tail,
+        ):  # fmt: skip
             passes[_kind(stage)] = _timed(partial(_pass, model, inputs, autocast))
     for group in optimizer.param_groups:  # so that the weights do not move
         group["lr"] = 0.0
@@ -67,7 +68,7 @@ def step_seconds(
 
 def _kind(stage: Stage) -> tuple[Any, ...]:
     """What the time of a pass depends on."""
-    return stage.patch_size, stage.context_length, stage.ablation
+    return stage.patch_size, stage.context_length, stage.ablation, stage.tail
 
 
 def random_rows(plan: Plan, vocab_size: int) -> Callable[[Stage], dict[str, Tensor]]:

@@ -33,6 +33,7 @@ from patchtrain.plan import Plan
 from patchtrain.probing import probe, probe_documents, probe_positions
 from patchtrain.sizing import model_size
 from patchtrain.stage import Stage
+from patchtrain.training.averaging import AveragingWeights, WeightMean
 from patchtrain.training.checkpoint import Checkpoints
 from patchtrain.training.config import PatchConfig, save_interval
 from patchtrain.training.evaluating import TokenLevelEvaluation, stream
@@ -46,7 +47,13 @@ from patchtrain.training.resuming import LossWindow, Resuming
 from patchtrain.training.sharding import Sharding
 from patchtrain.training.signals import StoppedBySignalError, StopRequest
 from patchtrain.training.stage_models import KeepingStageModels
-from patchtrain.training.switching import CheckingMoments, switch_optimizer
+from patchtrain.training.switching import (
+    CheckingMoments,
+    check_own_head,
+    drop_frozen,
+    scale_head,
+    switch_optimizer,
+)
 from patchtrain.training.waiting import CountingDataWait
 
 
@@ -138,10 +145,12 @@ class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation, CountingDataWait, K
             probe_documents(self.model)
         if any(stage.position_scale > 1 for stage in self.plan.stages):
             probe_positions(self.model)
+        if spec.head_scale_at_switch != 1.0:
+            check_own_head(self.model)
         self.backend = choose(args.loss_backend, self.probe, output_embeddings(self.model))
         self.size = model_size(self.model)
         self.record = RunRecord(Path(args.output_dir)) if self.is_world_process_zero() else None
-        self.window = LossWindow(self.args.device)
+        self.window, self.weight_mean = LossWindow(self.args.device), WeightMean()
         self.stop_request, self.stopped_by = StopRequest(), 0
         # Where more comes after training (``run.py``), the run is not finished with it.
         self.status_after_training = "finished"
@@ -165,6 +174,8 @@ class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation, CountingDataWait, K
         self.add_callback(_StageEnds(self.plan))
         if spec.filled().optimizer_at_switch == "second" and len(self.plan.stages) > 1:
             self.add_callback(CheckingMoments())
+        if spec.average_at_switch:
+            self.add_callback(AveragingWeights(self))
         self.add_callback(_Stops(self))
         self._guard = NonfiniteGuard(self)  # last, to know what the others want done after a step
         self.add_callback(self._guard)
@@ -200,7 +211,7 @@ class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation, CountingDataWait, K
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        self.window = LossWindow(self.args.device)
+        self.window, self.weight_mean = LossWindow(self.args.device), WeightMean()
         self.stop_request, self.stopped_by = StopRequest(), 0
         found = self.find_checkpoint(resume_from_checkpoint, allow_change)
         if found is not None:
@@ -305,6 +316,8 @@ class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation, CountingDataWait, K
                     loss = pass_loss(model, part, stage, count, share) / len(passes)
                 self.accelerator.backward(loss)
             losses.append(loss.detach().float())
+        if parts := self.plan.frozen_at(self.state.global_step):
+            drop_frozen(self.plain_model(), parts)
         self._guard.saw(passes, losses)
         self._step_loss = torch.stack(losses).sum()
         return self._step_loss
@@ -338,13 +351,27 @@ class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation, CountingDataWait, K
                 embedding_scale=stage.embedding_scale,
                 position_scale=stage.position_scale,
                 pool_weights=stage.pool_weights,
+                pool_order=stage.pool_order,
+                tail=stage.tail,
             )
         self._stage = stage
         if switching:
-            switch_optimizer(self.optimizer, str(self.plan.spec.optimizer_at_switch))
+            self.switch()
             if self.args.torch_compile:
                 torch.compiler.reset()  # compiled code has the other stage's forward inlined
             self._write("switch", {})
+
+    def switch(self) -> None:
+        """What becomes of weights and optimizer state where one stage ends and the next begins."""
+        self.weight_mean.move_to(self.plain_model())
+        if (factor := self.plan.spec.head_scale_at_switch) != 1.0:
+            scale_head(self.plain_model(), factor)
+        switch_optimizer(self.optimizer, str(self.plan.spec.optimizer_at_switch))
+
+    @property
+    def stage_index(self) -> int:
+        """Of the stage that the model is in; its switch is behind it."""
+        return 0 if self._stage is None else self._stage.index
 
     def _leave_stage(self) -> None:
         if self._handle is not None:
@@ -383,7 +410,7 @@ class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation, CountingDataWait, K
     def floating_point_ops(self, inputs: Mapping[str, Any]) -> float:
         """FLOPs of this process's share of a step, by positions: a patch costs one token."""
         stage = self.plan.stage_at(self.state.global_step).level_at(self.state.global_step)
-        position = self.size.flops_per_position(stage.context_length, stage.patch_size)
+        position = self.size.flops_per_position(stage.context_length, stage.tokens_per_position)
         return stage.positions_per_step / self.plan.processes * position.total
 
     def _counted(self) -> tuple[int, int]:
