@@ -39,6 +39,7 @@ from patchtrain.training.config import PatchConfig, save_interval
 from patchtrain.training.evaluating import TokenLevelEvaluation, stream
 from patchtrain.training.guard import NonfiniteGuard
 from patchtrain.training.identity import data_identity, identity
+from patchtrain.training.muon import WithMuon
 from patchtrain.training.passes import count_targets, pass_loss, split_passes
 from patchtrain.training.processes import ending_with_the_others, most, of_first, together
 from patchtrain.training.progress import StageProgress
@@ -57,7 +58,9 @@ from patchtrain.training.switching import (
 from patchtrain.training.waiting import CountingDataWait
 
 
-class PatchTrainer(Sharding, Resuming, TokenLevelEvaluation, CountingDataWait, KeepingStageModels):
+class PatchTrainer(
+    Sharding, Resuming, TokenLevelEvaluation, CountingDataWait, KeepingStageModels, WithMuon
+):
     """Trains a causal LM through the stages of ``args.plan``.
 
     Args:
