@@ -3,6 +3,8 @@
 #   make demo     set up .venv and run the demo (about ten minutes on two cores)
 #   make test     set up .venv and run all tests
 #   make check    lint, format and types
+#   make docs     the documentation as a site, in site/; a link that leads nowhere fails
+#   make evidence trains the main comparison again (under half an hour on two cores)
 #
 # A plain PyPI install of torch on Linux brings CUDA along. To save the download on a machine
 # without a GPU, install PyTorch's CPU build first or name its index: make demo PIP_FLAGS="..."
@@ -12,7 +14,7 @@ VENV ?= .venv
 PIP_FLAGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: demo test check setup clean
+.PHONY: demo test evidence check docs setup clean
 
 demo: $(VENV)/.installed
 	$(BIN)/patchtrain demo $(DEMO_FLAGS)
@@ -25,6 +27,9 @@ check: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/.installed
+	$(BIN)/zensical build --clean --strict
+
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -32,8 +37,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 		|| { echo "patchtrain needs Python 3.11 or later; name one: make demo PYTHON=python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e '.[dev,tensorboard,eval,sft,examples,scale,ray,sweep]'
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e '.[dev,tensorboard,eval,sft,examples,scale,ray,sweep,llama-cpp,docs]'
 	@touch $@
 
+# With EVIDENCE_FLAGS=--quick a minute, for function only.
+evidence: $(VENV)/.installed
+	$(BIN)/python benchmarks/evidence_again.py $(EVIDENCE_FLAGS)
+
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -88,7 +88,7 @@ def main() -> None:
 def followed(args: argparse.Namespace, model: str, out: Path) -> dict[str, Any]:
     """IFEval of a model, on the first prompts."""
     run(
-        "eval", model, "--ifeval", "--prompts", args.prompts, "--first", args.first,
+        "eval", model, "--ifeval", "--prompts", args.prompts, "--limit", args.first,
         "--max-new-tokens", args.max_new_tokens, "--out", out,
     )  # fmt: skip
     found = read_evaluation(out)["instructions"]["ifeval"]

@@ -30,7 +30,7 @@ def quoting(text: str) -> str:
 
 
 def main() -> None:
-    for file in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+    for file in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
         text = file.read_text(encoding="utf-8")
         if (new := quoting(text)) != text:
             write_text(file, new)

@@ -35,12 +35,12 @@ def main() -> None:
     parser.add_argument("--tokenizer", action="append", default=[], metavar="NAME=FILE")
     parser.add_argument("--seeds", nargs="+", default=["0", "1"])
     parser.add_argument("--steps")
-    parser.add_argument("--jobs")
+    parser.add_argument("--workers")
     args = parser.parse_args()
     work = args.work or Path("studies") / args.study
     words = ["study", args.study, *([args.corpus] if args.corpus else []), *args.overrides]
     words += ["--out", str(work), "--seeds", *args.seeds]
-    for name in ("steps", "jobs"):
+    for name in ("steps", "workers"):
         if value := getattr(args, name):
             words += [f"--{name}", value]
     for named in args.tokenizer:

@@ -17,7 +17,7 @@ from typing import Any
 from table_parts import head, line, verdict
 from tables_of_quality import boundaries, evidence, instructions, study, zero_shot
 
-from patchtrain.advice.ranges import count
+from patchtrain.advice.ranges import short
 from patchtrain.files import write_text
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -235,8 +235,8 @@ def advice(result: dict[str, Any]) -> list[str]:
         else:
             gain_range = f"{gain:+.3f}", f"{ends[0]:+.3f} to {ends[1]:+.3f}"
         lines.append(line(
-            count(row["parameters"]), count(row["tokens"]), row["scarce"], what, *gain_range,
-            f"{row['cost_ratio']:.3g}", count(row["tokens_read"]),
+            short(row["parameters"]), short(row["tokens"]), row["scarce"], what, *gain_range,
+            f"{row['cost_ratio']:.3g}", short(row["tokens_read"]),
             ", ".join(text.split(":")[0] for text in row["extrapolates"]) or "nothing",
         ))  # fmt: skip
     fits = result["fits"]

@@ -22,8 +22,9 @@ from common import about, write
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from patchtrain.errors import PatchtrainError
-from patchtrain.memory import RESERVE, Training, estimate, fits, what_would_fit
-from patchtrain.tracing import trace_step
+from patchtrain.memory import Training, estimate, fits, what_would_fit
+from patchtrain.memory.estimate import RESERVE
+from patchtrain.memory.tracing import trace_step
 
 # hidden, intermediate, layers, heads, heads of keys and values
 MODELS = {

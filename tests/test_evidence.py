@@ -41,12 +41,15 @@ class Place:
             "arms": {"k2": {"K": 2, "r": 0.5}},
         }  # fmt: skip
 
-    def __call__(self, *options: str) -> Done:
+    def __call__(self, *options: str, script: str = "evidence") -> Done:
         store = {"sources": ["text.txt"], "tokenizer": "bpe", "vocab_size": 280}
-        asked = {"stores": {"tiny": store}, "studies": {"small": self.study}}
+        asked = {
+            "stores": {"tiny": store}, "studies": {"small": self.study},
+            "again": {"study": "small", "arm": "k2"},
+        }  # fmt: skip
         (self.path / "asked.yaml").write_text(yaml.safe_dump(asked))
         return run(
-            "evidence", "--data", str(self.path / "texts"), "--work", str(self.path / "work"),
+            script, "--data", str(self.path / "texts"), "--work", str(self.path / "work"),
             "--kept", str(self.path / "kept"), "--asked", str(self.path / "asked.yaml"),
             "--jobs", "1", *options,
         )  # fmt: skip
@@ -128,3 +131,31 @@ def test_a_study_that_is_not_asked_for_is_named(place: Place) -> None:
     done = place("large")
     assert done.returncode == 2
     assert "no study large" in done.stderr
+
+
+def test_the_main_comparison_is_trained_again_with_new_seeds(place: Place) -> None:
+    assert place("small").returncode == 0
+    whole = place.summary()
+    rates = {item["name"]: item["learning_rate"] for item in whole["contenders"]}
+    difference = whole["contenders"][1]["difference"]["mean"]
+    again = ("--seeds", "100", "101", "--work", str(place.path / "again"))
+    done = place(*again, script="evidence_again")
+    results = json.loads((place.path / "again" / "small" / "results.json").read_text())
+    for item in results["contenders"]:
+        assert item["learning_rate"] == rates[item["name"]]
+        assert item["seeds"] == [100, 101]
+    now = results["contenders"][1]["difference"]["mean"]
+    agree = (now < 0) == (difference < 0)
+    assert done.returncode == (0 if agree else 1)
+    assert f"{now:+.4f} (2 seeds) now, {difference:+.4f} (1 seed) in small.json" in done.stdout
+    # The other sign is an error, whatever this one was.
+    for item in whole["contenders"]:
+        if item["difference"]:
+            item["difference"]["mean"] *= -1 if agree else 1
+    (place.path / "kept" / "small.json").write_text(json.dumps(whole))
+    done = place(*again, script="evidence_again")
+    assert done.returncode == 1
+    assert "the sign of k2 less token is not that of small.json" in done.stderr
+    quick = place(*again, "--quick", script="evidence_again")
+    assert quick.returncode == 0
+    assert "so short a run says nothing of the sign" in quick.stdout

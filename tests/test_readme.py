@@ -4,7 +4,8 @@ import json
 import re
 import runpy
 import shlex
-from dataclasses import fields
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,20 @@ import pytest
 import torch
 from torch import nn
 
-from patchtrain import PatchConfig, PlanSpec
+from patchtrain import PatchConfig
 from patchtrain.cli.main import main
 from patchtrain.data.prepare import prepare
-from patchtrain.plan import PRESETS
 from patchtrain.runs import read_evaluation
+from patchtrain.watch.status import STATUSES
 from tests.cli.corpus import write_corpus
 from tests.cli.test_resume import stop_at
+from tests.docs.reading import pages, text_of
 from tests.evaluation.chatty import PROMPTS, save_chatty_run, write_lines
 from tests.models import VOCAB, tiny_model
+from tests.report.fake_runs import write_run
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-RECIPES = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str, text: str = README) -> list[str]:
@@ -133,6 +135,49 @@ def test_the_commands_on_instructions_run_in_order(
     assert "IFEval" in both
 
 
+def test_the_commands_on_the_command_line_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+    monkeypatch.setattr("patchtrain.data.hub.reachable", lambda: False)
+    monkeypatch.setattr("patchtrain.doctor.speed._SECONDS", 0.01)
+    monkeypatch.chdir(tmp_path)
+    assert len(commands(text)) == 2
+    for command in commands(text):
+        assert main(shlex.split(command)[1:]) == 0, command
+        assert capsys.readouterr().out
+    (shown,) = blocks("text", text)
+    command, said = shown.strip().splitlines()
+    assert main(shlex.split(command)[2:]) == 2
+    assert capsys.readouterr().err.strip() == said
+
+
+def test_the_commands_on_watching_run_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (ROOT / "docs" / "watch.md").read_text(encoding="utf-8")
+    write_run(tmp_path / "runs" / "small", ((4, 100), (1, 100)))
+    monkeypatch.chdir(tmp_path)
+
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("patchtrain.cli.watch.time.sleep", interrupt)
+    assert len(commands(text)) == 4
+    for command in commands(text):
+        assert main(shlex.split(command, comments=True)[1:]) == 0, command
+        said = capsys.readouterr().out
+        assert "finished" in said
+    (code,) = blocks("python", text)
+    run = subprocess.run
+    monkeypatch.setattr(
+        subprocess, "run", lambda words, **more: run([sys.executable, "-m", *words], **more)
+    )
+    exec(code)
+    assert capsys.readouterr().out == "finished 200 200 None\n"
+    assert all(f"*{status}*" in text for status in STATUSES)
+
+
 def test_make_targets_of_the_readme_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     targets = re.findall(r"^make (\w+)", "\n".join(blocks("bash")), re.MULTILINE)
@@ -181,25 +226,26 @@ def test_the_loop_examples_run_and_agree() -> None:
 def test_quoted_results_are_what_a_script_wrote() -> None:
     quote = runpy.run_path(str(ROOT / "benchmarks" / "quote.py"))
     quoted = 0
-    for file in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
-        text = file.read_text(encoding="utf-8")
-        assert quote["quoting"](text) == text, f"{file}: run python benchmarks/quote.py"
+    for page in pages():
+        text = text_of(page)
+        assert quote["quoting"](text) == text, f"{page}: run python benchmarks/quote.py"
         quoted += text.count("<!-- results/")
     assert quoted >= 12
     with pytest.raises(FileNotFoundError):
         quote["quoting"]("<!-- results/none.md -->\n<!-- end -->")
 
 
-def test_every_plan_key_and_preset_value_is_documented() -> None:
-    documented = set(re.findall(r"`(\w+)`", RECIPES))
-    assert {field.name for field in fields(PlanSpec)} <= documented
-    for key in PRESETS["paper"]:
-        row = f"| `{key}` | {PRESETS['paper'][key]} | {PRESETS['superposition'][key]} |"
-        assert row in RECIPES
-
-
 def test_links_lead_somewhere() -> None:
-    docs = [(file.read_text(encoding="utf-8"), ROOT / "docs") for file in ROOT.glob("docs/*.md")]
-    for text, folder in ((README, ROOT), *docs):
-        for link in re.findall(r"\]\(([^)#:]+)\)", text):
-            assert (folder / link).exists(), link
+    for page in pages():
+        text, folder = text_of(page), (ROOT / page).parent
+        for link, heading in re.findall(r"\]\(([^)#:]*)(?:#([^)]+))?\)", text):
+            target = (folder / link).resolve() if link else ROOT / page
+            assert target.exists(), f"{page}: {link}"
+            if heading:
+                assert heading in anchors(target.read_text(encoding="utf-8")), f"{page}: #{heading}"
+
+
+def anchors(text: str) -> set[str]:
+    """What the headings of a page are called in links, on GitHub as on the site."""
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}

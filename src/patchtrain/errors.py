@@ -43,6 +43,11 @@ def one_line(message: object, limit: int = 200) -> str:
     )
 
 
+def warning_line(message: object) -> str:
+    """How a warning reads wherever it is said: on one line, with the name of who says it."""
+    return f"patchtrain: warning: {one_line(message, 2000)}"
+
+
 def first_problem(error: Any) -> str:
     """The first thing that pydantic's ``ValidationError`` finds wrong, in a few words."""
     first = error.errors()[0]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -16,7 +17,17 @@ from patchtrain.errors import UsageError, one_line
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_TOKENIZERS = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt",
+    "spiece.model",
+)  # fmt: skip
+CARD = "README.md"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a tokenizer lies in a model's folder."""
+    return any((folder / name).is_file() for name in _TOKENIZERS)
 
 
 def check_model_folder(folder: Path, trust_remote_code: bool = False) -> None:
@@ -42,6 +53,20 @@ def check_model_folder(folder: Path, trust_remote_code: bool = False) -> None:
             f"{folder} holds an adapter (adapter_config.json); merge it into its model first"
         )
     _check_weights(folder, config)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder that ``check_model_folder`` took."""
+    if (folder / _WEIGHTS).is_file():
+        return [folder / _WEIGHTS]
+    return [folder / name for name in sorted(set(_read(folder / _INDEX)["weight_map"].values()))]
+
+
+def keep_card(model: Path, new: Path) -> None:
+    """Take the card over into the folder that replaces ``model``: its user may have edited it."""
+    file = model / CARD
+    if file.is_file() and not file.is_symlink():
+        shutil.copyfile(file, new / CARD)
 
 
 def fingerprint(folder: Path) -> str:

@@ -7,6 +7,7 @@ the order of the tokens follows from it. Standard library only; ``plan_resolver.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from patchtrain.errors import UsageError, one_line
@@ -166,6 +167,25 @@ def pool_weights(
 def pool_order(kind: str, patch_size: int, ablation: str | None = None) -> str:
     """The order setting of a stage: ``"none"`` where single tokens are read."""
     return "none" if patch_size == 1 or ablation == "output-only" else kind
+
+
+def patches_of(
+    settings: Mapping[str, Any], patch_size: int, ablation: str | None = None
+) -> dict[str, Any]:
+    """What patches of K are by the settings of a plan: as a stage has it, and ``patch_level``.
+
+    Args:
+        settings: by name; those left out are unused.
+        patch_size: K.
+        ablation: of the stage.
+    """
+    asked, where = {**UNUSED, **settings}, (patch_size, ablation)
+    return {
+        "embedding_scale": embedding_scale(asked["embedding_scale"], *where),
+        "position_scale": position_scale(asked["position_scale"], *where),
+        "pool_weights": pool_weights(asked["pool_weights"], *where),
+        "pool_order": pool_order(asked["pool_order"], *where),
+    }
 
 
 def tail(share: float, patch_size: int, context_length: int) -> int:

@@ -64,46 +64,109 @@ class PlanSpec:
     ``(patch_size, share)``; as mappings they may also say a ``context_length`` of their own and an
     ``ablation`` (``stage.ABLATIONS``), both to study and not to train. Give the length of the run
     as one of ``steps``, ``tokens`` (raw tokens over all stages) or ``epochs`` (passes over the
-    store).
+    store). What stands below a key is its row in docs/reference/recipe.md, which
+    ``python tools/reference.py`` writes.
     """
 
-    context_length: int  # T, positions the transformer sees, the same in all stages
-    tokens_per_step: int  # of a token-level step; a multiple of T
+    context_length: int
+    """T, the positions the transformer sees, the same in all stages."""
+    tokens_per_step: int
+    """Tokens of a token-level step, a multiple of T; gradient accumulation follows from it, in each
+    stage its own."""
     preset: str = "paper"
+    """Whose convention it is; decides what stands under *The presets* unless it is given."""
     patch_size: int = 4
-    patch_fraction: float | None = None  # lambda; 0 is plain token-level training
-    step_fraction: float | None = None  # r
-    stages: Sequence[Any] | None = None  # [(8, 0.2), (4, 0.2), (1, 0.6)] or mappings
-    share_of: str = "tokens"  # what the shares of ``stages`` are shares of
+    """K of the first stage."""
+    patch_fraction: float | None = None
+    """lambda, the share of the *tokens* read at patch level; 0 is plain training."""
+    step_fraction: float | None = None
+    """r, the share of the *steps* at patch level; give one of the two."""
+    stages: Sequence[Any] | None = None
+    """Instead: a list such as `[[8, 0.2], [4, 0.2], [1, 0.6]]`, patch size and share; or
+    [as mappings](../recipes.md#stages-to-study)."""
+    share_of: str = "tokens"
+    """What the shares in `stages` are shares of."""
     steps: int | None = None
+    """Length of the run: one of `steps`, `tokens` and `epochs`."""
     tokens: int | None = None
+    """Or raw tokens over all stages; `360B` is short for 360,000,000,000."""
     epochs: float | None = None
-    documents: str = "mixed"  # the papers' way; separate: aligned to patches, unseen by others
-    max_epochs: float = 1.0  # how often a run sized by steps or tokens may read the store
+    """Or passes over the store."""
+    documents: str = "mixed"
+    """Whether sequences run on over the end of a document, as in both papers, or
+    [keep to one](../recipes.md#documents)."""
+    max_epochs: float = 1.0
+    """How often a run sized by steps or tokens may read the store."""
     # What the preset decides, unless given here:
     hold: str | None = None
+    """A patch-level step has as many tokens as a token-level step, or as much compute."""
     schedule: str | None = None
+    """Of the learning rate, whose peak is `training.learning_rate`; `wsd` is warm-up, stable,
+    decay."""
     schedule_scope: str | None = None
+    """What the schedule runs over."""
     optimizer_at_switch: str | None = None
+    """Optimizer state from one stage to the next; `second`: AdamW's second moments are carried, the
+    first begin at zero."""
     slot_weights: SlotWeights | None = None
+    """Of the K targets: `uniform`, `power` (1/i), `auto` (uniform below K = 8), or K numbers."""
     # What neither paper has; unused unless given (``patch_settings.py``).
-    embedding_scale: str | float = "none"  # of a patch; sqrt: its norm is about a token's
-    pool_weights: SlotWeights = "uniform"  # of the K embeddings of a patch; recent: 1, 2, 4, ...
-    pool_order: str = "none"  # rotate: the order of a patch's tokens can be told
-    patch_rate: float = 1.0  # the learning rate of patches, as a share of the schedule's
-    rewarm_steps: int = 0  # from no rate to the schedule's, after each switch
-    phase: str = "fixed"  # random: where the first patch of a sequence begins
-    position_scale: str = "none"  # patch: patches are K positions apart, as their tokens are
-    token_share: float = 0.0  # of the steps of a stage of patches, done at token level
-    freeze_head_steps: int = 0  # after each switch, the head (and an embedding tied to it) stays
-    freeze_body_steps: int = 0  # after each switch, all but embedding and head stays
-    head_scale_at_switch: float = 1.0  # times the logits of an untied head
-    hybrid_share: float = 0.0  # of a patch-level sequence's positions, single tokens at its end
-    average_at_switch: float = 0.0  # share of a stage's last steps whose mean weights go on
-    # The learning rate's shape; its peak is the trainer's ``learning_rate``.
-    warmup_steps: int | None = None  # default: 2 % of the scope's steps, at most 2,000
-    decay_fraction: float = 0.1  # wsd: share of the steps that decay
-    min_rate: float = 0.0  # where cosine and wsd end, as a share of the peak
+    embedding_scale: str | float = "none"
+    """What the mean of a patch's K embeddings is multiplied with: `none`, `sqrt` (sqrt(K), so that
+    its norm is about a token's) or a number. At K = 1 always 1."""
+    pool_weights: SlotWeights = "uniform"
+    """Of the K embeddings in their mean: `uniform`, `recent` (each token weighs twice as much as
+    the one before it) or a list of numbers, which is for the stages with so many tokens in a
+    patch."""
+    pool_order: str = "none"
+    """`rotate`: before the mean, the dimensions of each of the K embeddings are rolled on by D / K
+    for every token that follows it in the patch, so that the order of the tokens can be told; the
+    last one is not moved."""
+    patch_rate: float = 1.0
+    """The learning rate of the patch-level stages, as a share of what the schedule says."""
+    rewarm_steps: int = 0
+    """After each switch the learning rate rises linearly from 0 to the schedule's over so many
+    steps, whatever the schedule and its scope; where a stage has its own warm-up, the two are
+    multiplied."""
+    phase: str = "fixed"
+    """`random`: at patch level each sequence begins 0 to K - 1 tokens later in the store, drawn
+    from the seed, so that patches are not always cut at the same places. It then ends with as many
+    tokens of its neighbour. Needs `documents: mixed`."""
+    position_scale: str = "none"
+    """`patch`: at patch level positions count by K, so that two patches are as far apart as their
+    tokens at token level. Of a model with rotary positions, others are refused, and within its
+    `max_position_embeddings` (K * T unless `model.config` says another). Needs
+    `documents: mixed`."""
+    token_share: float = 0.0
+    """Share of the steps of each patch-level stage that are done at token level instead, spread
+    evenly. Such a step has the same positions and reads the first T tokens of each of its
+    sequences; the rest of them is not read. Not with `training.torch_compile`."""
+    hybrid_share: float = 0.0
+    """Share of the T positions of each patch-level sequence that read single tokens, after the
+    patches: a compressed past and a recent one in one pass. A patch predicts the K tokens after it,
+    also where those are single ones, a token the next; all targets weigh the same (with other
+    `slot_weights`, a token's as the first of a patch). Rounded to sixteenths of T, to whole
+    positions where T is no multiple of 16. No token-level stage need follow. Needs
+    `documents: mixed`; with `hold: tokens`, a `tokens_per_step` that such sequences divide."""
+    average_at_switch: float = 0.0
+    """Share of a stage's last steps whose mean weights, kept in fp32, the next stage begins with;
+    0: with the last weights. `stage-1/` has the last weights, and what becomes of the optimizer's
+    state, `optimizer_at_switch` says."""
+    freeze_head_steps: int = 0
+    """For so many steps after each switch the output head, and an input embedding that is tied to
+    it, stays as it is while the rest adapts."""
+    freeze_body_steps: int = 0
+    """The same for everything but head and input embedding; give one of the two."""
+    head_scale_at_switch: float = 1.0
+    """What the logits are multiplied with at each switch, by scaling the head's weights. Of a head
+    that is not tied to the input embedding; others are refused."""
+    # The learning rate's shape:
+    warmup_steps: int | None = None
+    """Default: 2 % of the schedule, at most 2,000."""
+    decay_fraction: float = 0.1
+    """Share of the schedule that decays, for `wsd`."""
+    min_rate: float = 0.0
+    """Where `cosine` and `wsd` end, as a share of the peak."""
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PlanSpec:

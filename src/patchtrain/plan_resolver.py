@@ -14,12 +14,11 @@ from typing import Any
 from patchtrain.errors import UsageError, nearest, one_line
 from patchtrain.patch_settings import (
     AFTER_SWITCH,
-    embedding_scale,
-    pool_order,
-    pool_weights,
+    patches_of,
     position_scale,
     problems,
     tail,
+    used,
 )
 from patchtrain.plan import CHOICES, Plan, PlanSpec, largest_divisor, warmup_steps
 from patchtrain.stage import ABLATIONS, Stage, sequence_tokens, slot_weights
@@ -356,14 +355,7 @@ class Resolver:
                     blocks=blocks,
                     slot_weights=slot_weights(part.patch_size, weights),
                     ablation=part.ablation,
-                    embedding_scale=embedding_scale(
-                        spec.embedding_scale, part.patch_size, part.ablation
-                    ),
-                    position_scale=position_scale(
-                        spec.position_scale, part.patch_size, part.ablation
-                    ),
-                    pool_weights=pool_weights(spec.pool_weights, part.patch_size, part.ablation),
-                    pool_order=pool_order(spec.pool_order, part.patch_size, part.ablation),
+                    **patches_of(used(spec), part.patch_size, part.ablation),
                     tail=part.tail,
                     token_steps=int(spec.token_share * length + 1e-9) * (part.patch_size > 1),
                 )

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import difflib
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
@@ -31,6 +30,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from patchtrain import machine
 from patchtrain.errors import UsageError, nearest, one_line
 from patchtrain.model_folder import check_model_folder
 from patchtrain.plan import PlanSpec
@@ -52,18 +52,22 @@ _Path = Annotated[Path, AfterValidator(_without_null_byte)]
 
 
 class ModelSection(BaseModel):
-    """Exactly one of ``config`` (from scratch) and ``pretrained`` (go on from a checkpoint).
-
-    ``new_tokenizer``: the store's tokenizer is not the checkpoint's, and that is meant.
-    """
+    """Exactly one of ``config`` (from scratch) and ``pretrained`` (go on from a checkpoint)."""
 
     model_config = ConfigDict(extra="forbid")
 
     config: dict[str, Any] | None = None
+    """Train from scratch: `model_type` of transformers and fields of its config. Vocabulary and
+    special tokens come from the store, the longest context from the plan."""
     pretrained: str | None = None
+    """Or go on from a checkpoint: a Hugging Face name or folder (safetensors)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the weights. For mixed precision keep float32 and set `training.bf16`."""
     trust_remote_code: bool = False
+    """Run the checkpoint's own code; off unless you say so."""
     new_tokenizer: bool = False
+    """The store's tokenizer is not the checkpoint's, and that is meant; refused unless you say
+    so."""
 
 
 class Recipe(BaseModel):
@@ -72,12 +76,20 @@ class Recipe(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     store: _Path
+    """Token store made by `patchtrain prepare`."""
     model: ModelSection
+    """What is trained: see *The model*."""
     plan: dict[str, Any]
+    """The stages: see *The plan*."""
     training: dict[str, Any] = Field(default_factory=dict)
+    """Anything of `transformers.TrainingArguments` that the plan does not decide, and what stands
+    under *Training*."""
     samples: list[str] = Field(default_factory=list)
+    """Prompts that the final model completes for the page."""
     seed: int = Field(default=0, ge=0, lt=2**32)
+    """Of initial weights and data order."""
     out: _Path
+    """Run folder; `runs/NAME` unless given, where the recipe is NAME.yaml."""
 
     @classmethod
     def load(cls, file: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -304,19 +316,12 @@ def build_config(
 def check_size(parameters: int, itemsize: int = 4) -> None:
     """Refuse a model whose weights alone are more than the memory of this machine."""
     size = parameters * itemsize
-    if size > (memory := _memory()):
+    found = machine.memory()
+    if found is not None and size > (memory := found.usable):
         raise UsageError(
             f"the model has {size / 1e9:,.1f} GB of weights, and this machine has "
             f"{memory / 1e9:,.1f} GB of memory; make it smaller (model.config)"
         )
-
-
-def _memory() -> int:
-    """Bytes of memory of this machine, or no limit where the system does not tell."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):
-        return 1 << 62
 
 
 def _check_training(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -8,7 +8,7 @@
                         step left out) and "rollback" where a loss or gradient was no number
     RUN/nonfinite/      what the steps read whose loss or gradient was no number, one folder each
     RUN/checkpoint-N/   what it takes to go on after step N (``training/checkpoint.py``)
-    RUN/model/          the exported plain Hugging Face model with its tokenizer
+    RUN/model/          the exported plain Hugging Face model with its tokenizer and its card
     RUN/stage-N/        the same as it was at the end of stage N, for each stage but the last
                         (training.keep_stage_models)
     RUN/samples.json    completions of a few prompts by the final model

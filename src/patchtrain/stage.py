@@ -109,6 +109,24 @@ class Stage:
             pool_weights=None, pool_order="none", tail=0, token_steps=0,
         )  # fmt: skip
 
+    def levels(self) -> list[tuple[Stage, int, int]]:
+        """What ``level_at`` gives for its steps: each with the first such step and their number."""
+        counts = {self.patch_size: self.steps - self.token_steps}
+        if self.token_steps:
+            counts[1] = self.token_steps
+        found = []
+        for patch_size, count in counts.items():
+            steps = range(self.first_step, self.last_step)
+            first = next(step for step in steps if self.level_at(step).patch_size == patch_size)
+            found.append((self.level_at(first), first, count))
+        return found
+
+    def reading(self) -> dict[str, Any]:
+        """How sequences are read, beyond their patch size: what ``patch_level`` is given of it."""
+        names = ("ablation", "embedding_scale", "position_scale", "pool_weights", "pool_order",
+                 "tail")  # fmt: skip
+        return {name: getattr(self, name) for name in names}
+
     @property
     def positions(self) -> int:
         return self.steps * self.positions_per_step

@@ -103,7 +103,7 @@ def test_a_dry_run_writes_nothing_and_knows_the_time_once_something_ran(
         (["compare", "none.yaml"], "no recipe at none.yaml"),
         (["compare", "tiny.yaml", "--arms", "tokn"], "'tokn' is no arm"),
         (["compare", "tiny.yaml", "--rates", "0"], "--rates are numbers above 0"),
-        (["compare", "tiny.yaml", "--jobs", "0"], "--jobs must be at least 1"),
+        (["compare", "tiny.yaml", "--workers", "0"], "--workers must be at least 1"),
         (["compare", "tiny.yaml", "plan.steps=900000"], "arm"),
         (["compare", "tiny.yaml", "--out", "tiny.yaml"], "is a file"),
         (["compare", "tiny.yaml", "--out", "store"], "holds something else"),
@@ -153,7 +153,7 @@ def test_runs_are_trained_counted_and_shown(
 
     monkeypatch.setattr(runner, "_popen", here)
     words = ["study", "sweep", "tiny.yaml", "--over", "K=2,4", "--out", "s"]
-    assert main([*words, "--quiet", "--jobs", "1"]) == 0
+    assert main([*words, "--quiet", "--workers", "1"]) == 0
     assert "K2 " in capsys.readouterr().out
     found = json.loads((place / "s" / "results.json").read_text())
     assert found["complete"]

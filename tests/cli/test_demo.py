@@ -78,7 +78,7 @@ def test_a_folder_with_other_things_is_left_alone(
 ) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     (tmp_path / "store").mkdir()  # a name the demo uses
-    for flags in ([], ["--fresh"]):
+    for flags in ([], ["--overwrite"]):
         assert main(["demo", "--quick", "--out", str(tmp_path), *flags]) == 2
         assert "holds something else" in capsys.readouterr().err
     assert main(["demo", "--out", str(tmp_path / "thesis.tex")]) == 2

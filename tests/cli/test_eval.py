@@ -43,8 +43,9 @@ def call(*words: object) -> int:
 
 def result_of(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, Any]:
     assert call(*words, "--json") == 0
-    values: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return values
+    (kind,) = json.loads(capsys.readouterr().out).values()
+    (values,) = kind.values()
+    return dict(values)
 
 
 def write_store(folder: Path, tokenizer: Any, documents: list[str]) -> Path:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from patchtrain.analysis.inside import cut_rows
 from patchtrain.cli.main import main
-from patchtrain.data.store import StoreWriter
+from patchtrain.data.store import StoreWriter, TokenStore
+from patchtrain.evaluation.loading import load_model
+from patchtrain.modeling import patch_level
 from patchtrain.report.page import write_page
 from patchtrain.runs import RunFolder, read_evaluation
 from tests.evaluation.tiny import TEXT, save_tiny_model, save_tiny_run, tiny_tokenizer
@@ -70,8 +75,8 @@ def test_the_exported_model_alone_gives_the_same(
         assert (
             main(["eval", *map(str, words), "--inside", "--json", "--patch-sizes", "1", "4"]) == 0
         )
-        values: dict[str, Any] = json.loads(capsys.readouterr().out)
-        return values
+        (values,) = json.loads(capsys.readouterr().out)["inside"].values()
+        return dict(values)
 
     lines = "".join(json.dumps({"text": text}) + "\n" for text in DOCUMENTS)
     (tmp_path / "t.jsonl").write_text(lines, encoding="utf-8")
@@ -108,3 +113,46 @@ def test_wrong_usage_is_one_line(
 def test_a_model_without_a_run_needs_a_text(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", str(run / "model"), "--inside"]) == 2
     assert "say what to read, --text FILE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("embedding_scale", "sqrt"),
+        ("position_scale", "patch"),
+        ("pool_weights", "recent"),
+        ("pool_order", "rotate"),
+    ],
+)
+def test_patches_are_read_as_the_run_trained_them(
+    setting: str, value: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def losses(folder: Path) -> dict[int, float]:
+        capsys.readouterr()
+        assert main(["eval", str(folder), "--inside", "--json", "--context-length", "8"]) == 0
+        (result,) = json.loads(capsys.readouterr().out)["inside"].values()
+        assert (f", {setting} {value}" in result["read"]) == (folder != run)
+        return {level["patch_size"]: level["loss"] for level in result["models"][-1]["levels"]}
+
+    scaled = shutil.copytree(run, tmp_path / "scaled")
+    info = RunFolder(scaled).info()
+    info["plan"][setting] = value
+    RunFolder(scaled).write_info(info)
+    plain, found = losses(run), losses(scaled)
+    assert found[1] == plain[1]
+    # A model of 32 positions has none for the eighth patch of 8 tokens, 56 tokens on.
+    assert list(found) == ([1, 2, 3, 4] if setting == "position_scale" else [1, 2, 3, 4, 8])
+
+    loaded = load_model(run)
+    tokens = TokenStore.open(run.parent / "store").validation.tokens.astype(np.int64)
+    rows = torch.from_numpy(cut_rows(tokens, 4, 8))
+    written_out = {
+        "embedding_scale": 2.0,
+        "position_scale": 4,
+        "pool_weights": (4 / 15, 8 / 15, 16 / 15, 32 / 15),
+        "pool_order": "rotate",
+    }
+    with patch_level(loaded.model, 4, **{setting: written_out[setting]}):
+        expected = loaded.model(input_ids=rows, labels=rows).loss.item()
+    assert found[4] == pytest.approx(expected, rel=1e-5)
+    assert found[4] != pytest.approx(plain[4], rel=1e-4)

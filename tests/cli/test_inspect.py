@@ -58,7 +58,7 @@ def test_a_store(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_embeddings_of_a_model(
     store: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["inspect", str(store), "--model", str(model), "--patch-size", "3"]) == 0
+    assert main(["inspect", str(store), "--model", str(model), "--patch-sizes", "3"]) == 0
     assert "cosine inside" in capsys.readouterr().out
     result = found(capsys, store, "--model", model)
     for entry in result["patches"]:
@@ -72,7 +72,7 @@ def test_a_text_with_a_model_or_a_tokenizer_and_a_page(
 ) -> None:
     (tmp_path / "t.txt").write_text(TEXT + "\n<b>bold</b>\x1b[2J", encoding="utf-8")
     page = tmp_path / "page.html"
-    words = ["inspect", str(tmp_path / "t.txt"), "--patch-size", "2", "5", "--show", "500"]
+    words = ["inspect", str(tmp_path / "t.txt"), "--patch-sizes", "2", "5", "--show", "500"]
     assert main([*words, "--tokenizer", str(model), "--page", str(page)]) == 0
     out = capsys.readouterr().out
     assert "\x1b" not in out
@@ -102,7 +102,7 @@ def test_a_sample_says_how_large_it_is(store: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["{store}", "--patch-size", "0"], "--patch-size must be at least 1, not 0"),
+        (["{store}", "--patch-sizes", "0"], "--patch-sizes must be at least 1, not 0"),
         (["{store}", "--max-tokens", "3"], "--max-tokens 3 is less than two patches"),
         (["{store}", "--show", "-1"], "--show must be at least 0"),
         (["{store}", "{text}"], "give one token store, or texts, not both"),

@@ -1,10 +1,12 @@
 """The command itself: fast help, one-line errors, exit codes."""
 
 import errno
+import json
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 
 from patchtrain.cli import main as main_module
+from patchtrain.cli import results
 from patchtrain.cli.main import COMMANDS, main
 from patchtrain.errors import PatchtrainError, UsageError
 
@@ -52,10 +55,82 @@ def test_importing_the_package_is_light_and_names_are_public() -> None:
 
 
 @pytest.mark.parametrize("argv", [[], ["trian"], ["train"], ["generate", "--no-such-flag"]])
-def test_wrong_usage_exits_with_2(argv: list[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main(argv)
-    assert stopped.value.code == 2
+def test_wrong_usage_is_one_line_and_exit_code_2(
+    argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(argv) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("patchtrain: error: ")
+    assert printed.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["trian"], "no command 'trian'; did you mean 'train'?"),
+        (["study", "ablatoin"], "no study 'ablatoin'; did you mean 'ablation'?"),
+        (
+            ["generate", "x", "--num-sample", "3"],
+            "no option --num-sample; did you mean '--num-samples'?",
+        ),
+        (["study", "sweep", "r.yaml", "--ovr", "K=2"], "--over"),
+        (["report", "x", "--zyx=1"], "no option --zyx; known: --debug, --help, --json, --out"),
+        (["inspect", "x", "--format", "jsnl"], "--format cannot be 'jsnl'; did you mean 'jsonl'?"),
+        (["inspect", "x", "--show", "many"], "--show: invalid int value: 'many'"),
+        (["completion", "bash", "more"], "unexpected 'more' (see patchtrain completion --help)"),
+        (["prepare", "x"], "--out"),
+    ],
+)
+def test_near_misses_are_named(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(argv) == 2
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert printed.count("\n") == 1
+
+
+def test_help_as_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["help"], ["help", "train"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(words)
+        assert stopped.value.code == 0
+        assert " ".join(["usage: patchtrain", *words[1:]]) in capsys.readouterr().out
+
+
+def test_only_the_result_is_on_stdout_for_a_program(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def talk(args: Any) -> int:
+        print("a library says hello")
+        results.show_json({"loss": float("nan"), "losses": (1.5, float("inf")), "name": "ü"})
+        return 0
+
+    monkeypatch.setattr("patchtrain.cli.report.run", talk)
+    assert main(["report", "x", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == {"loss": None, "losses": [1.5, None], "name": "ü"}
+    assert printed.err == "a library says hello\n"
+    assert main(["report", "x"]) == 0
+    assert capsys.readouterr().out.startswith("a library says hello")
+
+
+def test_a_warning_of_ours_is_one_line_in_the_style_of_errors(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def warn(args: Any) -> int:
+        for file in (main_module.__file__, "/elsewhere.py"):
+            text = warnings.formatwarning(UserWarning("odd\nthing"), UserWarning, file, 7)
+            print(text, end="", file=sys.stderr)
+        return 0
+
+    monkeypatch.setattr("patchtrain.cli.report.run", warn)
+    before = warnings.formatwarning
+    assert main(["report", "x"]) == 0
+    printed = capsys.readouterr().err
+    assert printed.startswith("patchtrain: warning: odd thing\n/elsewhere.py:7: UserWarning: odd")
+    assert warnings.formatwarning is before
 
 
 def full_disk(wrapped: bool) -> Exception:
@@ -159,8 +234,7 @@ def test_what_all_processes_see_alike_is_said_by_the_first_of_a_machine(
 
 
 def test_the_commands_of_the_help_exist() -> None:
-    text = main_module.EPILOG
-    named = {line.split()[1] for line in text.splitlines() if line.startswith("  patchtrain")}
+    named = {line.split()[1] for line in main_module.DOC.splitlines() if line.startswith("  patch")}
     assert named <= set(COMMANDS)
 
 

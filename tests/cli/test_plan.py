@@ -63,12 +63,12 @@ def test_what_is_too_large_to_measure_here(capsys: pytest.CaptureFixture[str]) -
 
 def test_the_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "plan.html"
-    assert main(["plan", BIG, "--device", "h100", "--no-memory", "--picture", str(page)]) == 0
+    assert main(["plan", BIG, "--device", "h100", "--no-memory", "--page", str(page)]) == 0
     text = page.read_text()
     assert "Compute at equal data" in text
     assert "this plan" in text
     assert "default-src 'none'" in text
-    assert main(["plan", BIG, "--picture", str(tmp_path / "no" / "plan.html")]) == 2
+    assert main(["plan", BIG, "--page", str(tmp_path / "no" / "plan.html")]) == 2
 
 
 def test_a_loss_that_is_foreseen_is_said(capsys: pytest.CaptureFixture[str]) -> None:

@@ -84,7 +84,7 @@ def test_tokenizers_of_a_corpus(
         (["tokenizers", "--tokenizer", "file.json"], "is not NAME=FILE"),
         (["tokenizers", "--tokenizer", "bpe=file.json"], "the name 'bpe' is taken"),
         (["ablation", "--steps", "0"], "--steps must be at least 1"),
-        (["ablation", "--jobs", "0"], "--jobs must be at least 1"),
+        (["ablation", "--workers", "0"], "--workers must be at least 1"),
         (["ablation", "no/such.yaml"], "no recipe at"),
         (["ablation", "no-such-text"], "no-such-text"),
     ],
@@ -106,10 +106,10 @@ def test_each_study_has_help_with_an_example(capsys: pytest.CaptureFixture[str])
         assert f"patchtrain study {study} --out" in capsys.readouterr().out
 
 
-def test_fresh_starts_over_in_a_studys_folder_only(
+def test_overwrite_starts_over_in_a_studys_folder_only(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    assert main(["study", "ablation", "--fresh", "--out", str(tmp_path)]) == 2
+    assert main(["study", "ablation", "--overwrite", "--out", str(tmp_path)]) == 2
     assert "holds something else" in capsys.readouterr().err
     assert (tmp_path / "thesis.tex").read_text() == "years of work"

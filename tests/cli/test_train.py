@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -95,9 +96,29 @@ def test_the_result_is_a_plain_hugging_face_model(trained: RunFolder) -> None:
     assert model.generation_config.eos_token_id == 0
 
 
+def test_the_model_has_a_card_whose_code_runs(
+    trained: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (trained.model / "README.md").read_text(encoding="utf-8")
+    assert "token-superposition" in text
+    assert "made from" in text
+    assert trained.info()["store"]["fingerprint"] in text
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(code, {})
+    assert capsys.readouterr().out.startswith("The <b>cat</b>")
+
+
+def test_eval_brings_the_card_up_to_date(
+    trained: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = write_corpus(tmp_path / "other.txt", sentences=50)
+    assert main(["eval", str(trained.path), "--text", str(text), "--final-only"]) == 0
+    assert "| other.txt |" in (trained.model / "README.md").read_text(encoding="utf-8")
+
+
 def test_eval_agrees_with_the_run(trained: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", str(trained.path), "--json"]) == 0
-    result = json.loads(capsys.readouterr().out)
+    result = json.loads(capsys.readouterr().out)["text"]["validation"]
     assert result["loss"] == pytest.approx(trained.info()["result"]["loss"], rel=1e-6)
 
 
@@ -364,11 +385,11 @@ def test_separate_documents_are_trained_measured_and_evaluated_each_alone(
     result = RunFolder.open(out).info()["result"]
     assert result["documents"] == "separate"
     assert main(["eval", str(out), "--json"]) == 0
-    scored = json.loads(capsys.readouterr().out)
+    scored = json.loads(capsys.readouterr().out)["text"]["validation"]
     assert "each document on its own" in scored["scored"]
     assert scored["loss"] == pytest.approx(result["loss"], rel=1e-6)
     assert main(["eval", str(out), "--json", "--max-tokens", "50"]) == 0
-    assert json.loads(capsys.readouterr().out)["targets"] == 50
+    assert json.loads(capsys.readouterr().out)["text"]["validation"]["targets"] == 50
 
 
 def spoil_step(monkeypatch: pytest.MonkeyPatch, number: int) -> None:

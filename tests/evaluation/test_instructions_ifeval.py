@@ -121,7 +121,7 @@ def test_a_killed_measurement_goes_on(
     capsys.readouterr()
     assert main(words(run, base, "--json", "--name", "again")) == 0
     printed = capsys.readouterr()
-    assert json.loads(printed.out)["name"] == "again"
+    assert json.loads(printed.out)["instructions"]["again"]["name"] == "again"
     assert printed.err == ""
     found = RunFolder(run).evaluation()["instructions"]
     assert found["ifeval"]["prompt_strict"] == found["again"]["prompt_strict"] == 1.0
@@ -195,7 +195,7 @@ def test_other_rows_are_named(row: dict[str, Any], message: str, run: Path, tmp_
 
 def test_options_that_do_not_fit(run: Path, base: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for more, message in (
-        (["--first", "0"], "--first must be at least 1"),
+        (["--limit", "0"], "--limit must be at least 1"),
         (["--judge-model", "m"], "--judge-model is for --mt-bench"),
         (["--mt-bench"], "--mt-bench needs a judge"),
         (["--name", "../x"], "cannot name a result"),

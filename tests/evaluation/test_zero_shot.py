@@ -403,7 +403,8 @@ def test_a_text_without_context_begins_with_the_token_asked_for(
 ) -> None:
     found = evaluate_tasks(model, tasks, limit=3, start_token="a")
     blimp = next(result for result in found if result["task"] == "blimp")
-    first = LoadedModel(**{**vars(model), "tokenizer": load_model(model.path, "cpu").tokenizer})
+    own = load_model(model.path, "cpu").tokenizer
+    first = LoadedModel(**{**vars(model), "own_tokenizer": own})
     first.tokenizer.bos_token = "a"
     assert first.start_token_id == model.tokenizer.get_vocab()["a"]
     right = [likelihood(first, "", " " + a) > likelihood(first, "", " " + b) for a, b in PAIRS[:3]]

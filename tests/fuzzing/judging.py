@@ -20,6 +20,7 @@ import torch
 from patchtrain.cli.main import main
 from patchtrain.data.store import TokenStore
 from patchtrain.errors import PatchtrainError
+from patchtrain.machine import Memory
 from patchtrain.runs import RunFolder
 
 SECONDS = 30
@@ -84,8 +85,6 @@ def outcome(argv: Sequence[str], seconds: float = SECONDS) -> Outcome:
                 code = main(list(argv))
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 99
-            if code == 2 and "usage: patchtrain" in err.getvalue():  # argparse has its own words
-                return Outcome(2, out.getvalue(), err.getvalue().strip().splitlines()[-1])
         except _HangError:
             problems.append(f"took more than {seconds:g} s")
         except BaseException as error:
@@ -221,7 +220,7 @@ def _restored() -> Iterator[None]:
         mock.patch.dict(os.environ),
         mock.patch("patchtrain.training.measuring.TIMED_SECONDS", 0.0),
         mock.patch("patchtrain.training.measuring.LARGEST_PASS", 1e8),
-        mock.patch("patchtrain.recipe._memory", return_value=1 << 30),
+        mock.patch("patchtrain.machine.memory", return_value=Memory(1 << 30, None, None)),
         mock.patch("patchtrain.data.hub.reachable", return_value=False),
         mock.patch("patchtrain.data.tokenizer.reachable", return_value=False),
     ):

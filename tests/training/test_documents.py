@@ -38,7 +38,8 @@ def documents(count: int = 300, seed: int = 0, longest: int = 30) -> list[list[i
 def split(made: list[list[int]]) -> Any:
     """The documents as a split of a token store."""
     tokens = np.array([token for document in made for token in document], dtype=np.uint16)
-    return SimpleNamespace(tokens=tokens, offsets=np.cumsum([0, *map(len, made)]), utf8_bytes=1)
+    offsets = np.cumsum([0, *map(len, made)])
+    return SimpleNamespace(tokens=tokens, offsets=offsets, utf8_bytes=1, end_token=EOS)
 
 
 def trainer(folder: Path, **values: Any) -> PatchTrainer:

@@ -226,7 +226,8 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
                "--master_port=0", "--rdzv_backend=c10d", "--rdzv_endpoint=127.0.0.1:0",
                str(script), str(tmp_path / "two")]  # fmt: skip
     root = Path(__file__).parents[2]
-    environment = {"PYTHONPATH": str(root), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    paths = f"{root / 'src'}:{root}"
+    environment = {"PYTHONPATH": paths, "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     one = trainer(tmp_path / "one", logging_steps=1)

@@ -65,7 +65,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def words(run: Path, data: Path, out: Path, *more: str) -> list[str]:
     return ["sft", str(run), "--data", str(data), "--out", str(out), "--max-steps", str(STEPS),
-            "--learning-rate", "0.01", "--tokens-per-step", "400", "--held-out", "0.1",
+            "--learning-rate", "0.01", "--tokens-per-step", "400", "--validation-fraction", "0.1",
             *more]  # fmt: skip
 
 
@@ -147,8 +147,8 @@ def test_a_tuning_that_ended_early_goes_on_as_if_it_had_not(
     assert left == (["checkpoint-5"] if how == "signal" else ["checkpoint-4"])
     half = out / ".checkpoint.partial-x" / "checkpoint-6"
     half.mkdir(parents=True)
-    with pytest.raises(SystemExit):
-        main(["sft", str(run), "--out", str(out), "--resume"])  # without --data
+    assert main(["sft", str(run), "--out", str(out), "--resume"]) == 2
+    assert "required: --data" in capsys.readouterr().err
     assert main(words(run, data, out, "--quiet")) == 2
     assert "exists; go on with it with --resume" in capsys.readouterr().err
     assert main(words(run, data, out, "--resume", "--seed", "5")) == 2

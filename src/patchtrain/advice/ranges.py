@@ -31,11 +31,11 @@ class Range:
         """What to say of a value outside, None inside."""
         if self.holds(value):
             return None
-        known = f"the {self.who} {count(self.least)}"
+        known = f"the {self.who} {short(self.least)}"
         if self.most > self.least:
-            known += f" to {count(self.most)}"
+            known += f" to {short(self.most)}"
         far = "" if self.holds(value, _FAR) else ", so far that no gain is given"
-        return f"{self.name}: {count(value)} is outside of {known}{far}"
+        return f"{self.name}: {short(value)} is outside of {known}{far}"
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def is_small(parameters: float, published: Coverage) -> bool:
     return parameters < math.sqrt(points.own().parameters * published.size.least)
 
 
-def count(value: float) -> str:
+def short(value: float) -> str:
     """A count in three digits: ``370M``, ``1.05T``, ``20,000``."""
     for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
         if value >= size:

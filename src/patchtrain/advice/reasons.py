@@ -6,7 +6,7 @@ from typing import Any
 
 from patchtrain.advice import held_out, points
 from patchtrain.advice.fits import TWO_THIRDS, EqualCompute, EqualData, Estimate
-from patchtrain.advice.ranges import count
+from patchtrain.advice.ranges import short
 
 SINGLE_SEEDS = "every published number is a single run: no seed was repeated"
 
@@ -82,7 +82,7 @@ def equal_compute(model: EqualCompute, ratio: float, gain: Estimate | None) -> l
     """Why the reference K and r, and what they gain."""
     paper, K, r = points.cite("superposition"), model.patch_size, model.step_fraction
     measured = ", ".join(
-        f"{pair.gain:.3f} ({count(pair.parameters)}, {count(pair.tokens)} tokens)"
+        f"{pair.gain:.3f} ({short(pair.parameters)}, {short(pair.tokens)} tokens)"
         for pair in points.equal_compute_pairs()
     )
     here = "" if gain is None else f"; {ratio:,.0f} give {gain.value:.3f} ({interval(gain)})"
@@ -98,7 +98,7 @@ def equal_compute(model: EqualCompute, ratio: float, gain: Estimate | None) -> l
         f"gain and reads {1 - r + 4 * r:.2g} times the text, K = 8 {more:.0%} and "
         f"{1 - r + 8 * r:.2g} times",
         f"{stated('patch_fraction_equal_compute')} (here {r * K / (r * K + 1 - r):.2g})",
-        f"{paper}, 3B on the same {count(same_data['tokens'])} tokens: token level only ended at "
+        f"{paper}, 3B on the same {short(same_data['tokens'])} tokens: token level only ended at "
         f"{same_data['token_loss']:.3f}, patches first at {same_data['patch_loss']:.3f}: the gain "
         f"is one of compute, not of text",
         f"{paper}, 10B with 1B active, K = {mixture['patch_size']}, r = "
@@ -115,9 +115,9 @@ def own_runs() -> list[str]:
     gains = ", ".join(f"{gain:+.3f}" for gain in own.gains)
     smallest = min(pair.parameters for pair in points.equal_compute_pairs())
     return [
-        f"{own.file}, {own.parameters:,} parameters on {count(own.tokens)} tokens, equal compute, "
+        f"{own.file}, {own.parameters:,} parameters on {short(own.tokens)} tokens, equal compute, "
         f"K = {own.patch_size}, r = {own.step_fraction:g}, each arm at its best rate: gains of "
         f"{gains} nats on {len(own.gains)} seeds; the middle one is taken, the range is theirs. "
         f"The rate was chosen on the first seed",
-        f"no published model is smaller than {count(smallest)} parameters",
+        f"no published model is smaller than {short(smallest)} parameters",
     ]

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 from patchtrain.advice import fits, points, ranges, reasons
 from patchtrain.advice.fits import Estimate
-from patchtrain.advice.ranges import count
+from patchtrain.advice.ranges import short
 from patchtrain.errors import UsageError, one_line
 from patchtrain.plan import Plan
 
@@ -196,7 +196,7 @@ def _for_scarce_compute(parameters: int, tokens: int, given: dict[str, int]) -> 
     times = 1 - r + r * K
     read = round(tokens * times)
     said.append(
-        f"at equal compute this reads {times:.3g} times the text, {count(read)} tokens, each once; "
+        f"at equal compute this reads {times:.3g} times the text, {short(read)} tokens, each once; "
         f"if there is less, it is data that is scarce"
     )
     return Advice(
@@ -242,8 +242,8 @@ def plan_warnings(parameters: int, plan: Plan) -> list[str]:
         return []
     if ranges.of_table("equal_data", points.equal_data_pairs()).is_far(parameters, read):
         return [
-            f"no comparison on the same text is known near {count(parameters)} parameters and "
-            f"{count(read)} tokens; if text is what limits you, token level only is the safe choice"
+            f"no comparison on the same text is known near {short(parameters)} parameters and "
+            f"{short(read)} tokens; if text is what limits you, token level only is the safe choice"
         ]
     model, ratio = fits.equal_data(), read / parameters
     measured = min(max(share, float(model.fractions[0])), float(model.fractions[-1]))

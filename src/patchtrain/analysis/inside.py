@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from patchtrain.errors import UsageError
 from patchtrain.evaluation.loading import LoadedModel
 from patchtrain.evaluation.perplexity import check_token_ids, device_of, evaluating
 from patchtrain.modeling import patch_level
+from patchtrain.patch_settings import patches_of
 from patchtrain.patches import patch_targets
 from patchtrain.probing import probe
 
@@ -42,6 +43,7 @@ def read_levels(
     threshold: float = THRESHOLD,
     batch_size: int | None = None,
     advance: Callable[[int], None] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Read the same tokens at each patch size: loss by slot, activated neurons by layer.
 
@@ -54,6 +56,7 @@ def read_levels(
         threshold: above which absolute value an activation counts.
         batch_size: rows at a time; by default as many as keep the logits near 256 MB.
         advance: is called with the tokens of each batch.
+        settings: of patches, of the plan it was trained by (``patch_settings.patches_of``).
 
     Returns:
         One entry for each K: ``patch_size``, ``tokens``, ``positions``, ``loss`` (mean over slots,
@@ -62,8 +65,8 @@ def read_levels(
         ``output`` and ``inner``; empty where no feed-forward parts are found).
 
     Raises:
-        UsageError: a text of fewer than two patches, a token the model does not have, or a model
-            on which patch level is not exact.
+        UsageError: a text of fewer than two patches, a token the model does not have, positions
+            that it has no room for, or a model on which patch level is not exact.
     """
     if len(tokens):
         check_token_ids(model, int(tokens.max()))
@@ -75,7 +78,7 @@ def read_levels(
         size = batch_size or max(1, _BATCH_LOGITS // (rows.shape[1] // K * _vocabulary(model)))
         losses = []
         with (
-            patch_level(model, K, checked=checked),
+            patch_level(model, K, checked=checked, **patches_of(settings or {}, K)),
             evaluating(model),
             counting(parts, threshold) as activity,
         ):

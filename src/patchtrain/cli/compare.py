@@ -1,5 +1,6 @@
 """Train one recipe in several ways over several seeds and say which ends lowest, and by how much.
 
+examples:
   patchtrain compare recipes/small.yaml --dry-run
   patchtrain compare recipes/small.yaml --rates 2e-3 4e-3 8e-3 --seeds 0 1 2
   patchtrain compare recipes/small.yaml --arms recipe "k4:patch_size=4,step_fraction=0.2"
@@ -19,9 +20,12 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from patchtrain.cli.parser import general
+from patchtrain.cli.results import show_json
 
 if TYPE_CHECKING:
     from patchtrain.analysis.studies.comparison import Work
@@ -86,24 +90,27 @@ def add_common(parser: argparse.ArgumentParser, seeds: list[int]) -> None:
         + " ".join(map(str, seeds))
         + ")",
     )
-    parser.add_argument(
-        "--jobs", type=int, metavar="N", help="runs at a time (default: one a core)"
+    running(parser, "print what would be trained and what it costs")
+
+
+def running(parser: argparse.ArgumentParser, dry_run: str) -> None:
+    """How the runs of a comparison or study are trained; ``dry_run`` is that option's help."""
+    group = parser.add_argument_group("running")
+    group.add_argument(
+        "--workers", type=int, metavar="N", help="runs at a time (default: one a core)"
     )
-    parser.add_argument(
+    group.add_argument(
         "--keep",
         choices=("models", "results"),
         default="models",
         help="of a finished run: its model and page too, or only its record and metrics, a hundred "
         "kilobytes (default: %(default)s)",
     )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print what would be trained and what it costs"
+    group.add_argument("--dry-run", action="store_true", help=dry_run)
+    group.add_argument(
+        "--overwrite", action="store_true", help="delete what is in the folder and start over"
     )
-    parser.add_argument(
-        "--fresh", action="store_true", help="delete what is in the folder and start over"
-    )
-    parser.add_argument("--json", action="store_true", help="print the results as JSON")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
+    general(parser, json="the results, or with --dry-run what would be trained,", quiet=True)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -130,8 +137,8 @@ def load(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     from patchtrain.errors import UsageError
     from patchtrain.recipe import Recipe
 
-    if args.jobs is not None and args.jobs < 1:
-        raise UsageError(f"--jobs must be at least 1, not {args.jobs}")
+    if args.workers is not None and args.workers < 1:
+        raise UsageError(f"--workers must be at least 1, not {args.workers}")
     recipe = Recipe.load(args.recipe, args.overrides)
     if args.equal == "data" and recipe.plan.get("documents") == "separate":
         raise UsageError(
@@ -155,17 +162,25 @@ def carry_out(
     from patchtrain.analysis.studies.study import claim
 
     if args.dry_run:
-        print_question(question, args.out, trials)
+        asked = question_summary(question, args.out, trials)
+        if args.json:
+            show_json(asked)
+        else:
+            print_question(asked)
         return 0
     claim(args.out)
-    if args.fresh:
+    if args.overwrite:
         shutil.rmtree(args.out)
     found = run_comparison(
-        question, args.out, args.jobs, say=_say, quiet=args.quiet, keep=args.keep, search=search
+        question,
+        args.out,
+        args.workers,
+        say=say,
+        quiet=args.quiet,
+        keep=args.keep,
+        search=search,
     )
     if args.json:
-        from patchtrain.cli.results import show_json
-
         show_json(found)
     else:
         print_results(found)
@@ -173,29 +188,29 @@ def carry_out(
     return 1 if found["failed"] or found["unfit"] else 0
 
 
-def print_question(question: Question, folder: Path, trials: int = 0) -> None:
-    """The contenders, what a run of each costs, and how many runs there are at most."""
+def question_summary(question: Question, folder: Path, trials: int = 0) -> dict[str, Any]:
+    """The contenders, what a run of each costs, and how many runs there are at most.
+
+    ``seconds``, one run at a time, is None until a run has finished in ``folder``.
+    """
     from patchtrain.analysis.studies.comparison_results import seconds_per_flop
     from patchtrain.analysis.studies.equal import plan_of
     from patchtrain.analysis.studies.question import BASELINE
     from patchtrain.analysis.studies.study import Arm
-    from patchtrain.report.formats import count, duration, flops
 
-    rows, costs = [], {}
+    arms, costs = [], {}
     for item in question.contenders:
         arm = Arm(item.name, item.words, item.recipe)
         planned = plan_of(question.study([arm]), arm)
         costs[item.name] = planned.size.flops(planned.plan).total
-        off = f"{item.equality.off:+.2%}" if item.equality else ""
-        rows.append([
-            item.name, item.words, f"{planned.plan.total_steps:,}",
-            count(planned.plan.total_tokens), flops(costs[item.name]), off,
-        ])  # fmt: skip
-    print_table(["arm", "what it is", "steps", "tokens", "compute", "off"], rows)
-    for name, twin in question.about.get("same", {}).items():
-        print(f"left out     {name}: the same plan as {twin}")
-    for name, reason in question.unfit.items():
-        print(f"not trained  {name}: {reason}")
+        arms.append({
+            "name": item.name,
+            "words": item.words,
+            "steps": planned.plan.total_steps,
+            "tokens": planned.plan.total_tokens,
+            "flops": costs[item.name],
+            "off": item.equality.off if item.equality else None,
+        })  # fmt: skip
     rates, seeds = max(len(question.rates), 1), len(question.seeds)
     points = len(costs)
     first, total = points * rates, sum(costs.values()) * rates
@@ -206,17 +221,50 @@ def print_question(question: Question, folder: Path, trials: int = 0) -> None:
     total += average * (trials + later)
     if question.budgets:
         total += costs[BASELINE] * seeds * sum(b for b in question.budgets if b != 1)
-    print(
-        f"at most {runs} runs: {first} for each arm at each rate with seed {question.first_seed}, "
-        + (f"{trials} trials, " if trials else "")
-        + f"the rest for the other seeds{' and the budgets' * bool(question.budgets)}; "
-        f"{flops(total)} in all, equal {question.held_equal} a run"
-    )
     pace = seconds_per_flop(folder)
-    if pace is None:
+    return {
+        "arms": arms,
+        "same": question.about.get("same", {}),
+        "unfit": question.unfit,
+        "held_equal": question.held_equal,
+        "first_seed": question.first_seed,
+        "first_runs": first,
+        "trials": trials,
+        "budgets": list(question.budgets),
+        "most_runs": runs,
+        "flops": total,
+        "seconds": None if pace is None else pace * total,
+    }
+
+
+def print_question(asked: Mapping[str, Any]) -> None:
+    """A ``question_summary`` in words."""
+    from patchtrain.report.formats import count, duration, flops
+    from patchtrain.report.terminal import print_table
+
+    rows = [
+        [
+            arm["name"], arm["words"], f"{arm['steps']:,}", count(arm["tokens"]),
+            flops(arm["flops"]), "" if arm["off"] is None else f"{arm['off']:+.2%}",
+        ]
+        for arm in asked["arms"]
+    ]  # fmt: skip
+    print_table(["arm", "what it is", "steps", "tokens", "compute", "off"], rows)
+    for name, twin in asked["same"].items():
+        print(f"left out     {name}: the same plan as {twin}")
+    for name, reason in asked["unfit"].items():
+        print(f"not trained  {name}: {reason}")
+    print(
+        f"at most {asked['most_runs']} runs: {asked['first_runs']} for each arm at each rate with "
+        f"seed {asked['first_seed']}, "
+        + (f"{asked['trials']} trials, " if asked["trials"] else "")
+        + f"the rest for the other seeds{' and the budgets' * bool(asked['budgets'])}; "
+        f"{flops(asked['flops'])} in all, equal {asked['held_equal']} a run"
+    )
+    if asked["seconds"] is None:
         print("how long that takes is not known until a run has finished in the folder")
     else:
-        print(f"about {duration(pace * total)} one at a time, at the pace of the finished runs")
+        print(f"about {duration(asked['seconds'])} one at a time, at the pace of the finished runs")
 
 
 def print_results(found: Mapping[str, Any]) -> None:
@@ -230,6 +278,7 @@ def print_results(found: Mapping[str, Any]) -> None:
         lost_notes,
         verdict,
     )
+    from patchtrain.report.terminal import print_table
 
     for sentence in verdict(found):
         print(sentence)
@@ -242,19 +291,6 @@ def print_results(found: Mapping[str, Any]) -> None:
         print(line)
 
 
-def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD)
-    for name in head:
-        table.add_column(name, justify="left" if name in ("arm", "what it is") else "right")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    Console(highlight=False, width=None if sys.stdout.isatty() else 150).print(table)
-
-
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """What begins, ends or fails, as it does."""
     print(f"* {line}", file=sys.stderr, flush=True)

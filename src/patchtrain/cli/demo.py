@@ -1,18 +1,21 @@
 """See patch-level training work: about ten minutes on two CPU cores, no download.
 
+examples:
+  patchtrain demo            # the whole demo; called again, it reuses what is there
+  patchtrain demo --quick    # every part in about a minute; the models learn little
+  patchtrain demo --quick --overwrite --out my-demo
+
 Takes the Python standard library's own sources as its corpus, trains a tokenizer, and trains the
 same small model twice at equal compute: on tokens only, and on patches first, then on tokens.
 Then it compares the two on held-out text, lets both complete a prompt, and writes a page with the
-curves. Both results are plain Hugging Face models.
-
-  patchtrain demo             the whole demo; calling it again reuses what is there
-  patchtrain demo --quick     every part in about a minute; the models learn little
-  patchtrain demo --fresh     start over"""
+curves. Both results are plain Hugging Face models."""
 
 from __future__ import annotations
 
 import argparse
 from typing import TYPE_CHECKING
+
+from patchtrain.cli.parser import general
 
 if TYPE_CHECKING:
     from patchtrain.demo import DemoResult
@@ -22,14 +25,22 @@ HELP = "see it work: two small models at equal compute, in ten minutes"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="finish in about a minute")
-    parser.add_argument("--fresh", action="store_true", help="delete what is there and start over")
     parser.add_argument(
-        "--out", default="patchtrain-demo", help="folder for everything (default: %(default)s)"
+        "--overwrite", action="store_true", help="delete what is there and start over"
     )
     parser.add_argument(
-        "--seed", type=int, help="of weights and data order (default: the one in the README)"
+        "--out",
+        default="patchtrain-demo",
+        metavar="FOLDER",
+        help="for everything (default: %(default)s)",
     )
-    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        metavar="N",
+        help="of weights and data order (default: the one in the README)",
+    )
+    general(parser, json="what both runs ended at", quiet=True)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -40,11 +51,17 @@ def run(args: argparse.Namespace) -> int:
 
     out = Path(args.out)
     claim(out)
-    if args.fresh:
+    if args.overwrite:
         shutil.rmtree(out)
     seed = SEED if args.seed is None else args.seed
     result = run_demo(out, quick=args.quick, seed=seed, say=_say, quiet=args.quiet)
-    _print_result(result, args.quick)
+    if args.json:
+        from patchtrain.cli.results import run_result, show_json
+
+        runs = (result.token_level, result.patch_level)
+        show_json({"runs": [run_result(run) for run in runs], "page": str(result.page)})
+    else:
+        _print_result(result, args.quick)
     return 0
 
 
@@ -53,21 +70,14 @@ def _say(line: str) -> None:
 
 
 def _print_result(result: DemoResult, quick: bool) -> None:
-    import sys
-
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
+    from patchtrain.report import terminal
     from patchtrain.report.formats import count, flops
 
     runs = (result.token_level, result.patch_level)
     infos = [run.info() for run in runs]
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-    table = Table(box=box.SIMPLE_HEAD)
-    for name in ("run", "steps", "tokens read", "compute", "time", "validation loss",
-                 "perplexity", "bits per byte"):  # fmt: skip
-        table.add_column(name, justify="left" if name == "run" else "right")
+    console = terminal.console(120)
+    table = terminal.table(("run", "steps", "tokens read", "compute", "time", "validation loss",
+                            "perplexity", "bits per byte"))  # fmt: skip
     for info in infos:
         plan, loss = info["plan"], info["result"]
         table.add_row(

@@ -1,21 +1,23 @@
 """Measure a model: how well it predicts text, answers questions, follows instructions.
 
-RUN is a run folder, or with --text or --tasks any plain Hugging Face model folder.
-
-  patchtrain eval runs/small                        the validation split of the run's store
+examples:
+  patchtrain eval runs/small                        # the validation split of the run's store
   patchtrain eval runs/small --text book.txt more.jsonl.zst
   patchtrain eval my-gpt2/ --text test.parquet --text-column content --stride 512
-  patchtrain eval runs/small --tasks small,piqa     zero-shot accuracy on lm-eval's tasks
-  patchtrain eval runs/small --inside               neurons, embeddings, loss by slot
+  patchtrain eval runs/small --tasks small,piqa     # zero-shot accuracy on lm-eval's tasks
+  patchtrain eval runs/small --inside               # neurons, embeddings, loss by slot
+  patchtrain eval runs/small --speed                # what each stage did a second
+  patchtrain eval runs/small-sft --answers held_out.jsonl
   patchtrain eval runs/small-sft --ifeval --prompts ifeval_prompts.jsonl
   patchtrain eval runs/small-sft --mt-bench --judge-url http://localhost:8000/v1 --judge-model M
-  patchtrain eval runs/small-sft --answers held_out.jsonl
-  patchtrain eval runs/small --speed                what each stage did a second
+
+RUN is a run folder, or with --text or --tasks any plain Hugging Face model folder.
 
 Text gives bits per byte and perplexity per token and word. One longer than the context is read in
 windows that start --stride tokens apart; every token is scored once. A smaller stride gives each
 token more context, a lower loss, and costs more time: name both numbers when you compare. Results
-go to RUN/evaluation.json, which the report shows."""
+go to RUN/evaluation.json, which the report shows; --json prints them in the same form, by kind and
+name."""
 
 from __future__ import annotations
 
@@ -30,6 +32,7 @@ from patchtrain.cli import (
     eval_text,
     results,
 )
+from patchtrain.cli.parser import general
 
 HELP = "measure how good a model is"
 
@@ -49,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for part in PARTS:
         part.add_arguments(parser)
     results.add_arguments(parser)
+    general(parser, json="what was measured", quiet=True)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -56,6 +60,12 @@ def run(args: argparse.Namespace) -> int:
     # What is inside a model is looked at on the text that is named; for the others it is one more.
     if not asked or (eval_inside not in asked and (args.text or args.store)):
         asked.insert(0, eval_text)
-    for part in asked:
-        part.run(args)
+    measured: dict[str, dict[str, Any]] = {}
+    try:
+        for part in asked:
+            for kind, name, result in part.run(args):
+                measured.setdefault(kind, {})[name] = result
+    finally:
+        if args.json and measured:  # hours of measuring are not lost to what failed after them
+            results.show_json(measured)
     return 0

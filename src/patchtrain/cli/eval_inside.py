@@ -5,16 +5,19 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from patchtrain.cli import results
 from patchtrain.errors import PatchtrainError, UsageError
+from patchtrain.patch_settings import UNUSED, patches_of, position_scale
 
 if TYPE_CHECKING:
     from patchtrain.analysis.patch_content import Text
     from patchtrain.evaluation.loading import LoadedModel
 
 MAX_TOKENS = 131_072
+_OF_PATCHES = tuple(patches_of({}, 1))  # settings of a plan that patches are read by
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +51,7 @@ def asked(args: argparse.Namespace) -> bool:
     return bool(args.inside)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> Iterator[results.Named]:
     """Look and keep it.
 
     Raises:
@@ -71,12 +74,13 @@ def run(args: argparse.Namespace) -> None:
     context = choose_window(loaded, args.context_length, None).context_length
     begun = time.monotonic()
     text, read = _read(args, loaded)
-    sizes = _patch_sizes(args.patch_sizes, loaded)
-    models = _models(loaded, text, sizes, context, args)
+    plan = _plan(loaded)
+    sizes = _patch_sizes(args.patch_sizes, plan, context, loaded.position_limit)
+    models = _models(loaded, text, sizes, context, plan, args)
     embeddings = [entry.pop("table") for entry in models]
     result = {
         "name": name,
-        "read": f"{len(text):,} tokens {read}",
+        "read": f"{len(text):,} tokens {read}{_patches_with(plan)}",
         "context_length": context,
         "threshold": args.threshold,
         "models": models,
@@ -85,13 +89,12 @@ def run(args: argparse.Namespace) -> None:
         "device": str(loaded.model.device),
         **results.provenance(begun),
     }
-    if args.json:
-        results.show_json(result)
-    else:
+    if not args.json:
         from patchtrain.report.inside_terminal import print_inside
 
         print_inside(args.run_folder, result)
     results.keep(file, "inside", name, result, quiet=args.json)
+    yield "inside", name, result
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -129,16 +132,42 @@ def _read(args: argparse.Namespace, loaded: LoadedModel) -> tuple[Text, str]:
     return text, f"of the validation split of {store.path}"
 
 
-def _patch_sizes(asked_for: list[int] | None, loaded: LoadedModel) -> list[int]:
+def _plan(loaded: LoadedModel) -> dict[str, Any]:
+    """Of the run's plan, what a patch of the model's depends on."""
+    plan = loaded.run.part("plan") if loaded.run else {}
+    stages = plan.get("stages")
+    own = [s.get("patch_size") for s in stages or [] if isinstance(s, dict)]
+    return {
+        "patch_sizes": [K for K in own if isinstance(K, int) and K > 0],
+        "settings": {name: plan.get(name, UNUSED[name]) for name in _OF_PATCHES},
+    }
+
+
+def _patches_with(plan: dict[str, Any]) -> str:
+    """What the run's patches have and the papers' have not, in words."""
+    settings = plan["settings"]
+    found = [name for name in _OF_PATCHES if settings[name] != UNUSED[name]]
+    return "".join(f", {name} {settings[name]}" for name in found)
+
+
+def _patch_sizes(
+    asked_for: list[int] | None, plan: dict[str, Any], context: int, limit: int | None
+) -> list[int]:
+    """Those asked for, or the usual ones whose positions the model has room for."""
     if asked_for:
         return sorted(set(asked_for))
-    stages = loaded.run.part("plan").get("stages") if loaded.run else None
-    own = [stage.get("patch_size") for stage in stages or [] if isinstance(stage, dict)]
-    return sorted({1, 2, 4, 8, *(K for K in own if isinstance(K, int) and K > 0)})
+    sizes, settings = sorted({1, 2, 4, 8, *plan["patch_sizes"]}), plan["settings"]
+    last = {K: (context - 1) * position_scale(settings["position_scale"], K) for K in sizes}
+    return [K for K in sizes if limit is None or last[K] < limit]
 
 
 def _models(
-    loaded: LoadedModel, text: Text, sizes: list[int], context: int, args: argparse.Namespace
+    loaded: LoadedModel,
+    text: Text,
+    sizes: list[int],
+    context: int,
+    plan: dict[str, Any],
+    args: argparse.Namespace,
 ) -> list[dict[str, Any]]:
     """The models kept at the run's switches, then the final one; ``table``: their embeddings."""
     from patchtrain.analysis import inside, inspection
@@ -146,12 +175,13 @@ def _models(
 
     places = [*inside.stage_models(loaded), loaded.path]
     found = []
-    with results.progress(len(text) * len(sizes) * len(places)) as advance:
+    with results.progress(len(text) * len(sizes) * len(places), quiet=args.quiet) as advance:
         for place in places:
             model = loaded.model if place == loaded.path else load_model(place).model
             levels = inside.read_levels(
-                model, text.tokens, sizes, context, args.threshold, args.batch_size, advance
-            )
+                model, text.tokens, sizes, context, args.threshold, args.batch_size, advance,
+                plan["settings"],
+            )  # fmt: skip
             if not all(math.isfinite(level["loss"]) for level in levels):
                 raise PatchtrainError(f"the loss of {place} is no number: the model is broken")
             table = inspection.token_embeddings(model)

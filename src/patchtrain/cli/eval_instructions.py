@@ -7,6 +7,7 @@ import json
 import math
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="of an answer (default: 1280 for IFEval, 1024 for MT-Bench)",
     )
-    group.add_argument(
-        "--first", type=int, metavar="N", help="only the first N prompts or questions"
-    )
 
 
 def asked(args: argparse.Namespace) -> bool:
@@ -69,7 +67,7 @@ def asked(args: argparse.Namespace) -> bool:
     )
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> Iterator[results.Named]:
     """Measure what was asked for, each a result of its own."""
     _check(args)
     from patchtrain import chat
@@ -105,11 +103,10 @@ def run(args: argparse.Namespace) -> None:
             "device": str(loaded.model.device),
             **results.provenance(begun),
         }
-        if args.json:
-            results.show_json(result)
-        else:
+        if not args.json:
             _show(args.run_folder, result)
         results.keep(file, "instructions", name, result, quiet=args.json)
+        yield "instructions", name, result
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -121,7 +118,7 @@ def _check(args: argparse.Namespace) -> None:
             "--mt-bench needs a judge: --judge-url URL (such as http://localhost:8000/v1) and "
             "--judge-model NAME"
         )
-    for name in ("first", "max_new_tokens", "batch_size"):
+    for name in ("limit", "max_new_tokens", "batch_size"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
@@ -152,8 +149,8 @@ def _answers(args: argparse.Namespace) -> Any:
         from patchtrain.evaluation.evaluate import choose_window
 
         context = choose_window(loaded, args.context_length, None).context_length
-        rows = data.rows[: args.first]
-        with results.progress(len(rows), "conversations") as advance:
+        rows = data.rows[: args.limit]
+        with results.progress(len(rows), "conversations", quiet=args.quiet) as advance:
             loss = answer_loss(loaded.model, loaded.tokenizer, rows, context, advance)
         if not math.isfinite(loss.nats):
             raise PatchtrainError(f"the loss of {loaded.path} is {loss.nats}: the model is broken")
@@ -165,7 +162,7 @@ def _answers(args: argparse.Namespace) -> Any:
 def _ifeval(args: argparse.Namespace) -> Any:
     from patchtrain.evaluation import ifeval
 
-    prompts = ifeval.read_prompts(args.prompts, args.first)
+    prompts = ifeval.read_prompts(args.prompts, args.limit)
     name = args.name or "ifeval"
 
     def measure(loaded: Any, file: Path | None) -> tuple[str, dict[str, Any]]:
@@ -174,7 +171,7 @@ def _ifeval(args: argparse.Namespace) -> Any:
 
         folder = _folder(file, "ifeval")
         kept = KeptLines(folder / "answers.jsonl")
-        with results.progress(len(prompts), "prompts", "answered") as advance:
+        with results.progress(len(prompts), "prompts", "answered", args.quiet) as advance:
             result, samples = ifeval.ifeval(
                 loaded,
                 prompts,
@@ -194,7 +191,7 @@ def _mt_bench(args: argparse.Namespace) -> Any:
     from patchtrain.evaluation import mt_bench
     from patchtrain.evaluation.judge import Judge
 
-    questions = mt_bench.read_questions(args.questions, args.first)
+    questions = mt_bench.read_questions(args.questions, args.limit)
     judge = Judge(args.judge_url, args.judge_model)
     most, total = args.max_new_tokens or mt_bench.MAX_NEW_TOKENS, mt_bench.TURNS * len(questions)
 
@@ -203,9 +200,9 @@ def _mt_bench(args: argparse.Namespace) -> Any:
 
         folder = _folder(file, "mt_bench")
         kept, judged = (KeptLines(folder / f"{name}.jsonl") for name in ("answers", "judgments"))
-        with results.progress(total, "answers", "written") as advance:
+        with results.progress(total, "answers", "written", args.quiet) as advance:
             answers = mt_bench.write_answers(loaded, questions, kept, most, 0, advance)
-        with results.progress(total, "answers", "judged") as advance:
+        with results.progress(total, "answers", "judged", args.quiet) as advance:
             ratings = mt_bench.judge_answers(judge, questions, answers, judged, advance)
         written = [row for rows in answers.values() for row in rows]
         result = {

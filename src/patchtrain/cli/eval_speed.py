@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from patchtrain.cli import results
@@ -36,7 +36,7 @@ def asked(args: argparse.Namespace) -> bool:
     return bool(args.speed)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> Iterator[results.Named]:
     """Tell the speed and keep it.
 
     Raises:
@@ -64,35 +64,27 @@ def run(args: argparse.Namespace) -> None:
         "precision": throughput.precision(info),
         **results.provenance(begun),
     }
-    if args.json:
-        results.show_json(result)
-    else:
+    if not args.json:
         _show(args.run_folder, result)
     results.keep(file, "throughput", name, result, quiet=args.json)
+    yield "throughput", name, result
 
 
 def _show(run_folder: str, result: dict[str, Any]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     from patchtrain.report.formats import flops
     from patchtrain.report.speed_section import cells
+    from patchtrain.report.terminal import print_table
 
-    table = Table(box=box.SIMPLE_HEAD)
-    for number, column in enumerate(
-        ("stage", "steps", "time", "tokens/s", "positions/s", "compute rate", "of the peak",
-         "waiting for data")
-    ):  # fmt: skip
-        table.add_column(column, justify="right" if number else "left")
-    for stage in result["stages"]:
-        title = one_line(f"{stage['stage']} {stage['name']}", 60)
-        table.add_row(Text(title), *cells(stage))
-    if len(result["stages"]) > 1:
-        table.add_row("all", *cells(result["total"]))
+    head = ("stage", "steps", "time", "tokens/s", "positions/s", "compute rate", "of the peak",
+            "waiting for data")  # fmt: skip
+    rows = [
+        (one_line(f"{stage['stage']} {stage['name']}", 60), *cells(stage))
+        for stage in result["stages"]
+    ]
+    if len(rows) > 1:
+        rows.append(("all", *cells(result["total"])))
     print(run_folder)
-    Console(highlight=False, width=None if sys.stdout.isatty() else 150).print(table)
+    print_table(head, rows)
     peak = result["peak"]
     told = "not known on this machine: name it with --peak-flops"
     if peak is not None:

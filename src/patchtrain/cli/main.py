@@ -11,11 +11,15 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from types import FrameType
 
 from patchtrain import __version__
-from patchtrain.cli import train
+from patchtrain.cli import completion, results, train
+from patchtrain.cli.parser import Parser
 from patchtrain.errors import PatchtrainError, one_line
 
 # Where a message ends: a long list of problems fits, the content of a file does not.
@@ -25,56 +29,59 @@ _LONGEST_MESSAGE = 2000
 COMMANDS = (
     "demo",
     "prepare",
+    "link",
     "inspect",
     "plan",
     "train",
+    "watch",
     "eval",
     "generate",
+    "chat",
     "sft",
+    "export",
+    "card",
     "compare",
     "study",
     "report",
+    "doctor",
+    "completion",
 )
 
-DESCRIPTION = """\
-Train causal language models at a fraction of the compute: first on patches of K tokens,
-then on single tokens. The result is a plain Hugging Face checkpoint."""
+DOC = """\
+Train causal language models at a fraction of the compute, on patches of K tokens first, then on
+single tokens; the result is a plain Hugging Face checkpoint.
 
-EPILOG = """\
 examples:
-  patchtrain demo                                   see it work, about ten minutes, no download
-  patchtrain prepare corpus/ --out store --train-tokenizer bpe --vocab-size 8192
-  patchtrain inspect store                          what is in a patch of it
-  patchtrain plan recipes/small.yaml --device h100
-  patchtrain train recipes/small.yaml --dry-run
+  patchtrain demo                                   # see it work, about ten minutes, no download
+  patchtrain doctor                                 # what this machine has, what will be slow
+  patchtrain prepare corpus/ --out stores/text
+  patchtrain link openwebtext/ --tokenizer gpt2 --out stores/owt    # token files you have
+  patchtrain inspect stores/text                    # what is in a patch of it
+  patchtrain plan recipes/small.yaml --device h100  # what a run costs
   patchtrain train recipes/small.yaml plan.patch_size=2
+  patchtrain watch runs/small                       # in the terminal and the browser
   patchtrain eval runs/small
   patchtrain generate runs/small "The cat"
   patchtrain sft runs/small --data alpaca.json
+  patchtrain chat runs/small-sft
+  patchtrain export runs/small --to gguf            # for llama.cpp
 
-`patchtrain COMMAND --help` explains each command."""
+`patchtrain COMMAND --help` explains each command. --json prints results for a program, on stdout;
+notes and progress go to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 Ctrl-C. Output is
+in colour on a terminal, unless NO_COLOR is set."""
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The parser with every subcommand; imports no heavy package."""
-    parser = argparse.ArgumentParser(
-        prog="patchtrain",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="patchtrain", doc=DOC)
     parser.add_argument("--version", action="version", version=f"patchtrain {__version__}")
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(
+        title="commands", dest="command", metavar="COMMAND", required=True
+    )
     for name in COMMANDS:
         module = importlib.import_module(f"patchtrain.cli.{name}")
-        sub = subparsers.add_parser(
-            name,
-            help=module.HELP,
-            description=module.__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+        sub = commands.add_parser(name, help=module.HELP, doc=module.__doc__)
         module.add_arguments(sub)
-        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
         sub.set_defaults(run=module.run)
     return parser
 
@@ -85,8 +92,46 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             # Names of files need not be text, and not every terminal can show all text.
             stream.reconfigure(errors="backslashreplace")
-    parser = build_parser()
     words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    # A scheduler's SIGTERM ends a command as Ctrl-C does: what is half done is cleaned up.
+    main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, _terminate) if main_thread else None
+    try:
+        with _warnings_in_one_line():
+            args = _parsed(words)
+            with results.only_json() if getattr(args, "json", False) else nullcontext():
+                return int(args.run(args) or 0)
+    except _Terminated:
+        return _fail("terminated", 128 + signal.SIGTERM, debug)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130, debug)
+    except BrokenPipeError:
+        # The reader of our output (head, less) went away: not an error of ours.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except PatchtrainError as error:
+        return _fail(str(error), error.exit_code, debug)
+    except Exception as error:
+        if full := _disk_full(error):
+            return _fail(full, 1, debug)
+        if isinstance(error, MemoryError):
+            return _fail("there is not enough memory", 1, debug)
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            return _fail(f"{error.filename}: {error.strerror.lower()}", 1, debug)
+        reason = one_line(f"{type(error).__name__}: {error}", limit=500)
+        return _fail(f"{reason} (--debug shows where)", 1, debug)
+    finally:
+        if main_thread:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _parsed(words: list[str]) -> argparse.Namespace:
+    """The command's arguments; its own parser as ``parser``, what is to be called as ``run``."""
+    parser = build_parser()
+    completion.complete(parser)
+    if words[:1] == ["help"]:
+        words = [*words[1:], "--help"]
     if words[:1] == ["train"]:
         words = train.explicit(words)
     args, rest = parser.parse_known_args(words)
@@ -94,34 +139,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest and hasattr(args, "overrides") and not any(word.startswith("-") for word in rest):
         args.overrides += rest
     elif rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    # A scheduler's SIGTERM ends a command as Ctrl-C does: what is half done is cleaned up.
-    main_thread = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, _terminate) if main_thread else None
+        args.parser.refuse(rest)
+    return args
+
+
+@contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    """Our own warnings in the style of our errors; those of libraries as they are."""
+    before, package = warnings.formatwarning, str(Path(__file__).parents[1])
+
+    def formatted(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int,
+        line: str | None = None,
+    ) -> str:  # fmt: skip
+        if filename.startswith(package):
+            return f"patchtrain: warning: {one_line(message, _LONGEST_MESSAGE)}\n"
+        return before(message, category, filename, lineno, line)
+
+    warnings.formatwarning = formatted
     try:
-        return int(args.run(args) or 0)
-    except _Terminated:
-        return _fail("terminated", 128 + signal.SIGTERM, args.debug)
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130, args.debug)
-    except BrokenPipeError:
-        # The reader of our output (head, less) went away: not an error of ours.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except PatchtrainError as error:
-        return _fail(str(error), error.exit_code, args.debug)
-    except Exception as error:
-        if full := _disk_full(error):
-            return _fail(full, 1, args.debug)
-        if isinstance(error, MemoryError):
-            return _fail("there is not enough memory", 1, args.debug)
-        if isinstance(error, OSError) and error.filename and error.strerror:
-            return _fail(f"{error.filename}: {error.strerror.lower()}", 1, args.debug)
-        reason = one_line(f"{type(error).__name__}: {error}", limit=500)
-        return _fail(f"{reason} (--debug shows where)", 1, args.debug)
+        yield
     finally:
-        if main_thread:
-            signal.signal(signal.SIGTERM, before)
+        warnings.formatwarning = before
 
 
 class _Terminated(SystemExit):

@@ -1,13 +1,15 @@
 """Say what a run costs before it is paid for: compute, time, memory, money, energy, data.
 
-MODEL is a recipe, a config.json or its folder, or a name on the Hugging Face hub; weights are not
-read, and no store has to be there. Entries of the recipe can be replaced as for train.
-
+examples:
   patchtrain plan recipes/papers/patch-370m.yaml --device h100 --devices 8
   patchtrain plan recipes/papers/patch-370m.yaml plan.patch_size=8 --device a100 --price 1.9
   patchtrain plan my-model/config.json plan.tokens=100B plan.patch_fraction=0.5
   patchtrain plan recipes/small.yaml --measure
   patchtrain plan recipes/papers/patch-370m.yaml --advise data
+  patchtrain plan --device list                     # all known devices
+
+MODEL is a recipe, a config.json or its folder, or a name on the Hugging Face hub; weights are not
+read, and no store has to be there. Entries of the recipe can be replaced as for train.
 
 Time is the operations, counted by formula (docs/cost.md), over what the devices do: a share of
 their peak, assumed unless --utilisation names one, or --measure times a few steps here."""
@@ -15,11 +17,13 @@ their peak, assumed unless --utilisation names one, or --measure times a few ste
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from patchtrain.cli.parser import general
+from patchtrain.cli.results import show_json
 
 if TYPE_CHECKING:
     from patchtrain.advice import Advice
@@ -32,39 +36,43 @@ HELP = "say what a run costs, from its recipe or config"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a recipe, a config or a model's name")
+    parser.add_argument(
+        "model", nargs="?", metavar="MODEL", help="a recipe, a config or a model's name"
+    )
     parser.add_argument(
         "overrides",
         nargs="*",
         metavar="key=value",
         help="entries of the recipe to replace, such as plan.tokens=100B",
     )
-    parser.add_argument(
+    group = parser.add_argument_group("what it runs on")
+    group.add_argument(
         "--device", metavar="NAME", help="what it runs on, such as h100; 'list' shows all known"
     )
-    parser.add_argument(
+    group.add_argument(
         "--devices", type=int, default=1, metavar="N", help="how many (default: %(default)s)"
     )
-    parser.add_argument(
+    group.add_argument(
         "--utilisation",
         type=float,
         metavar="X",
         help="share of the peak that is reached, of the operations done (default: 0.4)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--measure", action="store_true", help="time a few steps of each stage on this machine"
     )
-    parser.add_argument(
+    group.add_argument(
         "--memory",
         action=argparse.BooleanOptionalAction,
         help="what each stage takes of a device's memory, and what would make it fit; takes some "
         "seconds (default: with --device)",
     )
-    parser.add_argument("--price", type=float, metavar="X", help="money for a device-hour")
-    parser.add_argument(
+    group = parser.add_argument_group("what that costs")
+    group.add_argument("--price", type=float, metavar="X", help="money for a device-hour")
+    group.add_argument(
         "--watts", type=float, metavar="X", help="of a device (default: what it is rated at)"
     )
-    parser.add_argument("--kwh-price", type=float, metavar="X", help="money for a kilowatt-hour")
+    group.add_argument("--kwh-price", type=float, metavar="X", help="money for a kilowatt-hour")
     parser.add_argument(
         "--advise",
         choices=("data", "compute"),
@@ -72,21 +80,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="say what to train with instead, and why: 'data' if the text is what there is, "
         "'compute' if its cost is",
     )
-    parser.add_argument("--json", action="store_true", help="print all of it as JSON")
     parser.add_argument(
-        "--picture",
+        "--page",
         type=Path,
         metavar="FILE",
-        help="write a page of compute and data against K and the patch fraction",
+        help="write an HTML page of compute and data against K and the patch fraction",
     )
+    general(parser, json="all of it")
 
 
 def run(args: argparse.Namespace) -> int:
     _check(args)
     if args.device == "list":
-        from patchtrain.report.bill import print_devices
+        if args.json:
+            from patchtrain.devices import devices
 
-        print_devices()
+            show_json([known.to_dict() for known in devices().values()])
+        else:
+            from patchtrain.report.bill import print_devices
+
+            print_devices()
         return 0
     from patchtrain.advice import plan_warnings
     from patchtrain.cost import ASSUMED_UTILISATION, Rates, bill
@@ -109,10 +122,10 @@ def run(args: argparse.Namespace) -> int:
         kwh_price=args.kwh_price,
     )
     found = bill(run.size, run.plan, rates, run.checkpointing)
-    if args.picture:
+    if args.page:
         from patchtrain.report.plan_page import write_plan_page
 
-        write_plan_page(found, args.picture, Path(args.model).stem or args.model)
+        write_plan_page(found, args.page, Path(args.model).stem or args.model)
     memory, remedies = _memory(run, known, args.memory)
     advice = _advice(found, args.advise) if args.advise else None
     warnings = [*run.plan.warnings(), *plan_warnings(run.size.parameters, run.plan)]
@@ -121,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
         if memory:
             more["memory"] = [stage.to_dict() for stage in memory]
             more["would_fit"] = remedies
-        print(json.dumps({**found.to_dict(), "warnings": warnings, **more}, indent=2))
+        show_json({**found.to_dict(), "warnings": warnings, **more})
     else:
         from patchtrain.report import bill as printed
 
@@ -130,14 +143,16 @@ def run(args: argparse.Namespace) -> int:
             printed.print_memory(run, known, memory, remedies)
         if advice:
             printed.print_advice(advice)
-        if args.picture:
-            print(f"  picture        {args.picture}")
+        if args.page:
+            print(f"  page           {args.page}")
     return 0
 
 
 def _check(args: argparse.Namespace) -> None:
     from patchtrain.errors import UsageError
 
+    if args.model is None and args.device != "list":
+        raise UsageError("say what to plan: a recipe, a config.json or a model's name")
     for name in ("price", "watts", "kwh_price"):
         value = getattr(args, name)
         if value is not None and not (math.isfinite(value) and value >= 0):
@@ -189,7 +204,7 @@ def _memory(
 
     A model whose memory cannot be told is an error only where ``asked`` for, and else a line.
     """
-    from patchtrain.errors import UsageError
+    from patchtrain.errors import UsageError, warning_line
     from patchtrain.memory import what_would_fit
 
     if not (asked or (asked is None and device)):
@@ -200,7 +215,7 @@ def _memory(
     except UsageError as error:
         if asked:
             raise
-        print(f"memory: not known: {error}", file=sys.stderr)
+        print(warning_line(f"the memory is not known: {error}"), file=sys.stderr)
         return [], []
 
 

@@ -1,5 +1,14 @@
 """Turn a corpus into a token store: tokenised once, read by every run.
 
+examples:
+  patchtrain prepare book.txt --out store
+  patchtrain prepare corpus/ --out store --train-tokenizer bpe --vocab-size 8192
+  patchtrain prepare 'shards/*.jsonl.zst' --out store --tokenizer HuggingFaceTB/SmolLM2-135M
+  patchtrain prepare corpus/ --out store --tokenizer gpt2 --executor local --workers 16
+  patchtrain prepare corpus/ --out store --tokenizer gpt2 --executor slurm --workers 200 \\
+      --executor-option partition=cpu --executor-option time=02:00:00
+  zcat pages.jsonl.gz | patchtrain prepare - --format jsonl --text-column body --out store
+
 sources (several can be mixed):
   a file          text (.txt .md .py ...), JSON lines (.jsonl .json) or Parquet (.parquet),
                   each also with .gz, .xz or .zst
@@ -20,27 +29,23 @@ a cluster. The files are cut into shards, each is tokenised into a folder in STO
 are merged in order; the store is the same, byte for byte, whoever made it. A command that failed
 or was killed goes on, when called again, with the parts that are there. Slurm takes sbatch's own
 options, and `setup`, a command to run first on each node; the command waits for its jobs, and all
-machines must see the sources and STORE.parts under the same paths.
-
-examples:
-  patchtrain prepare book.txt --out store
-  patchtrain prepare corpus/ --out store --train-tokenizer bpe --vocab-size 8192
-  patchtrain prepare 'shards/*.jsonl.zst' --out store --tokenizer HuggingFaceTB/SmolLM2-135M
-  patchtrain prepare corpus/ --out store --tokenizer gpt2 --executor local --workers 16
-  patchtrain prepare corpus/ --out store --tokenizer gpt2 --executor slurm --workers 200 \\
-      --executor-option partition=cpu --executor-option time=02:00:00
-  zcat pages.jsonl.gz | patchtrain prepare - --format jsonl --text-column body --out store
-"""
+machines must see the sources and STORE.parts under the same paths."""
 
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING, Any
+
+from patchtrain.cli.parser import general, reading
+
+if TYPE_CHECKING:
+    from patchtrain.data.store import TokenStore
 
 HELP = "turn a corpus into a token store"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="see above")
+    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="see below")
     parser.add_argument("--out", required=True, metavar="STORE", help="the folder to make")
     parser.add_argument("--overwrite", action="store_true", help="replace a store at --out")
     group = parser.add_argument_group("tokenizer")
@@ -59,15 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="entries of the trained tokenizer (default: 8192; char 1024; byte is always 257)",
     )
     group = parser.add_argument_group("reading")
-    group.add_argument(
-        "--format", metavar="F", help="read all sources as text, jsonl or parquet, whatever named"
-    )
-    group.add_argument(
-        "--text-column",
-        default="text",
-        metavar="NAME",
-        help="column with the text, in JSON lines, Parquet and datasets (default: text)",
-    )
+    reading(group)
     group.add_argument(
         "--split", default="train", metavar="NAME", help="split of a dataset (default: train)"
     )
@@ -104,10 +101,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="an option of sbatch without its dashes, or setup=COMMAND; may be given again",
     )
+    general(parser, json="what is in the store and how it was made", quiet=True)
 
 
 def run(args: argparse.Namespace) -> int:
     """Prepare, then say what came out and what to do next."""
+    from patchtrain.cli.results import show_json
     from patchtrain.data.documents import added_share
     from patchtrain.data.prepare import prepare
     from patchtrain.errors import UsageError
@@ -135,8 +134,11 @@ def run(args: argparse.Namespace) -> int:
         tasks=args.tasks,
         executor_options=dict(option.split("=", 1) for option in args.executor_option),
         overwrite=args.overwrite,
-        progress=True,
+        progress=not args.quiet,
     )
+    if args.json:
+        show_json(store_summary(store, args.out))
+        return 0
     made, tokenizer = store.meta["made"], store.meta["tokenizer"]
     print(f"{'split':<12}{'documents':>14}{'tokens':>18}{'bytes':>18}{'bytes per token':>18}")
     for part in (store.train, store.validation):
@@ -163,6 +165,24 @@ def run(args: argparse.Namespace) -> int:
     print(f"store      {args.out}")
     print(f"next       patchtrain train recipes/small.yaml store={args.out}")
     return 0
+
+
+def store_summary(store: TokenStore, out: str) -> dict[str, Any]:
+    """The store's record, and the sizes of its splits."""
+    sizes = {
+        part.name: {
+            "documents": part.documents,
+            "tokens": len(part.tokens),
+            "utf8_bytes": part.utf8_bytes,
+        }
+        for part in (store.train, store.validation)
+    }
+    return {
+        "store": out,
+        "splits": sizes,
+        "vocab_size": store.vocab_size,
+        **{name: store.meta[name] for name in ("dtype", "tokenizer", "made")},
+    }
 
 
 _NOTES = {

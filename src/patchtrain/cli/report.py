@@ -1,18 +1,19 @@
 """Make the page about one run, or about several side by side.
 
-Every finished run has its page already, RUN/report.html; this command makes it again, for example
-after an evaluation, or compares runs:
-
+examples:
   patchtrain report runs/small
   patchtrain report runs/token-level runs/patch-level --out comparison.html
 
-The page is one file that needs no network. A run that is still going has a page too."""
+Every finished run has its page already, RUN/report.html; this command makes it again, for example
+after an evaluation, or compares runs. The page is one file that needs no network. A run that is
+still going has a page too."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+from patchtrain.cli.parser import general
 from patchtrain.errors import UsageError
 from patchtrain.runs import RunFolder
 
@@ -27,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="where to write it (default: RUN/report.html; comparison.html for several runs)",
     )
-    parser.add_argument("--title", help="the page's title (default: the runs' names)")
+    parser.add_argument("--title", metavar="TEXT", help="of the page (default: the runs' names)")
+    general(parser, json="where the page is")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -38,5 +40,11 @@ def run(args: argparse.Namespace) -> int:
 
     from patchtrain.report.page import write_page
 
-    print(write_page(runs, out, args.title))
+    page = write_page(runs, out, args.title)
+    if args.json:
+        from patchtrain.cli.results import show_json
+
+        show_json({"page": str(page), "runs": [str(folder.path) for folder in runs]})
+    else:
+        print(page)
     return 0

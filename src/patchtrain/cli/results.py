@@ -1,32 +1,37 @@
-"""What the commands that measure a model share: where a result came from, progress, keeping it."""
+"""What commands with a result share: JSON, progress, where a result came from, keeping it."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from patchtrain.errors import UsageError
+from patchtrain.progress import Progress
 from patchtrain.runs import RunFolder, versions
 
-_SECONDS_BETWEEN_LINES = 30
+_program: IO[str] | None = None  # who reads JSON, while all else that is printed goes to stderr
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of every such command."""
+    """Where a command that measures a model keeps what it measured."""
     parser.add_argument(
         "--out",
         metavar="FILE",
         help="keep the result in this JSON file (default: RUN/evaluation.json of a run)",
     )
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+# A kind of ``runs.EVALUATIONS``, a name, and what was measured.
+Named = tuple[str, str, dict[str, Any]]
 
 
 def checked_name(name: str) -> str:
@@ -65,12 +70,51 @@ def keep(file: Path | None, kind: str, name: str, result: dict[str, Any], quiet:
     from patchtrain.evaluation.record import record
 
     record(file, kind, name, result)
+    run = RunFolder(file.parent)
+    if file == run.evaluation_file and run.info_file.is_file():
+        from patchtrain.report.card_file import refresh_card
+
+        refresh_card(run)
     if not quiet:
         print(f"  {'written to':14}{file}")
 
 
-def show_json(result: dict[str, Any]) -> None:
-    print(json.dumps(result, indent=2, ensure_ascii=False))
+@contextmanager
+def only_json() -> Iterator[None]:
+    """Within it only ``show_json`` writes to stdout; whatever else is printed goes to stderr."""
+    global _program
+    before, _program = _program, sys.stdout
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _program = before
+
+
+def show_json(result: Any) -> None:
+    """Print ``result`` for a program; what is no number (NaN, infinity) becomes null."""
+    text = json.dumps(_finite(result), indent=2, ensure_ascii=False, allow_nan=False)
+    print(text, file=_program or sys.stdout, flush=True)
+
+
+def show_json_line(result: Any) -> None:
+    """One object of several, on a line of its own, at once."""
+    text = json.dumps(_finite(result), ensure_ascii=False, allow_nan=False)
+    print(text, file=_program or sys.stdout, flush=True)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def run_result(run: RunFolder) -> dict[str, Any]:
+    """What a program wants to know of a finished run: where things are, and its ``run.json``."""
+    places = {"folder": run.path, "model_folder": run.model, "page": run.report_file}
+    return {**{name: str(path) for name, path in places.items()}, **run.info()}
 
 
 def provenance(begun: float) -> dict[str, Any]:
@@ -87,28 +131,9 @@ def provenance(begun: float) -> dict[str, Any]:
 
 @contextmanager
 def progress(
-    total: int | None, what: str = "tokens", done_to_them: str = "scored"
+    total: int | None, what: str = "tokens", done_to_them: str = "scored", quiet: bool = False
 ) -> Iterator[Callable[[int], None]]:
-    """Yield what counts ``what`` done: a bar on a terminal, now and then a line elsewhere.
-
-    Both go to stderr.
-    """
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import Progress
-
-        with Progress(console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(f"{what} {done_to_them}", total=total)
-            yield lambda count: bar.advance(task, count)
-        return
-    done, last = 0, time.monotonic()
-
-    def advance(count: int) -> None:
-        nonlocal done, last
-        done += count
-        if time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
-            last = time.monotonic()
-            of = f" of {total:,}" if total else ""
-            print(f"patchtrain: {done:,}{of} {what} {done_to_them}", file=sys.stderr, flush=True)
-
-    yield advance
+    """Yield what counts ``what`` done; see ``patchtrain.progress``."""
+    with Progress(not quiet, what) as shown:
+        shown.start(f"{what} {done_to_them}", total, announce=False)
+        yield shown.advance

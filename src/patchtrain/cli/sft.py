@@ -1,12 +1,13 @@
 """Tune a pretrained model to answer, with TRL's SFTTrainer.
 
-RUN is a run folder, or any plain Hugging Face model folder. The result is a run folder of its own
-(by default RUN-sft), with a plain model that eval, generate and report read:
-
+examples:
   patchtrain sft runs/small --data alpaca.json
   patchtrain sft runs/small --data chats.jsonl.gz more.parquet --epochs 2 --out runs/tuned
   patchtrain sft runs/small --data hf:HuggingFaceH4/ultrachat_200k --split train_sft
   patchtrain sft runs/small --data alpaca.json --resume
+
+RUN is a run folder, or any plain Hugging Face model folder. The result is a run folder of its own
+(by default RUN-sft), with a plain model that eval, generate and report read.
 
 Rows are conversations (messages), prompt and completion, Alpaca's instruction, input and output, or
 ShareGPT's conversations. The model's own chat template is used, or a plain one where it has none.
@@ -21,59 +22,63 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from patchtrain.cli.parser import general
+
 HELP = "tune a model to follow instructions"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_folder", metavar="RUN", help="a run folder or a model folder")
-    parser.add_argument(
+    group = parser.add_argument_group("data")
+    group.add_argument(
         "--data",
         nargs="+",
         required=True,
         metavar="FILE",
         help="JSON lines, JSON or Parquet (also .gz, .xz, .zst), folders, or hf:owner/name",
     )
-    parser.add_argument(
+    group.add_argument(
         "--split", default="train", metavar="NAME", help="of a dataset (default: %(default)s)"
+    )
+    group.add_argument(
+        "--validation-fraction",
+        type=float,
+        default=0.05,
+        metavar="F",
+        help="share of the conversations held out, at most 1,000 (default: %(default)s)",
     )
     parser.add_argument("--out", metavar="FOLDER", help="the new run (default: RUN-sft)")
     parser.add_argument(
+        "--resume", action="store_true", help="go on with a tuning that ended early"
+    )
+    group = parser.add_argument_group("training")
+    group.add_argument(
         "--epochs", type=float, default=3.0, metavar="X", help="default: %(default)g"
     )
-    parser.add_argument("--max-steps", type=int, metavar="N", help="in place of --epochs")
-    parser.add_argument(
+    group.add_argument("--max-steps", type=int, metavar="N", help="in place of --epochs")
+    group.add_argument(
         "--learning-rate",
         type=float,
         default=2e-5,
         metavar="X",
         help="the peak, of a cosine with a short warm-up (default: %(default)g)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--tokens-per-step",
         type=int,
         default=16_384,
         metavar="N",
         help="in whole contexts, at least one (default: %(default)s)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--context-length",
         type=int,
         metavar="N",
         help="longer rows are cut (default: as in training)",
     )
-    parser.add_argument("--no-packing", action="store_true", help="one row in each context")
-    parser.add_argument(
-        "--held-out",
-        type=float,
-        default=0.05,
-        metavar="SHARE",
-        help="of the conversations, not trained on; at most 1,000 (default: %(default)s)",
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
-    parser.add_argument(
-        "--resume", action="store_true", help="go on with a tuning that ended early"
-    )
-    parser.add_argument("--quiet", action="store_true", help="no progress")
+    group.add_argument("--no-packing", action="store_true", help="one row in each context")
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
+    general(parser, json="what the tuning ended at", quiet=True)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -88,12 +93,17 @@ def run(args: argparse.Namespace) -> int:
         tokens_per_step=args.tokens_per_step,
         context_length=args.context_length,
         packing=not args.no_packing,
-        held_out=args.held_out,
+        held_out=args.validation_fraction,
         seed=args.seed,
     )
     name = Path(args.run_folder)
     out = args.out or str(name.with_name(f"{name.resolve().name}-sft"))
     folder = tune(args.run_folder, out, settings, args.resume, args.quiet)
+    if args.json:
+        from patchtrain.cli.results import run_result, show_json
+
+        show_json(run_result(folder))
+        return 0
     about = folder.part("tuning")
     if about.get("after"):
         before, after = about["before"], about["after"]

@@ -1,17 +1,13 @@
 """Train several small models side by side and say what differs, with seeds and intervals.
 
+examples:
   patchtrain study ablation --out studies/ablation
   patchtrain study ablation recipes/small.yaml --out studies/ablation --seeds 0 1 2
   patchtrain study tokenizers corpus/ --out studies/tokenizers --tokenizer mistral=tokenizer.json
-
-ablation    what a patch does, one part taken away at a time, against token level with the context
-            shortened and extended
-tokenizers  the same corpus under bpe, unigram, char and byte tokenizers, and any you name, each at
-            token level and with patches, in bits per byte
-sweep       K, fraction, learning rate, model or any other entry of a recipe, by grid or search
+  patchtrain study sweep recipes/small.yaml --over K=2,3,4 --over r=0.2,0.3,0.5 --dry-run
 
 All arms cost the same compute. One process a core trains them; Ctrl-C leaves a folder that the same
-command goes on with, and more seeds may be asked for later. STUDY/report.html is the page."""
+command goes on with, and more seeds may be asked for later. OUT/report.html is the page."""
 
 from __future__ import annotations
 
@@ -22,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from patchtrain.cli import sweep
+from patchtrain.cli.compare import running, say
+from patchtrain.cli.results import show_json
 
 if TYPE_CHECKING:
     from patchtrain.analysis.studies.study import Study
@@ -32,19 +30,17 @@ _RECIPES = (".yaml", ".yml")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    kinds = parser.add_subparsers(dest="study", metavar="STUDY", required=True)
+    kinds = parser.add_subparsers(title="studies", dest="study", metavar="STUDY", required=True)
     ablation = kinds.add_parser(
         "ablation",
         help="take one part of a patch away at a time",
-        description=_about("ablation"),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        doc=_ABLATION,
     )
     _common(ablation, "[RECIPE | CORPUS] [key=value ...]", [0, 1])
     tokenizers = kinds.add_parser(
         "tokenizers",
         help="one corpus under several tokenizers",
-        description=_about("tokenizers"),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        doc=_TOKENIZERS,
     )
     _common(tokenizers, "[CORPUS ...] [key=value ...]", [0, 1])
     tokenizers.add_argument(
@@ -65,23 +61,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sweep.add(kinds)
 
 
-def _about(study: str) -> str:
-    words = {
-        "ablation": "What a patch does: one part taken away at a time, at equal compute.\n\n"
-        "Give a recipe with a model to train from scratch and a plan of patches, then tokens; or a "
-        "corpus\n(as for prepare), which a small model is then trained on; or nothing, for the "
-        "Python standard\nlibrary's sources.",
-        "tokenizers": "One corpus under several tokenizers, each at token level and with patches, "
-        "at equal compute.\n\nCORPUS is what prepare reads; nothing, for the Python standard "
-        "library's sources.",
-    }[study]
-    return (
-        f"{words}\n\n"
-        f"  patchtrain study {study} --out studies/{study} --dry-run\n"
-        f"  patchtrain study {study} --out studies/{study}\n"
-        f"  patchtrain study {study} my-text/ --out studies/{study} --steps 8000 --seeds 0 1 2\n"
-        f"  patchtrain study {study} plan.patch_size=2 training.learning_rate=4e-3 --out studies/k2"
-    )
+_ABLATION = """Take one part of a patch away at a time, at equal compute: what a patch does.
+
+examples:
+  patchtrain study ablation --out studies/ablation --dry-run
+  patchtrain study ablation recipes/small.yaml --out studies/ablation
+  patchtrain study ablation my-text/ --out studies/mine --steps 8000 --seeds 0 1 2
+  patchtrain study ablation plan.patch_size=2 training.learning_rate=4e-3 --out studies/k2
+
+Give a recipe with a model to train from scratch and a plan of patches, then tokens; or a corpus
+(as for prepare), which a small model is then trained on; or nothing, for the Python standard
+library's sources. Token level is also trained with the context shortened and extended."""
+
+_TOKENIZERS = """Compare tokenizers on one corpus, each at token level and with patches.
+
+examples:
+  patchtrain study tokenizers --out studies/tokenizers --dry-run
+  patchtrain study tokenizers my-text/ --out studies/mine --steps 8000 --seeds 0 1 2
+  patchtrain study tokenizers corpus/ --out studies/tokenizers --tokenizer mistral=tokenizer.json
+  patchtrain study tokenizers plan.patch_size=2 training.learning_rate=4e-3 --out studies/k2
+
+bpe, unigram, char and byte are trained on the corpus; --tokenizer adds others. CORPUS is what
+prepare reads; nothing, for the Python standard library's sources. All cost the same compute, and
+losses are in bits per byte."""
 
 
 def _common(parser: argparse.ArgumentParser, words: str, seeds: list[int]) -> None:
@@ -91,9 +93,7 @@ def _common(parser: argparse.ArgumentParser, words: str, seeds: list[int]) -> No
         metavar=words,
         help="what to study on, and entries of the recipe to replace, such as plan.patch_size=2",
     )
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="STUDY", help="the study's folder"
-    )
+    parser.add_argument("--out", type=Path, required=True, metavar="OUT", help="the study's folder")
     parser.add_argument(
         "--seeds",
         type=int,
@@ -108,25 +108,7 @@ def _common(parser: argparse.ArgumentParser, words: str, seeds: list[int]) -> No
         metavar="N",
         help="token-level steps that every arm gets the compute of (default: the recipe's)",
     )
-    parser.add_argument(
-        "--jobs", type=int, metavar="N", help="runs at a time (default: one a core)"
-    )
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="print the arms with what they cost; makes the token stores and trains nothing",
-    )
-    parser.add_argument(
-        "--fresh", action="store_true", help="delete what is in the folder and start over"
-    )
-    parser.add_argument("--json", action="store_true", help="print the results as JSON")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
-    parser.add_argument(
-        "--debug",
-        action="store_true",
-        default=argparse.SUPPRESS,  # the command's own stands where it is not given here
-        help="show the traceback of an error",
-    )
+    running(parser, "print the arms with what they cost; makes the token stores and trains nothing")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -137,34 +119,30 @@ def run(args: argparse.Namespace) -> int:
     from patchtrain.analysis.studies.study import claim
     from patchtrain.errors import UsageError
 
-    for name in ("steps", "jobs"):
+    for name in ("steps", "workers"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise UsageError(f"--{name} must be at least 1, not {value}")
     claim(args.out)
-    if args.fresh:
+    if args.overwrite:
         shutil.rmtree(args.out)
         claim(args.out)
     study = {"ablation": _ablation, "tokenizers": _tokenizers}[args.study](args)
     if args.dry_run:
-        print_arms(study)
+        arms = arms_summary(study)
+        if args.json:
+            show_json(arms)
+        else:
+            print_arms(arms)
         return 0
     from patchtrain.analysis.studies.runner import run_study
 
-    found = run_study(study, args.out, args.jobs, say=_say, quiet=args.quiet)
+    found = run_study(study, args.out, args.workers, say=say, quiet=args.quiet)
     if args.json:
-        from patchtrain.cli.results import show_json
-
         show_json(found)
     else:
         print_results(found)
         print(f"results  {args.out / 'results.json'}\npage     {args.out / 'report.html'}")
     return 1 if found["failed"] else 0
-
-
-def _say(line: str) -> None:
-    import sys
-
-    print(f"* {line}", file=sys.stderr, flush=True)
 
 
 def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -239,30 +217,46 @@ def _named(words: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def print_arms(study: Study) -> None:
+def arms_summary(study: Study) -> dict[str, Any]:
     """The arms of a study and what a run of each costs."""
     from patchtrain.analysis.studies.equal import plan_of
-    from patchtrain.report.formats import count, flops
 
-    rows = []
+    arms: list[dict[str, Any]] = []
     for arm in study.arms:
         run, equality = plan_of(study, arm), study.equality[arm.name]
-        rows.append(
-            [
-                arm.name,
-                arm.words,
-                f"{run.plan.total_steps:,}",
-                count(run.plan.total_tokens),
-                flops(equality.actual),
-                f"{equality.off:+.2%}",
-            ]
-        )
-    _table(["arm", "what it is", "steps", "tokens", "compute", "off"], rows)
-    total = sum(study.equality[arm.name].actual for arm in study.arms) * len(study.seeds)
-    runs = len(study.arms) * len(study.seeds)
+        arms.append({
+            "name": arm.name,
+            "words": arm.words,
+            "steps": run.plan.total_steps,
+            "tokens": run.plan.total_tokens,
+            "flops": equality.actual,
+            "off": equality.off,
+        })  # fmt: skip
+    return {
+        "arms": arms,
+        "seeds": list(study.seeds),
+        "runs": len(arms) * len(study.seeds),
+        "flops": sum(arm["flops"] for arm in arms) * len(study.seeds),
+        "held_equal": study.held_equal,
+    }
+
+
+def print_arms(found: Mapping[str, Any]) -> None:
+    """An ``arms_summary`` in words."""
+    from patchtrain.report.formats import count, flops
+    from patchtrain.report.terminal import print_table
+
+    rows = [
+        [
+            arm["name"], arm["words"], f"{arm['steps']:,}", count(arm["tokens"]),
+            flops(arm["flops"]), f"{arm['off']:+.2%}",
+        ]
+        for arm in found["arms"]
+    ]  # fmt: skip
+    print_table(["arm", "what it is", "steps", "tokens", "compute", "off"], rows)
     print(
-        f"{runs} runs: {len(study.arms)} arms with seeds {', '.join(map(str, study.seeds))}; "
-        f"{flops(total)} in all, equal {study.held_equal} a run"
+        f"{found['runs']} runs: {len(rows)} arms with seeds {', '.join(map(str, found['seeds']))}; "
+        f"{flops(found['flops'])} in all, equal {found['held_equal']} a run"
     )
 
 
@@ -275,27 +269,11 @@ def print_results(found: Mapping[str, Any]) -> None:
         difference_rows,
         lead,
     )
+    from patchtrain.report.terminal import print_table
 
     print(" ".join(lead(found)))
-    _table(ARM_HEAD, arm_rows(found))
+    print_table(ARM_HEAD, arm_rows(found))
     if rows := difference_rows(found):
-        _table(DIFFERENCE_HEAD, rows)
+        print_table(DIFFERENCE_HEAD, rows)
     for name, reason in found["failed"].items():
         print(f"failed   {name}: {reason}")
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    import sys
-
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD)
-    for name in head:
-        left = name in ("arm", "what it is", "less")
-        table.add_column(name, justify="left" if left else "right")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    Console(highlight=False, width=None if sys.stdout.isatty() else 140).print(table)

@@ -1,5 +1,6 @@
 """Which K, fraction, rate, model: points along some axes, each against token level.
 
+examples:
   patchtrain study sweep recipes/small.yaml --over K=2,3,4 --over r=0.2,0.3,0.5 --dry-run
   patchtrain study sweep recipes/small.yaml --over K=2,4,8 --over rate=2e-3,4e-3,8e-3 --seeds 0 1
   patchtrain study sweep recipes/small.yaml --over "stages=[[8,.1],[4,.1],[1,.8]],[[4,.3],[1,.7]]"
@@ -26,8 +27,7 @@ def add(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = kinds.add_parser(
         "sweep",
         help="points along any entries of a recipe, by grid or search",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        doc=__doc__,
     )
     compare.add_common(parser, [0])
     parser.add_argument(
@@ -52,12 +52,6 @@ def add(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         metavar="N",
         help="points that are trained on the other seeds too, the best first (default: all of a "
         f"grid, {_CONFIRMED} of a search)",
-    )
-    parser.add_argument(
-        "--debug",
-        action="store_true",
-        default=argparse.SUPPRESS,  # the command's own stands where it is not given here
-        help="show the traceback of an error",
     )
 
 

@@ -1,13 +1,14 @@
 """Train a recipe: one YAML file is one run, through all its stages.
 
-The run folder (by default runs/NAME) holds the exported plain model, the metrics, the
-resolved recipe and report.html. Any entry of the recipe can be replaced on the command line:
-
+examples:
   patchtrain train recipes/small.yaml
   patchtrain train recipes/small.yaml plan.patch_size=2 out=runs/k2
   patchtrain train recipes/small.yaml --dry-run
   patchtrain train recipes/small.yaml --resume
   torchrun --nproc_per_node 8 -m patchtrain train recipes/small.yaml
+
+The run folder (by default runs/NAME) holds the exported plain model, the metrics, the resolved
+recipe and report.html. Any entry of the recipe can be replaced on the command line.
 
 A run that ended early, for whatever reason, goes on from its newest whole checkpoint with --resume.
 SIGTERM and SIGINT (Ctrl-C) finish the step, save and exit with 143 or 130; a second one ends the
@@ -16,8 +17,9 @@ run at once."""
 from __future__ import annotations
 
 import argparse
-import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from patchtrain.cli.parser import general
 
 if TYPE_CHECKING:
     from patchtrain.runs import RunFolder
@@ -28,7 +30,7 @@ HELP = "train a recipe, through all stages, to a plain model"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", help="the recipe, a YAML file")
+    parser.add_argument("recipe", metavar="RECIPE", help="the recipe, a YAML file")
     parser.add_argument(
         "overrides",
         nargs="*",
@@ -56,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(how often to log, evaluate, save), processes (their number); all else is refused",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a run folder that exists")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
+    general(parser, json="what the run ended at, or with --dry-run the plan,", quiet=True)
 
 
 def explicit(words: list[str]) -> list[str]:
@@ -81,7 +83,12 @@ def run(args: argparse.Namespace) -> int:
         recipe.training["push_to_hub"] = False  # which makes a repository at once
         prepared = runs.prepare_run(recipe)
         if runs.is_first_process():
-            print_plan(prepared)
+            if args.json:
+                from patchtrain.cli.results import show_json
+
+                show_json(plan_summary(prepared))
+            else:
+                print_plan(prepared)
         return 0
     if runs.restarted() and args.resume is None:
         args.overwrite, args.resume = False, "auto"  # it was for the first start
@@ -89,28 +96,47 @@ def run(args: argparse.Namespace) -> int:
     changes = [name for name in args.allow_change.split(",") if name]
     folder = runs.run_recipe(recipe, args.overwrite, args.quiet, resume, changes)
     if runs.is_first_process():
-        _print_result(folder, str(recipe.out))
+        if args.json:
+            from patchtrain.cli.results import run_result, show_json
+
+            show_json(run_result(folder))
+        else:
+            _print_result(folder, str(recipe.out))
     return 0
+
+
+def plan_summary(prepared: Prepared) -> dict[str, Any]:
+    """What ``--dry-run`` says, for a program; ``seconds`` is None where it is not estimated."""
+    from patchtrain.training.run import describe_store, documents_line, estimate_seconds
+
+    plan, trainer = prepared.plan, prepared.trainer
+    return {
+        "folder": str(prepared.recipe.out),
+        "model": {"class": type(trainer.model).__name__, **trainer.size.to_dict()},
+        "store": describe_store(prepared.store),
+        "plan": plan.to_dict(),
+        "flops": trainer.size.flops(plan).total,
+        "learning_rate": trainer.args.learning_rate,
+        "documents": documents_line(trainer),
+        "loss_backend": str(trainer.backend),
+        "seconds": estimate_seconds(prepared),
+        "warnings": prepared.warnings(),
+    }
 
 
 def print_plan(prepared: Prepared) -> None:
     """The resolved plan as a table, what it costs, and how long it would take here."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
     from patchtrain.patch_settings import used
+    from patchtrain.progress import clock
     from patchtrain.report.formats import count, flops, percent
-    from patchtrain.training.progress import clock
+    from patchtrain.report.terminal import console, table
     from patchtrain.training.run import documents_line, estimate_seconds
 
     plan, trainer, store = prepared.plan, prepared.trainer, prepared.store
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-    table = Table(box=box.SIMPLE_HEAD)
-    for name in ("stage", "steps", "passes/step", "tokens/step", "tokens", "positions", "compute"):
-        table.add_column(name, justify="left" if name == "stage" else "right")
+    head = ("stage", "steps", "passes/step", "tokens/step", "tokens", "positions", "compute")
+    stages = table(head)
     for stage in plan.stages:
-        table.add_row(
+        stages.add_row(
             f"{stage.index + 1} {stage.name}",
             f"{stage.steps:,}",
             f"{plan.passes(stage)} x {plan.pass_rows(stage)}",
@@ -119,7 +145,8 @@ def print_plan(prepared: Prepared) -> None:
             f"{stage.positions:,}",
             percent(stage.positions / plan.total_positions),
         )
-    console.print(table)
+    out = console()
+    out.print(stages)
     spec = plan.spec
     size = trainer.size
     total = size.flops(plan).total
@@ -146,12 +173,13 @@ def print_plan(prepared: Prepared) -> None:
                  "not estimated: one pass of this model would take too long on a CPU"),
         ("run folder", str(prepared.recipe.out)),
     ]  # fmt: skip
-    lines += [("warning", text) for text in plan.warnings()]
+    lines += [("warning", text) for text in prepared.warnings()]
     for name, text in lines:
-        console.print(f"  {name:<11}{text}", soft_wrap=True)
+        out.print(f"  {name:<11}{text}", soft_wrap=True)
 
 
 def _print_result(folder: RunFolder, out: str) -> None:
+    from patchtrain.model_folder import has_tokenizer
     from patchtrain.report.curve import warnings
     from patchtrain.report.formats import number
     from patchtrain.report.summary import RunSummary
@@ -170,4 +198,5 @@ def _print_result(folder: RunFolder, out: str) -> None:
     for text in warnings(RunSummary.read(folder)):
         print(f"warning: {text}")
     print(f"model       {out}/model\npage        {out}/report.html")
-    print(f'try it      patchtrain generate {out} "..."')
+    if has_tokenizer(folder.model):
+        print(f'try it      patchtrain generate {out} "..."')

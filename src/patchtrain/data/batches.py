@@ -15,6 +15,7 @@ import numpy as np
 
 from patchtrain.ablations import REARRANGED, interleaved, shuffled
 from patchtrain.data.documents import AlignedDocuments
+from patchtrain.data.token_files import Pieces
 from patchtrain.errors import UsageError
 from patchtrain.plan import Plan
 from patchtrain.stage import Stage
@@ -67,7 +68,9 @@ class PlanBatches:
         seed: the same seed and plan give the same sequences, on any number of processes.
     """
 
-    def __init__(self, tokens: np.ndarray | AlignedDocuments, plan: Plan, seed: int) -> None:
+    def __init__(
+        self, tokens: np.ndarray | Pieces | AlignedDocuments, plan: Plan, seed: int
+    ) -> None:
         self.tokens = tokens
         self.plan = plan
         self.seed = seed
@@ -158,7 +161,10 @@ class PlanBatches:
 
 
 def read_rows(
-    tokens: np.ndarray | AlignedDocuments, starts: np.ndarray, length: int, patch_size: int
+    tokens: np.ndarray | Pieces | AlignedDocuments,
+    starts: np.ndarray,
+    length: int,
+    patch_size: int,
 ) -> dict[str, np.ndarray]:
     """Rows of a stream of tokens as a model's inputs; see ``AlignedDocuments.read``."""
     if isinstance(tokens, AlignedDocuments):
@@ -166,7 +172,7 @@ def read_rows(
     return {"input_ids": tokens[starts[:, None] + np.arange(length)].astype(np.int64)}
 
 
-def token_array(dataset: Any) -> np.ndarray:
+def token_array(dataset: Any) -> np.ndarray | Pieces:
     """One flat array of token ids from what a user trains on.
 
     Takes an array, a split of a ``TokenStore``, or a ``datasets.Dataset`` with a column
@@ -174,7 +180,7 @@ def token_array(dataset: Any) -> np.ndarray:
     """
     if hasattr(dataset, "tokens"):
         dataset = dataset.tokens
-    if isinstance(dataset, np.ndarray):
+    if isinstance(dataset, np.ndarray | Pieces):
         if dataset.ndim != 1 or dataset.dtype.kind not in "iu":
             raise UsageError(f"token ids must be a flat integer array, not {dataset.dtype} "
                              f"of shape {dataset.shape}")  # fmt: skip
@@ -191,7 +197,7 @@ def token_array(dataset: Any) -> np.ndarray:
     )
 
 
-def spread(tokens: np.ndarray, wanted: int, block: int) -> np.ndarray:
+def spread(tokens: np.ndarray | Pieces, wanted: int, block: int) -> np.ndarray:
     """About ``wanted`` tokens as whole blocks taken evenly from all of ``tokens``.
 
     Returns ``(blocks, block)``; everything in one shorter block if there is not one whole block.

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from patchtrain.data.token_files import Pieces
 from patchtrain.errors import PatchtrainError, UsageError
 from patchtrain.patches import IGNORE
 
@@ -38,7 +39,11 @@ class AlignedDocuments:
     """
 
     def __init__(
-        self, tokens: np.ndarray, offsets: np.ndarray, multiple: int, start_token: int | None
+        self,
+        tokens: np.ndarray | Pieces,
+        offsets: np.ndarray,
+        multiple: int,
+        start_token: int | None,
     ) -> None:
         self.tokens = tokens
         self.offsets = offsets
@@ -113,9 +118,9 @@ class AlignedDocuments:
 def aligned_documents(dataset: Any, multiple: int) -> AlignedDocuments:
     """The documents of what a user trains on, as one aligned stream.
 
-    Takes a split of a ``TokenStore``, whose documents end in the end-of-text token, or a
-    ``datasets.Dataset`` whose rows in a column ``input_ids`` are documents. Their common last
-    token is what starts a document; where they have none, nothing does.
+    Takes a split of a ``TokenStore``, whose end-of-text token starts a document, or a
+    ``datasets.Dataset`` whose rows in a column ``input_ids`` are documents. Of these their common
+    last token is what starts one; where they have none, nothing does.
 
     Raises:
         UsageError: if the data does not say where its documents begin, or has no text.
@@ -124,7 +129,11 @@ def aligned_documents(dataset: Any, multiple: int) -> AlignedDocuments:
 
     if hasattr(dataset, "offsets"):
         tokens, offsets = dataset.tokens, dataset.offsets
-        start = int(tokens[offsets[1] - 1]) if len(tokens) else None
+        if (start := dataset.end_token) is None:
+            raise UsageError(
+                "documents can only be kept separate where the end-of-text token is known: link "
+                "the files again with --end-of-text ID, or set plan.documents to mixed"
+            )
     elif getattr(dataset, "column_names", None) is not None:
         tokens = token_array(dataset)
         rows = dataset.with_format("numpy")["input_ids"]

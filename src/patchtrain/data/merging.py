@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from patchtrain.data.parts import Parts
-from patchtrain.data.progress import Progress
 from patchtrain.data.readers import Counts
 from patchtrain.data.split_files import map_file
 from patchtrain.data.store import StoreWriter
 from patchtrain.data.store_record import SPLITS
 from patchtrain.data.tokenising import Lowest, Tally, note
 from patchtrain.errors import PatchtrainError
+from patchtrain.progress import Progress
 
 
 def merge(parts: Parts, writer: StoreWriter, bar: Progress) -> Tally:

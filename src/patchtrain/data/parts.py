@@ -31,13 +31,13 @@ from typing import Any
 import numpy as np
 
 from patchtrain import __version__
-from patchtrain.data.progress import Progress
 from patchtrain.data.sources import DOCUMENT_LIMIT, PARTS_RECORD, TEXT_LIMIT, Corpus, Source
 from patchtrain.data.split_files import SplitWriter
 from patchtrain.data.store_record import SPLITS
 from patchtrain.data.tokenising import Encoding, Tokenising
 from patchtrain.errors import PatchtrainError, UsageError, one_line
 from patchtrain.files import HeldError, clear_partial, locked, whole_folder, write_json, write_text
+from patchtrain.progress import Progress
 
 FORMAT = "patchtrain parts"
 FORMAT_VERSION = 1

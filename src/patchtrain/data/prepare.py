@@ -19,13 +19,13 @@ from typing import Any
 from patchtrain import __version__
 from patchtrain.data import readers, sharded
 from patchtrain.data import tokenizer as tokenizers
-from patchtrain.data.progress import Progress
 from patchtrain.data.readers import Counts
 from patchtrain.data.sources import DOCUMENT_LIMIT, TEXT_LIMIT, Corpus, open_corpus
 from patchtrain.data.store import StoreWriter, TokenStore, is_store
 from patchtrain.data.tokenising import Encoding, Lowest, Tokenising
 from patchtrain.errors import PatchtrainError, UsageError
 from patchtrain.files import whole_folder
+from patchtrain.progress import Progress
 
 VALIDATION_FRACTION = 0.02
 SAMPLE_CHARACTERS = 64_000_000
@@ -86,7 +86,7 @@ def prepare(
             f"--validation-fraction is {validation_fraction}, it must be at least 0 and below 1"
         )
     kind = _tokenizer_request(tokenizer, train_tokenizer, vocab_size)
-    _check_out(out, overwrite)
+    check_out(out, overwrite)
     corpus = open_corpus(
         sources,
         format=format,
@@ -199,7 +199,8 @@ def _tokenizer_request(
     return None
 
 
-def _check_out(out: Path, overwrite: bool) -> None:
+def check_out(out: Path, overwrite: bool) -> None:
+    """``UsageError`` where a store cannot be made at ``out``, or must not take its place."""
     try:
         str(out).encode()
     except UnicodeEncodeError:

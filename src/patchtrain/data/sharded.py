@@ -23,11 +23,12 @@ from pathlib import Path
 from patchtrain.data import shards
 from patchtrain.data.merging import merge
 from patchtrain.data.parts import Parts, held
-from patchtrain.data.progress import Progress
 from patchtrain.data.sources import Corpus
 from patchtrain.data.store import StoreWriter
 from patchtrain.data.tokenising import Encoding, Tally
 from patchtrain.errors import PatchtrainError, UsageError, nearest
+from patchtrain.machine import usable_cores
+from patchtrain.progress import Progress
 
 EXECUTORS = ("local", "slurm", "ray")
 _LOOK_SECONDS = 0.5
@@ -165,12 +166,12 @@ def _show(parts: Parts, bar: Progress) -> bool:
 
 def _run_child(parts: Parts, engine: Engine, missing: int, bar: Progress) -> None:
     """Run datatrove in a process of its own, which can be ended together with its workers."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    most = missing if engine.executor == "ray" else cores or 1
+    cores = usable_cores()
+    most = missing if engine.executor == "ray" else cores
     workers = min(engine.workers or most, missing)
     environment = dict(os.environ)
     # Each worker's tokenizer would start a thread for every core.
-    environment.setdefault("RAYON_NUM_THREADS", str(max(1, (cores or 1) // workers)))
+    environment.setdefault("RAYON_NUM_THREADS", str(max(1, cores // workers)))
     command = [sys.executable, "-m", "patchtrain.data.engine"]
     log = parts.path / "engine" / "log.txt"
     with log.open("wb") as file:

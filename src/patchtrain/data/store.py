@@ -11,6 +11,9 @@
 
 Every document ends with the tokenizer's end-of-text token. Nothing here is a format of its own:
 ``numpy.fromfile`` reads the arrays and any Hugging Face tool reads the tokenizer.
+
+A linked store has the tokens in files of another tool instead (``patchtrain.data.linking``), may
+lack the tokenizer, and whether its documents end with an end-of-text token is up to those files.
 """
 
 from __future__ import annotations
@@ -25,16 +28,19 @@ from typing import Any
 import numpy as np
 
 from patchtrain.data.hub import quiet
+from patchtrain.data.linked_split import linked_files, linked_tokens
 from patchtrain.data.split_files import COPY_BYTES, SplitWriter, map_file
 from patchtrain.data.store_record import (
-    AGAIN,
     FORMAT,
     FORMAT_VERSION,
     SPLITS,
+    again,
     fingerprint,
+    linked,
     read_record,
     token_dtype,
 )
+from patchtrain.data.token_files import Pieces, check_unchanged
 from patchtrain.errors import PatchtrainError, UsageError, one_line
 from patchtrain.files import write_json
 
@@ -48,14 +54,16 @@ class Split:
 
     name: str
     """``train`` or ``validation``."""
-    tokens: np.ndarray
-    """``(N,)`` uint16 or uint32."""
+    tokens: np.ndarray | Pieces
+    """``(N,)`` uint16 or uint32; of a linked store whatever integers its files have."""
     offsets: np.ndarray
     """``(documents + 1,)`` int64; document i is ``tokens[offsets[i]:offsets[i + 1]]``."""
     utf8_bytes: int
-    """Bytes of the documents' text as UTF-8; the end-of-text tokens are not counted."""
+    """Bytes of the documents' text as UTF-8; the end-of-text tokens are not counted. 0: unknown."""
     words: int
-    """Words of the documents' text as ``str.split()`` counts them."""
+    """Words of the documents' text as ``str.split()`` counts them. 0: unknown."""
+    end_token: int | None
+    """The end-of-text token, which starts a document that is read on its own; None: unknown."""
 
     @property
     def documents(self) -> int:
@@ -88,10 +96,11 @@ class TokenStore:
             if size != entry["bytes"]:
                 found = "is missing" if size is None else f"has {size:,} bytes"
                 raise UsageError(
-                    f"{file} {found}, but store.json says {entry['bytes']:,} bytes; {AGAIN}"
+                    f"{file} {found}, but store.json says {entry['bytes']:,} bytes; {again(meta)}"
                 )
-        dtype = np.dtype(meta["dtype"]).newbyteorder("<")
-        return cls(path, meta, *(_open_split(path, name, dtype, meta) for name in SPLITS))
+        for entry in linked(meta):
+            check_unchanged(entry, path)
+        return cls(path, meta, *(_open_split(path, name, meta) for name in SPLITS))
 
     def split(self, name: str) -> Split:
         """The split called ``train`` or ``validation``."""
@@ -103,14 +112,18 @@ class TokenStore:
         """Read every file and refuse what training or evaluation would stumble over.
 
         Checked are the SHA-256 of each file, token ids below the vocabulary's size, and documents
-        that follow one another and end with the end-of-text token. A store of more than
-        ``at_most`` bytes is left unread: what reads it checks each batch by itself.
+        that follow one another and end with the end-of-text token (not of a linked store). A store
+        of more than ``at_most`` bytes is left unread: what reads it checks each batch by itself.
+        Of linked files the checksums of parts are taken always.
 
         Raises:
             PatchtrainError: naming the first bad file.
         """
-        files = self.meta["files"]
-        if at_most is not None and sum(entry["bytes"] for entry in files.values()) > at_most:
+        files, others = self.meta["files"], linked(self.meta)
+        for entry in others:
+            check_unchanged(entry, self.path, read=True)
+        total = sum(entry["bytes"] for entry in [*files.values(), *others])
+        if at_most is not None and total > at_most:
             return
         for name, entry in files.items():
             file = self.path / name
@@ -120,7 +133,7 @@ class TokenStore:
                 digest = hashlib.file_digest(handle, "sha256").hexdigest()
             if digest != entry["sha256"]:
                 raise PatchtrainError(
-                    f"{file} is damaged: its SHA-256 is not the one in store.json; {AGAIN}"
+                    f"{file} is damaged: its SHA-256 is not the one in store.json; {self._again}"
                 )
         for split in (self.train, self.validation):
             self._verify_split(split)
@@ -128,11 +141,13 @@ class TokenStore:
     def _verify_split(self, split: Split) -> None:
         rows = COPY_BYTES // 8
         for start in range(0, len(split.tokens), rows):
-            largest = int(split.tokens[start : start + rows].max())
-            if largest >= self.vocab_size:
+            part = split.tokens[start : start + rows]
+            largest, smallest = int(part.max()), int(part.min())
+            if largest >= self.vocab_size or smallest < 0:
                 raise PatchtrainError(
-                    f"{self.path / split.name}.tokens.bin has the token id {largest}, beyond the "
-                    f"vocabulary of {self.vocab_size:,} in store.json; {AGAIN}"
+                    f"{self.path}: the {split.name} split has the token id "
+                    f"{smallest if smallest < 0 else largest}, beyond the vocabulary of "
+                    f"{self.vocab_size:,} in store.json; {self._again}"
                 )
         for start in range(0, split.documents, rows):
             offsets = np.asarray(split.offsets[start : start + rows + 1])
@@ -140,19 +155,31 @@ class TokenStore:
             if (offsets[1:] <= offsets[:-1]).any() or offsets[-1] > len(split.tokens):
                 raise PatchtrainError(
                     f"{self.path / split.name}.offsets.bin is damaged: its documents do not "
-                    f"follow one another; {AGAIN}"
+                    f"follow one another; {self._again}"
                 )
-            if (split.tokens[offsets[1:] - 1] != self.eos_token_id).any():
+            open_ones = split.tokens[offsets[1:] - 1] != self.eos_token_id
+            if open_ones.any() and not linked(self.meta):
                 raise PatchtrainError(
                     f"{self.path / split.name}.offsets.bin is damaged: a document does not end "
-                    f"with the end-of-text token {self.eos_token_id}; {AGAIN}"
+                    f"with the end-of-text token {self.eos_token_id}; {self._again}"
                 )
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether the store has its tokenizer; a linked store may be made without."""
+        return self.tokenizer_fingerprint is not None
 
     def load_tokenizer(self) -> Any:
         """The store's own tokenizer, a ``transformers.PreTrainedTokenizerFast``.
 
-        ``PatchtrainError`` where it cannot be read or is not the one that store.json describes.
+        ``PatchtrainError`` where it cannot be read or is not the one that store.json describes,
+        ``UsageError`` where there is none.
         """
+        if not self.has_tokenizer:
+            raise UsageError(
+                f"the store {self.path} was linked without a tokenizer, which this needs; link it "
+                f"again with `patchtrain link ... --tokenizer NAME`"
+            )
         from transformers import PreTrainedTokenizerFast
 
         folder = self.path / "tokenizer"
@@ -164,14 +191,19 @@ class TokenStore:
             tokenizer.decode(tokenizer("a text", verbose=True)["input_ids"])
         except Exception as error:  # of many kinds, bare ones from Rust among them
             raise PatchtrainError(
-                f"the tokenizer in {folder} cannot be read: {one_line(error)}; {AGAIN}"
+                f"the tokenizer in {folder} cannot be read: {one_line(error)}; {self._again}"
             ) from error
         if largest + 1 != self.vocab_size or end != self.eos_token_id:
             raise PatchtrainError(
                 f"the tokenizer in {folder} has ids up to {largest} and the end-of-text token "
-                f"{end}, but store.json says {self.vocab_size - 1} and {self.eos_token_id}; {AGAIN}"
+                f"{end}, but store.json says {self.vocab_size - 1} and {self.eos_token_id}; "
+                f"{self._again}"
             )
         return tokenizer
+
+    @property
+    def _again(self) -> str:
+        return again(self.meta)
 
     @property
     def fingerprint(self) -> str:
@@ -179,18 +211,18 @@ class TokenStore:
         return self.meta["fingerprint"]
 
     @property
-    def tokenizer_fingerprint(self) -> str:
-        """SHA-256 of ``tokenizer.json``: equal where the token ids mean the same."""
+    def tokenizer_fingerprint(self) -> str | None:
+        """SHA-256 of ``tokenizer.json``: equal where the token ids mean the same. None: unknown."""
         return self.meta["tokenizer"]["fingerprint"]
 
     @property
     def vocab_size(self) -> int:
-        """The highest token id the tokenizer can produce, plus one."""
+        """The highest token id the tokenizer can produce, plus one; else the highest there is."""
         return self.meta["tokenizer"]["vocab_size"]
 
     @property
-    def eos_token_id(self) -> int:
-        """The id that closes every document."""
+    def eos_token_id(self) -> int | None:
+        """The id that closes every document; None where a linked store does not know it."""
         return self.meta["tokenizer"]["eos_token_id"]
 
 
@@ -287,12 +319,7 @@ class StoreWriter:
         files: dict[str, dict[str, Any]] = {}
         for split in self._splits.values():
             files |= split.finish()
-        folder = self.folder / "tokenizer"
-        self.tokenizer.save_pretrained(folder)
-        for file in sorted(folder.iterdir()):
-            data = file.read_bytes()
-            name = f"tokenizer/{file.name}"
-            files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        files |= save_tokenizer(self.tokenizer, self.folder)
         record = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -312,16 +339,35 @@ class StoreWriter:
         write_json(self.folder / "store.json", record)
 
 
-def _open_split(path: Path, name: str, dtype: np.dtype, meta: dict[str, Any]) -> Split:
+def save_tokenizer(tokenizer: Any, store: Path) -> dict[str, dict[str, Any]]:
+    """Save a tokenizer into a store's folder; the entries of its files in ``store.json``."""
+    tokenizer.save_pretrained(store / "tokenizer")
+    entries = {}
+    for file in sorted((store / "tokenizer").iterdir()):
+        data = file.read_bytes()
+        digest = hashlib.sha256(data).hexdigest()
+        entries[f"tokenizer/{file.name}"] = {"bytes": len(data), "sha256": digest}
+    return entries
+
+
+def _open_split(path: Path, name: str, meta: dict[str, Any]) -> Split:
     counts = meta["splits"][name]
+    dtype = np.dtype(meta["dtype"]).newbyteorder("<")
     token_file, offset_file = path / f"{name}.tokens.bin", path / f"{name}.offsets.bin"
-    expected = counts["tokens"] * dtype.itemsize, 8 * (counts["documents"] + 1)
-    if (token_file.stat().st_size, offset_file.stat().st_size) != expected:
+    token_bytes = counts["tokens"] * dtype.itemsize
+    whole = linked(meta) or token_file.stat().st_size == token_bytes
+    if not whole or offset_file.stat().st_size != 8 * (counts["documents"] + 1):
         raise UsageError(
             f"{path}: the {name} files do not hold the {counts['documents']:,} documents and "
             f"{counts['tokens']:,} tokens that store.json counts"
         )
-    tokens, offsets = map_file(token_file, dtype), map_file(offset_file, np.dtype("<i8"))
+    tokens: np.ndarray | Pieces
+    if linked(meta):
+        tokens = linked_tokens(path, name, linked_files(meta), counts["tokens"], dtype)
+    else:
+        tokens = map_file(token_file, dtype)
+    offsets = map_file(offset_file, np.dtype("<i8"))
     if offsets[0] != 0 or offsets[-1] != len(tokens):
         raise UsageError(f"{offset_file} is damaged: it does not span the tokens")
-    return Split(name, tokens, offsets, counts["utf8_bytes"], counts["words"])
+    end_token = meta["tokenizer"]["eos_token_id"]
+    return Split(name, tokens, offsets, counts["utf8_bytes"], counts["words"], end_token)

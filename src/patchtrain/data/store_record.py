@@ -1,31 +1,35 @@
 """``store.json``, read as if it came from a stranger.
 
 Everything that is computed from has its type and range, what is said twice agrees, and every file
-it names lies inside the store's folder.
+it names lies inside the store's folder. A linked store (``patchtrain.data.linking``) also names the
+token files of another tool that it reads, wherever they are.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, Field, StrictStr, ValidationError
 
+from patchtrain.data.token_files import LINK_AGAIN
 from patchtrain.errors import UsageError, first_problem, one_line
 from patchtrain.files import is_inside
 
 FORMAT = "patchtrain token store"
 FORMAT_VERSION = 1
+LINKED_VERSION = 2
+"""Of a store whose tokens lie in files of another tool."""
 SPLITS = ("train", "validation")
 MOST_IDS = 1 << 24
 """Far beyond any vocabulary: the library goes through all ids up to the highest one."""
 AGAIN = "copy the store again or make it again with `patchtrain prepare`"
 _TOKENIZER = "tokenizer/tokenizer.json"
-_NEEDED = (*(f"{name}.{kind}.bin" for name in SPLITS for kind in ("tokens", "offsets")), _TOKENIZER)
+_KINDS = {FORMAT_VERSION: ("tokens", "offsets"), LINKED_VERSION: ("pieces", "offsets")}
 
 _Count = Annotated[int, Field(strict=True, ge=0)]
 
@@ -61,16 +65,39 @@ class _Record(BaseModel):
     fingerprint: StrictStr
 
 
+class _Linked(BaseModel):
+    path: StrictStr
+    bytes: _Count
+    modified_ns: Annotated[int, Field(strict=True)]
+    parts_sha256: Annotated[str, Field(strict=True, pattern="^[0-9a-f]{64}$")]
+    offset: _Count
+    tokens: Annotated[int, Field(strict=True, ge=1)]
+
+
+class _LinkedTokenizer(_Tokenizer):
+    eos_token_id: _Count | None  # type: ignore[assignment]
+    fingerprint: StrictStr | None  # type: ignore[assignment]
+
+
+class _LinkedRecord(_Record):
+    dtype: Literal[  # type: ignore[assignment]
+        "uint8", "int8", "uint16", "int16", "uint32", "int32", "int64"
+    ]
+    tokenizer: _LinkedTokenizer
+    linked: Annotated[list[_Linked], Field(min_length=1)]
+
+
 def token_dtype(vocab_size: int) -> np.dtype:
     """The smallest dtype that holds every id below ``vocab_size``: uint16 or uint32."""
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
-def fingerprint(files: Mapping[str, Mapping[str, Any]]) -> str:
-    """SHA-256 over the checksums of tokens, offsets and ``tokenizer.json``."""
+def fingerprint(files: Mapping[str, Mapping[str, Any]], facts: Sequence[Any] = ()) -> str:
+    """SHA-256 over the checksums of tokens, offsets and ``tokenizer.json``; and some ``facts``."""
     # Not tokenizer_config.json: it differs between versions of transformers.
     content = [name for name in files if name.endswith((".bin", "/tokenizer.json"))]
-    checksums = [(name, files[name]["sha256"]) for name in sorted(content)]
+    checksums: list[Any] = [(name, files[name]["sha256"]) for name in sorted(content)]
+    checksums += facts
     return hashlib.sha256(json.dumps(checksums).encode()).hexdigest()
 
 
@@ -92,17 +119,18 @@ def read_record(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise UsageError(f"{path} is not a token store: its store.json is something else")
     version = record.get("format_version")
-    if isinstance(version, bool) or version != FORMAT_VERSION:
+    if isinstance(version, bool) or version not in (FORMAT_VERSION, LINKED_VERSION):
         raise UsageError(
-            f"{path} has store format {one_line(version, 40)}, this "
-            f"patchtrain reads {FORMAT_VERSION}; make it again with `patchtrain prepare`"
+            f"{path} has store format {one_line(version, 40)}, this patchtrain reads "
+            f"{FORMAT_VERSION} and {LINKED_VERSION}; make it again with `patchtrain prepare`"
         )
+    kind = _LinkedRecord if version == LINKED_VERSION else _Record
     try:
-        checked = _Record.model_validate(record)
+        checked = kind.model_validate(record)
     except ValidationError as error:
         raise UsageError(f"{file} is damaged: {first_problem(error)}; {AGAIN}") from error
-    if wrong := _contradiction(checked, record["files"]):
-        raise UsageError(f"{file} contradicts itself: {wrong}; {AGAIN}")
+    if wrong := _contradiction(checked, record):
+        raise UsageError(f"{file} contradicts itself: {wrong}; {again(record)}")
     for name in record["files"]:
         if not is_inside(path, name):
             raise UsageError(
@@ -115,18 +143,39 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def _contradiction(record: _Record, files: Mapping[str, Mapping[str, Any]]) -> str | None:
-    for name in _NEEDED:
+def linked(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The files of another tool that a store's tokens lie in; none where it has its own."""
+    return list(record["linked"]) if record["format_version"] == LINKED_VERSION else []
+
+
+def linked_facts(record: Mapping[str, Any]) -> list[Any]:
+    """What a linked store is besides its own files: where they lie does not matter, nor when."""
+    files = linked(record)
+    facts = [[file["parts_sha256"], file["bytes"], file["offset"]] for file in files]
+    return [record["dtype"], record["tokenizer"]["eos_token_id"], *facts] if files else []
+
+
+def again(record: Mapping[str, Any]) -> str:
+    """What to do about a damaged store."""
+    return LINK_AGAIN if linked(record) else AGAIN
+
+
+def _contradiction(checked: _Record, record: Mapping[str, Any]) -> str | None:
+    files, tokenizer = record["files"], checked.tokenizer
+    kinds = _KINDS[record["format_version"]]
+    needed = [f"{split}.{kind}.bin" for split in SPLITS for kind in kinds]
+    if tokenizer.fingerprint is not None:  # a linked store may have no tokenizer
+        needed.append(_TOKENIZER)
+    for name in needed:
         if name not in files:
             return f"it does not name the file {name}"
-    size = record.tokenizer.vocab_size
-    if (kept := token_dtype(size).name) != record.dtype:
-        return f"ids of a vocabulary of {size:,} are kept as {kept}, not {record.dtype}"
-    if record.tokenizer.eos_token_id >= size:
-        end = record.tokenizer.eos_token_id
+    size, end = tokenizer.vocab_size, tokenizer.eos_token_id
+    if not linked(record) and (kept := token_dtype(size).name) != checked.dtype:
+        return f"ids of a vocabulary of {size:,} are kept as {kept}, not {checked.dtype}"
+    if end is not None and end >= size:
         return f"the end-of-text token {end} is beyond the vocabulary of {size:,}"
-    if record.tokenizer.fingerprint != files[_TOKENIZER]["sha256"]:
+    if tokenizer.fingerprint != files.get(_TOKENIZER, {}).get("sha256"):
         return f"tokenizer.fingerprint is not the SHA-256 of {_TOKENIZER}"
-    if record.fingerprint != fingerprint(files):
+    if checked.fingerprint != fingerprint(files, linked_facts(record)):
         return "fingerprint is not that of its files"
     return None

@@ -24,9 +24,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from patchtrain.data.background import Background
-from patchtrain.data.progress import Progress
 from patchtrain.data.readers import Counts
 from patchtrain.data.sources import Corpus
+from patchtrain.progress import Progress
 
 # Enough documents for every core, few enough to hold several batches in memory at once.
 _BATCH_CHARACTERS = min(max(2_000_000, 200_000 * (os.cpu_count() or 1)), 8_000_000)

@@ -26,6 +26,7 @@ from patchtrain.data.sources import open_corpus
 from patchtrain.data.store import TokenStore, is_store
 from patchtrain.errors import PatchtrainError
 from patchtrain.files import claim_folder, write_text
+from patchtrain.machine import usable_cores
 from patchtrain.recipe import Recipe
 from patchtrain.report.page import write_page
 from patchtrain.runs import RunFolder
@@ -148,9 +149,7 @@ def train_all(recipes: Sequence[tuple[str, Recipe]], say: Say, quiet: bool) -> N
     """
     import torch
 
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    cores = usable_cores()
     if len(recipes) < 2 or cores < len(recipes) or torch.cuda.is_available():
         for name, recipe in recipes:
             say(f"training {name} in {recipe.out}")

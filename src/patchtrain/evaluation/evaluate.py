@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from patchtrain.data.store import VERIFIED_BYTES, Split, TokenStore
+from patchtrain.data.token_files import Pieces
 from patchtrain.errors import PatchtrainError, UsageError, one_line
 from patchtrain.evaluation.loading import LoadedModel
 from patchtrain.evaluation.perplexity import (
@@ -119,8 +120,8 @@ def evaluate_store(
     ``PatchtrainError``: a damaged store.
     """
     store.verify(at_most=VERIFIED_BYTES)
-    tokenizer = store.load_tokenizer()
-    if tokenizer.get_vocab() != loaded.tokenizer.get_vocab():
+    tokenizer, own = store.load_tokenizer() if store.has_tokenizer else None, loaded.own_tokenizer
+    if tokenizer is not None and own is not None and tokenizer.get_vocab() != own.get_vocab():
         raise UsageError(
             f"the token store {store.path} was made with another tokenizer than the model in "
             f"{loaded.path}: its token ids mean something else"
@@ -140,7 +141,9 @@ def evaluate_store(
         if begin >= last:
             break
         ids = np.asarray(split.tokens[begin : min(end, last)]).tolist()
-        size = text_size([tokenizer.decode(ids, skip_special_tokens=True)])
+        size = (0, 0)
+        if tokenizer is not None:
+            size = text_size([tokenizer.decode(ids, skip_special_tokens=True)])
         tally.add_document(len(ids), size[0])
         decoded = [decoded[0] + size[0], decoded[1] + size[1]]
     # The store knows the size of the whole split: of a part of it, what was decoded counts.
@@ -179,7 +182,11 @@ def split_loss(
         )
     last = len(tokens) if max_tokens is None else min(max_tokens, len(tokens))
     texts = (tokens[begin : min(end, last)] for begin, end in _spans(split.offsets) if begin < last)
-    start_token = int(tokens[-1])  # every document ends in the end-of-text token
+    if (start_token := split.end_token) is None:
+        raise UsageError(
+            "documents can only be scored separately where the end-of-text token is known: link "
+            "the files again with --end-of-text ID, or score them with --documents mixed"
+        )
     return documents_loss(
         model, texts, start_token, window.context_length, window.stride, *rest, tally
     )
@@ -187,7 +194,7 @@ def split_loss(
 
 def _joined_loss(
     model: Any,
-    tokens: np.ndarray,
+    tokens: np.ndarray | Pieces,
     offsets: np.ndarray,
     window: Window,
     documents: str,

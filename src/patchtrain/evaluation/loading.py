@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from patchtrain.errors import PatchtrainError, UsageError, one_line
-from patchtrain.model_folder import check_model_folder
+from patchtrain.model_folder import check_model_folder, has_tokenizer
 from patchtrain.runs import RunFolder
 
 
@@ -21,6 +21,7 @@ from patchtrain.runs import RunFolder
 class LoadedModel:
     """A causal language model in eval mode with its tokenizer.
 
+    ``own_tokenizer``: None where it was trained on the tokens of a store that has none.
     ``run``: the run folder it came from, or None. ``context_length``: positions it was trained on,
     or for a plain model those it allows (None if it does not say). ``position_limit``: the most
     positions the model allows.
@@ -29,9 +30,19 @@ class LoadedModel:
     path: Path
     run: RunFolder | None
     model: Any
-    tokenizer: Any
+    own_tokenizer: Any
     context_length: int | None
     position_limit: int | None
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer; ``UsageError`` where it has none."""
+        if self.own_tokenizer is None:
+            raise UsageError(
+                f"the model in {self.path} has no tokenizer, which this needs: it was trained on "
+                f"tokens alone; save the tokenizer they were made with into that folder"
+            )
+        return self.own_tokenizer
 
     @property
     def start_token_id(self) -> int:
@@ -61,6 +72,31 @@ def find_model(path: str | Path) -> tuple[Path, RunFolder | None]:
     raise UsageError(f"{path} is neither a run (no run.json) nor a model folder (no config.json)")
 
 
+def find_stage(path: str | Path, number: int | None) -> Path:
+    """Where the model of a run's stage ``number`` is, from 1; ``path`` itself without a number.
+
+    The last stage's model is the run's. ``UsageError``: the run has no such stage, or kept none.
+    """
+    path = Path(path)
+    if number is None:
+        return path
+    if not (path / "run.json").is_file():
+        raise UsageError(f"{path} is not a run folder, so it has no stages; leave --stage out")
+    run = RunFolder.open(path)
+    stages = run.part("plan").get("stages")
+    last = len(stages) if isinstance(stages, list) else 0
+    if not 1 <= number <= last:
+        raise UsageError(f"{path} has {last} stages, counted from 1, so there is no stage {number}")
+    if number == last:
+        return path
+    kept = run.stage_models()
+    if number not in kept:
+        raise UsageError(
+            f"{path} kept no model of stage {number} (training.keep_stage_models keeps them)"
+        )
+    return kept[number]
+
+
 def load_model(path: str | Path, device: str | None = None) -> LoadedModel:
     """Load the model of a run or of a model folder, on a GPU if there is one.
 
@@ -76,9 +112,11 @@ def load_model(path: str | Path, device: str | None = None) -> LoadedModel:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
+        tokenizer = None
+        if has_tokenizer(folder):
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
         model, loading = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype="auto",

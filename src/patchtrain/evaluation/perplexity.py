@@ -28,6 +28,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from patchtrain.data.token_files import Pieces
 from patchtrain.errors import UsageError
 from patchtrain.evaluation.tally import Tally
 
@@ -68,7 +69,7 @@ def check_stride(context_length: int, stride: int | None) -> int:
 
 def stream_loss(
     model: torch.nn.Module,
-    tokens: np.ndarray,
+    tokens: np.ndarray | Pieces,
     context_length: int,
     stride: int | None = None,
     batch_size: int | None = None,
@@ -105,7 +106,7 @@ def stream_loss(
 
 def blocks_loss(
     model: torch.nn.Module,
-    tokens: np.ndarray,
+    tokens: np.ndarray | Pieces,
     context_length: int,
     batch_size: int | None = None,
     progress: Progress | None = None,

@@ -2,45 +2,40 @@
 
 from __future__ import annotations
 
-import sys
-
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 from patchtrain.advice import Advice
 from patchtrain.cost import Bill
 from patchtrain.devices import Device, devices
 from patchtrain.memory import Memory
 from patchtrain.planning import Planned
 from patchtrain.report.formats import NONE, count, duration, flops, percent
+from patchtrain.report.terminal import console, table
 
 
 def print_devices() -> None:
     """All known devices, what they can do and who says so."""
-    table = _table("name", "device", "bf16 TFLOP/s", "fp32 TFLOP/s", "GB", "W", "source")
+    shown = table(("name", "device", "bf16 TFLOP/s", "fp32 TFLOP/s", "GB", "W", "source"))
     for known in devices().values():
         bf16 = NONE if known.bf16_tflops is None else f"{known.bf16_tflops:g}"
         figures = (f"{value:g}" for value in (known.fp32_tflops, known.memory_gb, known.watts))
-        table.add_row(known.name, known.title, bf16, *figures, known.source)
-    _console().print(table)
+        shown.add_row(known.name, known.title, bf16, *figures, known.source)
+    console().print(shown)
 
 
 def print_bill(run: Planned, found: Bill, warnings: list[str], assumed: bool) -> None:
     """What each stage and all of it costs; ``assumed``: nobody named the utilisation."""
     plan = found.plan
-    table = _table("stage", "steps", "tokens/step", "positions/step", "tokens", "positions",
-                   "compute", "share", "time")  # fmt: skip
+    stages = table(("stage", "steps", "tokens/step", "positions/step", "tokens", "positions",
+                    "compute", "share", "time"))  # fmt: skip
     for cost in found.stages:
         stage = cost.stage
-        table.add_row(
+        stages.add_row(
             f"{stage.index + 1} {stage.name}", f"{stage.steps:,}", f"{stage.tokens_per_step:,}",
             f"{stage.positions_per_step:,}", count(stage.tokens), count(stage.positions),
             flops(cost.flops.total), percent(cost.flops.total / found.flops.total),
             duration(cost.seconds),
         )  # fmt: skip
-    console = _console()
-    console.print(table)
+    out = console()
+    out.print(stages)
     lines = [
         ("model", _model_line(run)),
         ("compute", _compute_line(found)),
@@ -59,7 +54,7 @@ def print_bill(run: Planned, found: Bill, warnings: list[str], assumed: bool) ->
         lines.append(("energy", f"{energy}{_money(found.energy_money)}"))
     lines += [("warning", text) for text in warnings]
     for name, text in lines:
-        console.print(f"  {name:<15}{text}", soft_wrap=True)
+        out.print(f"  {name:<15}{text}", soft_wrap=True)
 
 
 def print_memory(
@@ -67,12 +62,12 @@ def print_memory(
 ) -> None:
     """The parts of each stage's memory, and whether it fits."""
     parts = ("parameters", "gradients", "optimizer", "activations", "loss", "transient")
-    table = _table("stage", *parts, "peak", "at")
+    sizes_of = table(("stage", *parts, "peak", "at"))
     for stage, found in zip(run.plan.stages, memory, strict=True):
         sizes = (f"{getattr(found, part) / 1e9:,.2f} GB" for part in (*parts, "peak"))
-        table.add_row(f"{stage.index + 1} {stage.name}", *sizes, found.when)
-    console = _console()
-    console.print(table)
+        sizes_of.add_row(f"{stage.index + 1} {stage.name}", *sizes, found.when)
+    out = console()
+    out.print(sizes_of)
     passes = run.plan.pass_sequences
     lines = [("memory", f"of each device, {passes} sequence{'s' * (passes > 1)} a pass; the parts "
                         f"are not at their most at one time")]  # fmt: skip
@@ -81,7 +76,7 @@ def print_memory(
                       f"not {device.title}; what would make it:"))  # fmt: skip
     lines += [("", text) for text in remedies]
     for name, text in lines:
-        console.print(f"  {name:<15}{text}", soft_wrap=True, markup=False)
+        out.print(f"  {name:<15}{text}", soft_wrap=True, markup=False)
 
 
 def print_advice(advice: Advice) -> None:
@@ -108,10 +103,10 @@ def print_advice(advice: Advice) -> None:
         *(("warning", text) for text in advice.warnings),
         ("to take it", advice.overrides),
     ]  # fmt: skip
-    console = _console()
-    console.print()
+    out = console()
+    out.print()
     for name, text in lines:
-        console.print(f"  {name:<15}{text}", soft_wrap=True, markup=False)
+        out.print(f"  {name:<15}{text}", soft_wrap=True, markup=False)
 
 
 def _model_line(run: Planned) -> str:
@@ -174,15 +169,3 @@ def _figure(value: float) -> str:
 
 def _money(money: float | None) -> str:
     return "" if money is None else f", {money:,.2f} in the currency of the price"
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD)
-    words = ("stage", "name", "device", "source")
-    for column in columns:
-        table.add_column(column, justify="left" if column in words else "right")
-    return table
-
-
-def _console() -> Console:
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 150)

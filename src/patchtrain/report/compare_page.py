@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from patchtrain import __version__
 from patchtrain.files import write_text
 from patchtrain.report import compare_figures
 from patchtrain.report.compare_words import (
@@ -26,9 +25,9 @@ from patchtrain.report.compare_words import (
 )
 from patchtrain.report.figures import to_html
 from patchtrain.report.formats import count
-from patchtrain.report.study_page import RUN_HEAD, note, paragraphs, recipe_parts, run_rows
+from patchtrain.report.study_page import RUN_HEAD, recipe_parts, run_rows
 from patchtrain.report.tables import table
-from patchtrain.report.template import PAGE, POLICY, SCRIPT, STYLE
+from patchtrain.report.template import note, page, paragraphs
 
 Row = Mapping[str, Any]
 
@@ -41,10 +40,9 @@ def write_compare_page(results: Row, out: Path) -> Path:
 
 def render(results: Row) -> str:
     """The page as text."""
-    title = html.escape(results["title"])
     figures: list[str] = []
     body = [
-        f"<h1>{title}</h1>",
+        f"<h1>{html.escape(results['title'])}</h1>",
         f'<div class="lead">{paragraphs(verdict(results))}</div>',
         "".join(note(sentence) for sentence in held(results)),
         _models(results),
@@ -66,15 +64,8 @@ def render(results: Row) -> str:
         f'<div class="named">{table(RUN_HEAD, run_rows(results), "All runs")}</div>',
         "<h2>Recipe</h2>",
         recipe_parts(results),
-        f"<footer>Made by patchtrain {html.escape(__version__)}.</footer>",
     ]
-    return PAGE.format(
-        policy=POLICY,
-        title=title,
-        style=STYLE,
-        body="\n".join(part for part in body if part),
-        script=SCRIPT if figures else "",
-    )
+    return page(results["title"], body)
 
 
 def _models(results: Row) -> str:

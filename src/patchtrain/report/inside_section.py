@@ -13,6 +13,7 @@ from patchtrain.report.figures import to_html
 from patchtrain.report.formats import number
 from patchtrain.report.summary import Row, RunSummary
 from patchtrain.report.tables import table
+from patchtrain.report.template import note
 
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 
@@ -31,12 +32,12 @@ def inside_section(runs: Sequence[RunSummary]) -> str:
 
 def _result(result: Row, key: int) -> str:
     models, content = result["models"], result["content"]
-    parts = [_note(f"Read: {result['read']}, in a context of {result['context_length']}.")]
+    parts = [note(f"Read: {result['read']}, in a context of {result['context_length']}.")]
     if any(model["levels"][0]["layers"] for model in models):
         threshold = number(result["threshold"], 2).rstrip("0").rstrip(".")
         parts.append(_heading("Activated neurons by layer"))
         parts.append(_plot(_neurons_figure(models), f"neurons-{key}"))
-        parts.append(_note(
+        parts.append(note(
             f"Share of feed-forward outputs with an absolute value above {threshold} (after "
             "arXiv:2407.12665); the root mean square says how that lies in the model's own scale."
         ))  # fmt: skip
@@ -98,10 +99,6 @@ def _slots_figure(models: Sequence[Row]) -> go.Figure:
 
 def _heading(text: str) -> str:
     return f"<h4>{html.escape(text)}</h4>"
-
-
-def _note(text: str) -> str:
-    return f'<p class="note">{html.escape(text)}</p>'
 
 
 def _plot(figure: go.Figure, name: str) -> str:

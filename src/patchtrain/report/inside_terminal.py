@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
-from rich.console import Console
-
 from patchtrain.report import inside_views as views
-from patchtrain.report import patch_views
-from patchtrain.report.inspect_terminal import plain_table
+from patchtrain.report import patch_views, terminal
 
 
 def print_inside(name: str, result: dict[str, Any]) -> None:
     """Tables of all that ``patchtrain eval --inside`` measured."""
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
+    console = terminal.console()
 
     def show(title: str, rows: views.Rows) -> None:
         console.print(f"\n{title}", markup=False)
-        console.print(plain_table(*rows))
+        console.print(terminal.table(*rows))
 
     console.print(f"{name}: {result['read']}, context length {result['context_length']}",
                   markup=False, soft_wrap=True)  # fmt: skip

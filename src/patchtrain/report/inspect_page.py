@@ -6,14 +6,13 @@ import html
 from pathlib import Path
 from typing import Any
 
-from patchtrain import __version__
 from patchtrain.errors import UsageError
 from patchtrain.files import write_text
 from patchtrain.report import patch_views as views
 from patchtrain.report.figures import to_html
 from patchtrain.report.formats import count
 from patchtrain.report.tables import table
-from patchtrain.report.template import PAGE, POLICY, SCRIPT, STYLE
+from patchtrain.report.template import note, page
 
 NOTES = {
     "shares": "A word is a longest run of letters, digits and marks; a sentence ends after . ! ? "
@@ -40,8 +39,8 @@ def write_inspect_page(
     ``shown``: the texts of some patches, by patch size.
     """
     check_place(out)
-    page = render(found, shown, title)
-    write_text(out, page.encode("utf-8", "replace").decode("utf-8"))
+    text = render(found, shown, title)
+    write_text(out, text.encode("utf-8", "replace").decode("utf-8"))
     return out
 
 
@@ -60,35 +59,24 @@ def render(found: dict[str, Any], shown: dict[int, list[str]], title: str) -> st
         "<h2>What patches split</h2>",
         plot(to_html(views.shares_figure(patches), "shares", first=True)),
         table(*views.shares_rows(patches), "Shares"),
-        note("shares"),
+        note(NOTES["shares"]),
         "<h2>Whether the tokens of a patch belong together</h2>",
     ]
     if any(entry["cosines"] for entry in large):
         figure = views.cosine_figure(large, far)
-        body += [plot(to_html(figure, "cosines", first=False)), note("cosines")]
+        body += [plot(to_html(figure, "cosines", first=False)), note(NOTES["cosines"])]
     body += [
         table(*views.coherence_rows(large, far), "Coherence"),
         "<h3>By distance</h3>",
         plot(to_html(views.information_figure(distances), "information", first=False)),
-        note("information"),
+        note(NOTES["information"]),
         table(*views.distance_rows(distances), "By distance"),
-        f"<footer>Made by patchtrain {html.escape(__version__)}.</footer>",
     ]
-    return PAGE.format(
-        policy=POLICY,
-        title=html.escape(title),
-        style=STYLE + views.STYLE,
-        body="\n".join(body),
-        script=SCRIPT,
-    )
+    return page(title, body, views.STYLE)
 
 
 def plot(figure: str) -> str:
     return f'<div class="plot">{figure}</div>'
-
-
-def note(name: str) -> str:
-    return f'<p class="note">{html.escape(NOTES[name])}</p>'
 
 
 def _lead(found: dict[str, Any]) -> str:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from patchtrain.report import patch_views as views
+from patchtrain.report import terminal
 from patchtrain.report.formats import count, number
 
 _COLOURS = ("black on bright_cyan", "black on bright_yellow")
@@ -25,7 +23,7 @@ def print_patches(
 
     On a terminal patches are coloured in turn, elsewhere ``|`` stands between them.
     """
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
+    console = terminal.console()
     documents = f"{found['documents']:,} document{'s' * (found['documents'] != 1)}"
     console.print(f"{found['tokens']:,} tokens of {documents} ({found['read']})", markup=False)
     if found["left_out"]:
@@ -34,13 +32,13 @@ def print_patches(
         )
     for K, patches in shown.items():
         console.print(f"\nK = {K}")
-        console.print(in_colours(patches) if console.is_terminal else in_bars(patches),
+        console.print(in_colours(patches) if colourful(console) else in_bars(patches),
                       soft_wrap=True)  # fmt: skip
     chosen = [entry for entry in found["patches"] if entry["patch_size"] in patch_sizes]
-    console.print(plain_table(*views.shares_rows(chosen)))
+    console.print(terminal.table(*views.shares_rows(chosen)))
     large = [entry for entry in chosen if entry["patch_size"] > 1]
     if large:
-        console.print(plain_table(*views.coherence_rows(large, found["far"])))
+        console.print(terminal.table(*views.coherence_rows(large, found["far"])))
     by_distance = [
         f"{number(entry['nats'], 4)} at {entry['distance']:,}"
         for entry in found["distances"]
@@ -50,6 +48,11 @@ def print_patches(
         f"  mutual information of two tokens (nats, over the {count(found['types'])} most frequent "
         f"kinds, shuffled counts subtracted):\n  {', '.join(by_distance)}"
     )
+
+
+def colourful(console: Console) -> bool:
+    """Whether colours are seen there: not in a file, nor with ``NO_COLOR``."""
+    return console.is_terminal and not console.no_color and console.color_system is not None
 
 
 def in_bars(patches: Sequence[str]) -> Text:
@@ -63,13 +66,3 @@ def in_colours(patches: Sequence[str]) -> Text:
     for index, patch in enumerate(patches):
         text.append(views.visible(patch), style=_COLOURS[index % 2])
     return text
-
-
-def plain_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """A table of text in columns, all to the right."""
-    table = Table(box=box.SIMPLE_HEAD)
-    for name in head:
-        table.add_column(name, justify="right")
-    for row in rows:
-        table.add_row(*row)
-    return table

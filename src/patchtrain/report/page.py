@@ -12,12 +12,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from patchtrain import __version__
 from patchtrain.errors import PatchtrainError, UsageError, one_line
 from patchtrain.files import write_text
 from patchtrain.report import curve, evaluations, figures, speed_section, tables, words
 from patchtrain.report.summary import RunSummary
-from patchtrain.report.template import PAGE, POLICY, SCRIPT, STYLE
+from patchtrain.report.template import note, page, paragraphs
 from patchtrain.runs import RunFolder
 
 
@@ -35,9 +34,9 @@ def write_page(runs: Sequence[RunFolder], out: Path, title: str | None = None) -
     if not out.parent.is_dir():
         raise UsageError(f"cannot write the report to {out}: there is no folder {out.parent}")
     with _of_expected_form(runs):
-        page = render([RunSummary.read(run) for run in runs], title)
+        text = render([RunSummary.read(run) for run in runs], title)
     # Half a surrogate pair, which JSON can hold, is no text for a file.
-    write_text(out, page.encode("utf-8", "replace").decode("utf-8"))
+    write_text(out, text.encode("utf-8", "replace").decode("utf-8"))
     return out
 
 
@@ -47,7 +46,7 @@ def render(runs: Sequence[RunSummary], title: str | None = None) -> str:
     title = title or " against ".join(run.name for run in runs)
     parts = [
         f"<h1>{html.escape(title)}</h1>",
-        f'<div class="lead">{_paragraphs(words.headline(runs))}</div>',
+        f'<div class="lead">{paragraphs(words.headline(runs))}</div>',
         _missing(runs),
         _curves(runs),
         _section("Results", _results(runs)),
@@ -56,18 +55,10 @@ def render(runs: Sequence[RunSummary], title: str | None = None) -> str:
         _section("Samples", _samples(runs)),
         _section("Recipe", _recipes(runs)),
         _section("Versions and machine", f'<div class="wide">{tables.machine_table(runs)}</div>'),
-        f"<footer>Made by patchtrain {html.escape(__version__)}.</footer>",
     ]
-    drawn = any('class="plot' in part for part in parts)
-    if drawn:  # whichever section draws: the script comes before all of them
-        parts.insert(0, figures.script())
-    return PAGE.format(
-        policy=POLICY,
-        title=html.escape(title),
-        style=STYLE,
-        body="\n".join(part for part in parts if part),
-        script=SCRIPT if drawn else "",
-    )
+    if any('class="plot' in part for part in parts):
+        parts.insert(0, figures.script())  # whichever section draws: before all of them
+    return page(title, parts)
 
 
 @contextmanager
@@ -101,22 +92,14 @@ def _section(title: str, body: str) -> str:
     return f"<section><h2>{title}</h2>{body}</section>" if body else ""
 
 
-def _paragraphs(sentences: Sequence[str]) -> str:
-    return "".join(f"<p>{html.escape(sentence)}</p>" for sentence in sentences)
-
-
-def _note(text: str) -> str:
-    return f'<p class="note">{html.escape(text)}</p>'
-
-
 def _missing(runs: Sequence[RunSummary]) -> str:
     notes = [run.gaps for run in runs if run.gaps]
-    return f'<div class="missing">{_paragraphs(notes)}</div>' if notes else ""
+    return f'<div class="missing">{paragraphs(notes)}</div>' if notes else ""
 
 
 def _curves(runs: Sequence[RunSummary]) -> str:
     if not any(figures.kinds_drawn(run) for run in runs):
-        return _section("Loss", _note("There are no losses to draw yet."))
+        return _section("Loss", note("There are no losses to draw yet."))
     plots = [
         ("against-compute", "Loss against compute", figures.compute_axis(runs)),
         ("against-time", "Loss against training time", figures.time_axis(runs)),
@@ -147,7 +130,7 @@ def _curve_notes(runs: Sequence[RunSummary]) -> str:
         "The steep fall of the first steps may lie above the figure: double-click to see all of "
         "it. A click on a line's name hides it."
     )
-    return _note(" ".join(notes))
+    return note(" ".join(notes))
 
 
 def _legend(runs: Sequence[RunSummary]) -> str:
@@ -171,7 +154,7 @@ def _legend(runs: Sequence[RunSummary]) -> str:
 
 
 def _results(runs: Sequence[RunSummary]) -> str:
-    return tables.results_table(runs) + _note(
+    return tables.results_table(runs) + note(
         "Bits per byte compares across tokenizers; loss and perplexity only with the same one. "
         "Positions are what the transformer computes: a patch of K tokens is one position."
     )
@@ -182,7 +165,7 @@ def _stages(runs: Sequence[RunSummary]) -> str:
     for number, run in enumerate(runs):
         heading = tables.run_heading(run, number) if len(runs) > 1 else ""
         if not run.stages:
-            parts.append(heading + _note("There is no plan in this run's run.json."))
+            parts.append(heading + note("There is no plan in this run's run.json."))
             continue
         parts.append(
             heading + tables.stages_table(run) + "<h3>Speed</h3>" + speed_section.speed(run)
@@ -191,7 +174,7 @@ def _stages(runs: Sequence[RunSummary]) -> str:
 
 
 def _evaluations(runs: Sequence[RunSummary]) -> str:
-    return evaluations.evaluations(runs) or _note(
+    return evaluations.evaluations(runs) or note(
         "There is no separate evaluation yet: patchtrain eval makes one."
     )
 
@@ -199,7 +182,7 @@ def _evaluations(runs: Sequence[RunSummary]) -> str:
 def _samples(runs: Sequence[RunSummary]) -> str:
     if not any(run.samples for run in runs):
         return ""
-    return _note("What the final models write after a prompt (bold).") + tables.samples_grid(runs)
+    return note("What the final models write after a prompt (bold).") + tables.samples_grid(runs)
 
 
 def _recipes(runs: Sequence[RunSummary]) -> str:

@@ -11,14 +11,13 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 
-from patchtrain import __version__
 from patchtrain.cost import Bill, ModelSize
 from patchtrain.errors import UsageError
 from patchtrain.files import write_text
 from patchtrain.report.figures import COLOURS, to_html
 from patchtrain.report.formats import count, duration, flops, number, percent, significant
 from patchtrain.report.tables import table
-from patchtrain.report.template import PAGE, POLICY, SCRIPT, STYLE
+from patchtrain.report.template import page
 
 PATCH_SIZES = (2, 4, 8, 16)
 _POINTS = 101
@@ -44,7 +43,6 @@ def ratio(size: ModelSize, context_length: int, patch_size: int, fraction: float
 
 def render(bill: Bill, title: str) -> str:
     """The page as text."""
-    made = f"<footer>Made by patchtrain {html.escape(__version__)}.</footer>"
     plots = [
         ("compute", "Compute at equal data", "compute, token level is 1", False),
         ("data", "Data at equal compute", "tokens read, token level is 1", True),
@@ -53,10 +51,7 @@ def render(bill: Bill, title: str) -> str:
     for index, (name, heading, axis, inverse) in enumerate(plots):
         figure = to_html(_figure(bill, axis, inverse), name, first=index == 0)
         body.append(f'<h2>{heading}</h2><div class="plot">{figure}</div>')
-    body += ["<h2>Stages</h2>", _stages(bill), made]
-    return PAGE.format(
-        policy=POLICY, title=html.escape(title), style=STYLE, body="\n".join(body), script=SCRIPT
-    )
+    return page(title, [*body, "<h2>Stages</h2>", _stages(bill)])
 
 
 def _lead(bill: Bill) -> str:

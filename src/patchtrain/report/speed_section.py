@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import html
 from typing import Any
 
 from patchtrain.evaluation.throughput import Peak, known_peak, rates
 from patchtrain.report.formats import NONE, count, duration, flops, is_number, percent
 from patchtrain.report.summary import RunSummary
 from patchtrain.report.tables import table
+from patchtrain.report.template import note
 
 
 def speed(run: RunSummary) -> str:
@@ -54,4 +54,4 @@ def _note(run: RunSummary, peak: Peak | None) -> str:
         said += f" The peak is {flops(peak.flops, per_second=True)} ({peak.source})."
     elif any(stage.done for stage in run.stages):
         said += " The peak of this device is not known: patchtrain eval --speed measures it."
-    return f'<p class="note">{html.escape(said)}</p>'
+    return note(said)

@@ -7,18 +7,17 @@ still missing, and says so.
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
 
-from patchtrain import __version__
 from patchtrain.files import write_text
 from patchtrain.report.figures import COLOURS, to_html
 from patchtrain.report.formats import NONE, count, duration, flops, number, percent, scale
 from patchtrain.report.tables import table
-from patchtrain.report.template import PAGE, POLICY, SCRIPT, STYLE
+from patchtrain.report.template import note, page, paragraphs
 
 Row = Mapping[str, Any]
 _DASHES = ("solid", "dash", "dot", "dashdot")
@@ -33,9 +32,8 @@ def write_study_page(results: Row, out: Path) -> Path:
 
 def render(results: Row) -> str:
     """The page as text."""
-    title = html.escape(results["title"])
     body = [
-        f"<h1>{title}</h1>",
+        f"<h1>{html.escape(results['title'])}</h1>",
         f'<div class="lead">{paragraphs(lead(results))}</div>',
         _missing(results),
         "<h2>Arms</h2>",
@@ -51,15 +49,8 @@ def render(results: Row) -> str:
         table(RUN_HEAD, run_rows(results), "Runs"),
         "<h2>Recipe</h2>",
         recipe_parts(results),
-        f"<footer>Made by patchtrain {html.escape(__version__)}.</footer>",
     ]
-    return PAGE.format(
-        policy=POLICY,
-        title=title,
-        style=STYLE,
-        body="\n".join(part for part in body if part),
-        script=SCRIPT if any('class="plot"' in part for part in body) else "",
-    )
+    return page(results["title"], body)
 
 
 def lead(results: Row) -> list[str]:
@@ -267,13 +258,3 @@ def recipe_parts(results: Row) -> str:
         "</pre></details>"
         for name, values in parts
     )
-
-
-def paragraphs(sentences: Sequence[str]) -> str:
-    """Sentences as HTML, escaped."""
-    return "".join(f"<p>{html.escape(sentence)}</p>" for sentence in sentences)
-
-
-def note(text: str) -> str:
-    """What explains the table or figure above it, as HTML."""
-    return f'<p class="note">{html.escape(text)}</p>'

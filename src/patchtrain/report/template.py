@@ -1,4 +1,11 @@
-"""The page's frame: style sheet, script and policy. It names no other file and no address."""
+"""The frame of every page: style sheet, script, policy. It names no other file and no address."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable
+
+from patchtrain import __version__
 
 # Nothing may be fetched, whatever a run's files contain; the browser itself enforces it.
 POLICY = (
@@ -94,7 +101,7 @@ SCRIPT = """
 })();
 """
 
-PAGE = """<!doctype html>
+_PAGE = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -111,3 +118,30 @@ PAGE = """<!doctype html>
 </body>
 </html>
 """
+
+
+def page(title: str, parts: Iterable[str], style: str = "") -> str:
+    """A whole page of ``parts``, which are HTML; the ``title`` is text, ``style`` more of STYLE.
+
+    The script that figures need is in it if a part holds one.
+    """
+    body = [part for part in parts if part]
+    drawn = any('class="plot' in part for part in body)
+    body.append(f"<footer>Made by patchtrain {html.escape(__version__)}.</footer>")
+    return _PAGE.format(
+        policy=POLICY,
+        title=html.escape(title),
+        style=STYLE + style,
+        body="\n".join(body),
+        script=SCRIPT if drawn else "",
+    )
+
+
+def paragraphs(sentences: Iterable[str]) -> str:
+    """Sentences as HTML, escaped."""
+    return "".join(f"<p>{html.escape(sentence)}</p>" for sentence in sentences)
+
+
+def note(text: str) -> str:
+    """What explains the table or figure beside it, as HTML."""
+    return f'<p class="note">{html.escape(text)}</p>'

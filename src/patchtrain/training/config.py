@@ -109,8 +109,8 @@ class PatchConfig(TrainingArguments):
     muon_rate: float = field(
         default=0.0,
         metadata={
-            "help": "Train the hidden matrices with Muon, at so many times the learning rate "
-            "(about 1; 0: with AdamW, as the rest)."
+            "help": "About 1: the hidden matrices are trained by torch's Muon at so many times the "
+            "learning rate; embedding, head and norms by AdamW. 0: all by optim. Not with FSDP."
         },
     )
     # transformers declares it as text, which a recipe's `fsdp: true` is not.

@@ -15,6 +15,7 @@ from transformers import Trainer
 from patchtrain.ablations import REARRANGED
 from patchtrain.data.batches import read_rows, spread, spread_starts, token_array
 from patchtrain.data.documents import AlignedDocuments, aligned_documents
+from patchtrain.data.token_files import Pieces
 from patchtrain.errors import UsageError
 from patchtrain.evaluation.perplexity import evaluating, packed_loss, rows_loss
 from patchtrain.patches import IGNORE
@@ -84,10 +85,10 @@ class TokenLevelEvaluation(Trainer):
         filling = np.repeat(rows[:1], share - len(part), axis=0)
         return np.concatenate([part, filling]), len(part)
 
-    def _token_loss(self, tokens: np.ndarray | AlignedDocuments) -> tuple[float, int]:
+    def _token_loss(self, tokens: np.ndarray | Pieces | AlignedDocuments) -> tuple[float, int]:
         """Summed next-token loss on this process's rows of the text, and their targets."""
         length = self.plan.context_length
-        if isinstance(tokens, np.ndarray):
+        if not isinstance(tokens, AlignedDocuments):
             # A window's last token is only predicted, its first only read.
             windows, counted = self._share(spread(tokens, self._eval_wanted(), length + 1))
             return rows_loss(self.model, windows, counted=counted)
@@ -99,7 +100,7 @@ class TokenLevelEvaluation(Trainer):
 
     @torch.no_grad()
     def _patch_loss(
-        self, tokens: np.ndarray | AlignedDocuments, starts: np.ndarray, stage: Stage
+        self, tokens: np.ndarray | Pieces | AlignedDocuments, starts: np.ndarray, stage: Stage
     ) -> float:
         """The stage's own loss on whole sequences."""
         starts, counted = self._share(starts)
@@ -133,7 +134,7 @@ class TokenLevelEvaluation(Trainer):
             yield
 
 
-def stream(dataset: Any, spec: PlanSpec) -> np.ndarray | AlignedDocuments:
+def stream(dataset: Any, spec: PlanSpec) -> np.ndarray | Pieces | AlignedDocuments:
     """What a user trains on as one stream of tokens, its documents apart if asked for."""
     if spec.documents == "separate":
         return aligned_documents(dataset, spec.alignment())

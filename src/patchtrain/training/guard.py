@@ -29,7 +29,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from patchtrain.errors import PatchtrainError
+from patchtrain.errors import PatchtrainError, warning_line
 from patchtrain.files import write_text
 from patchtrain.stage import Stage
 
@@ -202,7 +202,7 @@ class NonfiniteGuard(TrainerCallback):
 
     def _tell(self, text: str) -> None:
         if self.trainer.is_world_process_zero():
-            self.trainer._progress.say(f"warning: {text}")
+            self.trainer._progress.say(warning_line(text))
 
     # ---- what the step read
 
@@ -239,7 +239,7 @@ class NonfiniteGuard(TrainerCallback):
                 file = batch / f"process-{trainer.args.process_index}.json"
                 write_text(file, json.dumps(content, ensure_ascii=False) + "\n")
             except OSError as error:  # what the run must say next is more important
-                trainer._progress.say(f"warning: cannot write {batch}: {error}")
+                trainer._progress.say(warning_line(f"cannot write {batch}: {error}"))
         # Gathered when all have written: the first to stop may end the others.
         found = gather_object([(trainer.args.process_index, value)])
         return _words(what, [pair for pair in found if pair[1] is not None], step, stage), batch

@@ -32,49 +32,55 @@ def step_seconds(
     model: Any,
     plan: Plan,
     optimizer: torch.optim.Optimizer,
-    rows: Callable[[Stage], Mapping[str, Tensor]],
+    rows: Callable[[Stage, int], Mapping[str, Tensor]],
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> tuple[float, ...]:
-    """Seconds of one optimizer step of each stage on one process, weights unchanged.
+    """Mean seconds of an optimizer step of each stage on one process, weights unchanged.
 
     Args:
         model: a causal LM on ``device``, not at patch level.
         plan: whose stages are timed.
         optimizer: of the model's parameters; its state is of no use afterwards.
-        rows: the inputs of one device pass of a stage, ``plan.pass_rows(stage)`` rows each.
+        rows: the inputs of one device pass of a stage, at one of its steps whose level it is (a
+            stage with ``token_steps`` has two); ``plan.pass_rows(stage)`` rows each.
         device: where the model is.
         autocast: a context for the forward pass, for mixed precision.
     """
     checked = probe(model)
     model.train()
     passes: dict[tuple[Any, ...], float] = {}
-    for stage in plan.stages:
+    levels = [level for stage in plan.stages for level in stage.levels()]
+    for stage, step, _ in levels:
         if _kind(stage) in passes:
             continue
-        inputs = {name: value.to(device) for name, value in rows(stage).items()}
+        inputs = {name: value.to(device) for name, value in rows(stage, step).items()}
         inputs.setdefault("labels", inputs["input_ids"])
         with patch_level(
-            model, stage.patch_size, stage.slot_weights, checked=checked,
-            ablation=stage.ablation, tail=stage.tail,
-        ):  # fmt: skip
+            model, stage.patch_size, stage.slot_weights, checked=checked, **stage.reading()
+        ):
             passes[_kind(stage)] = _timed(partial(_pass, model, inputs, autocast))
     for group in optimizer.param_groups:  # so that the weights do not move
         group["lr"] = 0.0
     update = _timed(optimizer.step)
     optimizer.zero_grad(set_to_none=True)
-    return tuple(plan.passes(stage) * passes[_kind(stage)] + update for stage in plan.stages)
+
+    def mean(stage: Stage) -> float:
+        total = sum(steps * passes[_kind(level)] for level, _, steps in stage.levels())
+        return plan.passes(stage) * total / stage.steps
+
+    return tuple(mean(stage) + update for stage in plan.stages)
 
 
 def _kind(stage: Stage) -> tuple[Any, ...]:
     """What the time of a pass depends on."""
-    return stage.patch_size, stage.context_length, stage.ablation, stage.tail
+    return stage.patch_size, stage.context_length, *stage.reading().values()
 
 
-def random_rows(plan: Plan, vocab_size: int) -> Callable[[Stage], dict[str, Tensor]]:
+def random_rows(plan: Plan, vocab_size: int) -> Callable[[Stage, int], dict[str, Tensor]]:
     """Inputs of ``step_seconds`` where there is no text: what the ids are costs nothing."""
 
-    def rows(stage: Stage) -> dict[str, Tensor]:
+    def rows(stage: Stage, step: int) -> dict[str, Tensor]:
         shape = (plan.pass_rows(stage), stage.sequence_tokens)
         return {"input_ids": torch.randint(0, vocab_size, shape)}
 

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from transformers.trainer_callback import TrainerCallback
 
 from patchtrain.plan import Plan
+from patchtrain.progress import clock, live
 
 _SECONDS_BETWEEN_LINES = 15.0
 _SECONDS_BETWEEN_EVALUATION_LINES = 5.0
@@ -38,7 +39,7 @@ class StageProgress(TrainerCallback):
         self.started = time.monotonic()
         self.first_position = self.plan.positions_before(state.global_step)
         self.last_line = 0.0
-        if sys.stderr.isatty():
+        if live():
             self.bar = Progress(
                 TextColumn("{task.fields[stage]}"),
                 BarColumn(),
@@ -125,12 +126,3 @@ class StageProgress(TrainerCallback):
             return "?"
         elapsed = time.monotonic() - self.started
         return clock(elapsed / new * (self.plan.total_positions - done))
-
-
-def clock(seconds: float) -> str:
-    """``75`` as ``1:15``, ``4000`` as ``1:06:40``, ``100000`` as ``1 d 3:46:40``."""
-    days, rest = divmod(round(seconds), 86_400)
-    hours, rest = divmod(rest, 3600)
-    minutes, seconds = divmod(rest, 60)
-    text = f"{hours}:{minutes:02}:{seconds:02}" if hours or days else f"{minutes}:{seconds:02}"
-    return f"{days} d {text}" if days else text

@@ -94,7 +94,7 @@ class Resuming(Trainer):
     def tell(self, message: str) -> None:
         """A line on standard error, from the first process."""
         if self.is_world_process_zero():
-            print(f"patchtrain: {message}", file=sys.stderr, flush=True)
+            print(message, file=sys.stderr, flush=True)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         plain = self.plain_model()

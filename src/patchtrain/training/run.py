@@ -18,13 +18,15 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from patchtrain.data.store import VERIFIED_BYTES, TokenStore
-from patchtrain.errors import PatchtrainError, UsageError, one_line
+from patchtrain.errors import PatchtrainError, UsageError, one_line, warning_line
 from patchtrain.evaluation.evaluate import Window, split_loss
 from patchtrain.evaluation.generate import complete
 from patchtrain.evaluation.text_loss import TextLoss
 from patchtrain.files import clear_partial, write_text
+from patchtrain.model_folder import CARD
 from patchtrain.plan import Plan
 from patchtrain.recipe import Recipe, build_model
+from patchtrain.report.card_file import write_card
 from patchtrain.report.page import write_page
 from patchtrain.runs import RunFolder
 from patchtrain.stage import Stage
@@ -48,6 +50,13 @@ class Prepared:
     @property
     def plan(self) -> Plan:
         return self.trainer.plan
+
+    def warnings(self) -> list[str]:
+        """What a user should know before it starts."""
+        told = list(self.plan.warnings())
+        if self.recipe.samples and not self.store.has_tokenizer:
+            told.append("the samples are left out: the store has no tokenizer to read them with")
+        return told
 
 
 def prepare_run(recipe: Recipe, quiet: bool = False) -> Prepared:
@@ -85,11 +94,14 @@ def _as_usage_errors() -> Iterator[None]:
 def _prepare(recipe: Recipe, args: PatchConfig) -> Prepared:
     store = TokenStore.open(recipe.store)
     store.verify(at_most=VERIFIED_BYTES)
-    tokenizer = store.load_tokenizer()
-    special = {
-        f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")
-    }
-    model = build_model(recipe, store.vocab_size, special, tokenizer.get_vocab())
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    if store.has_tokenizer:
+        tokenizer = store.load_tokenizer()
+        special = {name: getattr(tokenizer, name) for name in names}
+        model = build_model(recipe, store.vocab_size, special, tokenizer.get_vocab())
+    else:
+        tokenizer, special = None, dict.fromkeys(names, store.eos_token_id)
+        model = build_model(recipe, store.vocab_size, special)
     with _as_usage_errors(), _no_new_folders(recipe.out) if is_first_process() else nullcontext():
         trainer = PatchTrainer(model, args, store, processing_class=tokenizer)
     return Prepared(recipe, store, trainer)
@@ -230,6 +242,8 @@ def _run(
         trainer.export(folder.model)
         _conclude(prepared, folder)
         record.update(status="finished")  # as the page says it; without one, it is not
+        if (kept_card := write_card(folder).kept) and not quiet:
+            print(f"{folder.model / CARD}: {kept_card}", file=sys.stderr)
         write_page([folder], folder.report_file)
     except BaseException as error:
         with suppress(OSError):  # the disk may be what failed
@@ -283,7 +297,7 @@ def announce(prepared: Prepared) -> str:
     patches = any(stage.patch_size > 1 for stage in trainer.plan.stages)
     loss = f"\npatch loss: {trainer.backend}" if patches else ""
     read = f"\n{documents_line(trainer)}" if trainer.plan.spec.documents == "separate" else ""
-    warnings = "".join(f"\nwarning: {text}" for text in trainer.plan.warnings())
+    warnings = "".join(f"\n{warning_line(text)}" for text in prepared.warnings())
     return (
         f"{type(trainer.model).__name__} of {trainer.size.parameters:,} parameters: "
         f"{stages} on {trainer.plan.total_tokens:,} tokens{loss}{read}{warnings}"
@@ -320,7 +334,7 @@ def _conclude(prepared: Prepared, folder: RunFolder) -> None:
         loss = TextLoss(nats, targets, split.utf8_bytes, split.words)
         result = {**loss.to_dict(), "context_length": T, "stride": T, "text": "validation",
                   "documents": trainer.plan.spec.documents}  # fmt: skip
-    if recipe.samples:
+    if recipe.samples and store.has_tokenizer:
         tokenizer = trainer.processing_class
         samples = complete(model, tokenizer, recipe.samples, SAMPLE_TOKENS)
         write_text(folder.samples_file, json.dumps(samples, indent=2, ensure_ascii=False) + "\n")
@@ -346,10 +360,10 @@ def estimate_seconds(prepared: Prepared) -> float | None:
     """
     trainer, plan = prepared.trainer, prepared.plan
 
-    def rows(stage: Stage) -> dict[str, torch.Tensor]:
+    def rows(stage: Stage, step: int) -> dict[str, torch.Tensor]:
         return {
             name: torch.from_numpy(value[: plan.pass_rows(stage)])
-            for name, value in trainer.batches.inputs(stage.first_step).items()
+            for name, value in trainer.batches.inputs(step).items()
         }
 
     if too_large(trainer.size, plan, trainer.args.device):

@@ -28,6 +28,7 @@ from patchtrain.data.documents import AlignedDocuments
 from patchtrain.errors import PatchtrainError, UsageError
 from patchtrain.files import whole_folder
 from patchtrain.loss_backends import choose
+from patchtrain.model_folder import keep_card
 from patchtrain.modeling import PatchLevel, output_embeddings, patch_level
 from patchtrain.plan import Plan
 from patchtrain.probing import probe, probe_documents, probe_positions
@@ -93,9 +94,11 @@ class PatchTrainer(
             store, train_dataset = train_dataset, train_dataset.train
             data = data_identity(store, train_dataset.tokens)
             eval_dataset = store.validation if eval_dataset is None else eval_dataset
-            processing_class = processing_class or store.load_tokenizer()
+            if processing_class is None and store.has_tokenizer:
+                processing_class = store.load_tokenizer()
         if eval_dataset is not None and hasattr(eval_dataset, "utf8_bytes"):
-            bytes_per_token = eval_dataset.utf8_bytes / max(len(eval_dataset.tokens), 1)
+            # 0 where the size of the text is unknown: then no bits per byte.
+            bytes_per_token = eval_dataset.utf8_bytes / max(len(eval_dataset.tokens), 1) or None
         longest = getattr(getattr(model, "config", None), "max_position_embeddings", None)
         spec = args.plan_spec(longest)
         tokens = stream(train_dataset, spec)
@@ -350,12 +353,7 @@ class PatchTrainer(
                 stage.slot_weights,
                 backend=self.backend,
                 checked=self.probe,
-                ablation=stage.ablation,
-                embedding_scale=stage.embedding_scale,
-                position_scale=stage.position_scale,
-                pool_weights=stage.pool_weights,
-                pool_order=stage.pool_order,
-                tail=stage.tail,
+                **stage.reading(),
             )
         self._stage = stage
         if switching:
@@ -477,6 +475,7 @@ class PatchTrainer(
                 cached, plain.config.use_cache = getattr(plain.config, "use_cache", None), True
                 try:
                     with whole_folder(path, replace=True) as folder:
+                        keep_card(path, folder)
                         plain.save_pretrained(folder, state_dict=state)
                         if self.processing_class is not None:
                             self.processing_class.save_pretrained(folder)

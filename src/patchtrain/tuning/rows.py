@@ -43,7 +43,7 @@ def split_off(
     if number >= len(conversations):
         raise UsageError(
             f"there are too few conversations to hold some out ({len(conversations)}); "
-            "give more, or --held-out 0"
+            "give more, or --validation-fraction 0"
         )
     chosen = set(Random(seed).sample(range(len(conversations)), number))
     trained = [row for index, row in enumerate(conversations) if index not in chosen]

@@ -139,7 +139,7 @@ class Recording(TrainerCallback):
         }
 
     def _say(self, state: Any, what: str) -> None:
-        from patchtrain.training.progress import clock
+        from patchtrain.progress import clock
 
         done = state.global_step - self._first_step
         left = ""

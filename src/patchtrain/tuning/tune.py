@@ -29,7 +29,8 @@ from patchtrain.evaluation.answering import Decoding, answer
 from patchtrain.evaluation.loading import LoadedModel, load_model
 from patchtrain.evaluation.record import record
 from patchtrain.files import clear_partial, whole_folder, write_json, write_text
-from patchtrain.model_folder import fingerprint
+from patchtrain.model_folder import fingerprint, keep_card
+from patchtrain.report.card_file import write_card
 from patchtrain.report.page import write_page
 from patchtrain.runs import RunFolder
 from patchtrain.sizing import model_size
@@ -111,6 +112,7 @@ def tune(
         tuner.about = {
             "from": str(loaded.path.resolve()),
             "template": template,
+            "files": [str(name) for name in settings.data],
             "identity": identity,
         }
         tuner.run(resume)
@@ -148,6 +150,7 @@ class _Tuner:
             model = self._conclude()
             self._samples(model)
             self.record.update(status="finished")
+            write_card(self.folder)
             write_page([self.folder], self.folder.report_file)
         except BaseException as error:
             with suppress(OSError):  # the disk may be what failed
@@ -201,6 +204,7 @@ class _Tuner:
             )
         model.config.use_cache = True
         with whole_folder(self.folder.model, replace=True) as path:
+            keep_card(self.folder.model, path)
             model.to(self.dtype).save_pretrained(path)
             self.loaded.tokenizer.save_pretrained(path)
 

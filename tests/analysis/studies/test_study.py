@@ -193,7 +193,7 @@ def test_a_folder_is_claimed_and_another_study_refused(
     write_json(folder / "study.json", {**study.to_dict(), "versions": {"torch": "other"}})
     refuse_another(study, folder)
     refuse_another(tiny_study(stores["bpe"].path, seeds=(0, 1, 2)), folder)  # more of the same
-    with pytest.raises(UsageError, match=r"another study: recipe, arms differ from .*--fresh"):
+    with pytest.raises(UsageError, match=r"another study: recipe, arms differ from .*--overwrite"):
         refuse_another(tiny_study(stores["bpe"].path, steps=20), folder)
     (folder / "study.json").write_text("{")
     with pytest.raises(PatchtrainError, match="not valid JSON"):

@@ -122,8 +122,16 @@ def corpus_store(
 
 
 def describe(store: TokenStore) -> dict[str, Any]:
-    """What a study says about a store; equal for equal text and tokenizer."""
+    """What a study says about a store; equal for equal text and tokenizer.
+
+    ``UsageError`` where bits per byte, which studies compare, cannot be measured on it.
+    """
     train = store.train
+    if not store.validation.utf8_bytes:
+        raise UsageError(
+            f"runs are compared in bits per byte, and {store.path} has no validation text whose "
+            f"size is known; hold documents out, and name the tokenizer of linked files"
+        )
     return {
         "fingerprint": store.fingerprint,
         "vocab_size": store.vocab_size,

@@ -16,10 +16,11 @@ from typing import Any
 
 from patchtrain.analysis.studies import comparison_results as results
 from patchtrain.analysis.studies.question import BASELINE, Contender, Question
-from patchtrain.analysis.studies.runner import Say, cores, train_runs
+from patchtrain.analysis.studies.runner import Say, train_runs
 from patchtrain.analysis.studies.study import Arm, Study, claim, run_folder
 from patchtrain.errors import PatchtrainError, UsageError
 from patchtrain.files import write_json
+from patchtrain.machine import usable_cores
 from patchtrain.runs import RunFolder, versions
 
 Rate = float | None  # None: the recipe's own
@@ -162,7 +163,7 @@ class Work:
             raise UsageError(
                 f"{self.folder} holds another study: {', '.join(changed)} differ"
                 f"{'s' * (len(changed) == 1)} from {file}; name another --out, or start over with "
-                f"--fresh"
+                f"--overwrite"
             )
         known.update({arm["name"]: arm for arm in now["arms"]})
         write_json(file, {**now, "arms": list(known.values()), "versions": versions()})
@@ -196,7 +197,7 @@ def run_comparison(
         PatchtrainError: every run failed.
     """
     claim(folder)
-    work = Work(question, folder, jobs or cores(), say, quiet, keep, count_only)
+    work = Work(question, folder, jobs or usable_cores(), say, quiet, keep, count_only)
     with RunFolder(folder).locked():
         for name in ("recipes", "runs", "logs"):
             (folder / name).mkdir(exist_ok=True)
@@ -219,5 +220,5 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise PatchtrainError(f"{file}: not valid JSON; --fresh starts over") from error
+        raise PatchtrainError(f"{file}: not valid JSON; --overwrite starts over") from error
     return values if isinstance(values, dict) else {}

@@ -32,14 +32,14 @@ from patchtrain.analysis.studies.study import (
 )
 from patchtrain.errors import PatchtrainError, one_line
 from patchtrain.files import write_json, write_text
+from patchtrain.machine import usable_cores
+from patchtrain.progress import Lines, clock
 from patchtrain.runs import RunFolder, versions
-from patchtrain.training.progress import clock
 
 Say = Callable[[str], None]
 # What is left of a finished run: all but its checkpoints, or only its record and metrics.
 KEEP = ("models", "results")
 _POLL_SECONDS = 0.2
-_LINE_SECONDS = 15.0
 
 
 @dataclass
@@ -62,16 +62,16 @@ class _Progress:
     say: Say
     begun: float = field(default_factory=time.monotonic)
     first: float | None = None
-    last: float = 0.0
+    lines: Lines | None = None
 
     def tell(self, children: list[_Child], finished: int, runs: int, at_once: bool = False) -> None:
-        now = time.monotonic()
-        if not at_once and now - self.last < _LINE_SECONDS:
+        if self.lines is not None and not at_once and not self.lines.due():
             return
+        now = time.monotonic()
+        self.lines = self.lines or Lines()  # the first line comes at once
         done = self.done + sum(flops_so_far(child.folder) for child in children)
         if self.first is None:
             self.first = done
-        self.last = now
         new = done - self.first
         left = clock((now - self.begun) / new * (self.total - done)) if new > 0 else "?"
         names = ", ".join(child.name for child in children)
@@ -79,13 +79,6 @@ class _Progress:
             f"{finished} of {runs} runs, {done / self.total:.0%} of the compute, {left} left"
             + (f" (now {names})" if names else "")
         )
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def run_study(
@@ -119,7 +112,7 @@ def run_study(
         write_json(folder / "study.json", {**study.to_dict(), "versions": versions()})
         failed: dict[str, str] = {}
         try:
-            train_runs(study, folder, jobs or cores(), failed, say, quiet, keep=keep)
+            train_runs(study, folder, jobs or usable_cores(), failed, say, quiet, keep=keep)
         finally:
             found = conclude(study, folder, failed)
     if failed and not any(arm["runs"] for arm in found["arms"]):

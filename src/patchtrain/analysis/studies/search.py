@@ -129,10 +129,10 @@ class Search:
         try:
             known = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise PatchtrainError(f"{file}: not valid JSON; --fresh starts over") from error
+            raise PatchtrainError(f"{file}: not valid JSON; --overwrite starts over") from error
         if known.get("asked") != self._asked():
             raise UsageError(
-                f"{file} is of another search; name another --out, or start over with --fresh"
+                f"{file} is of another search; name another --out, or start over with --overwrite"
             )
         trials: list[Trial] = known["trials"]
         # Contenders are made anew, and finished runs are found where they are.

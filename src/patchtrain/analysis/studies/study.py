@@ -167,7 +167,7 @@ def refuse_another(study: Study, folder: Path) -> None:
     try:
         before = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise PatchtrainError(f"{file}: not valid JSON; --fresh starts over") from error
+        raise PatchtrainError(f"{file}: not valid JSON; --overwrite starts over") from error
     now = study.to_dict()
     changed = [
         key for key in now if key != "seeds" and before.get(key) != now[key]
@@ -175,7 +175,7 @@ def refuse_another(study: Study, folder: Path) -> None:
     if changed:
         raise UsageError(
             f"{folder} holds another study: {', '.join(changed)} differ{'s' * (len(changed) == 1)}"
-            f" from {file}; name another --out, or start over with --fresh"
+            f" from {file}; name another --out, or start over with --overwrite"
         )
 
 

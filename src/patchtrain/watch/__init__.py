@@ -1,0 +1,1 @@
+"""A run looked at while it trains: its state, the view in the terminal, the live page."""
