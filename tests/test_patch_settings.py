@@ -13,8 +13,9 @@ from torch import Tensor
 
 from patchtrain import Plan, PlanSpec, UsageError, patch_level, patch_loss_reference, patch_targets
 from patchtrain.data.batches import PlanBatches
-from patchtrain.patch_settings import STAGE_UNUSED, UNUSED, embedding_scale, pool_weights
-from patchtrain.patches import embed_patches
+from patchtrain.patch_settings import STAGE_UNUSED, UNUSED, embedding_scale, pool_weights, tail
+from patchtrain.patches import IGNORE, embed_patches, hybrid_targets, pool_embeddings, rotated
+from patchtrain.sizing import model_size
 from patchtrain.stage import Stage
 from tests.models import VOCAB, tiny_model
 
@@ -65,6 +66,29 @@ def test_unused_is_the_default_of_plans_and_stages() -> None:
         ({"position_scale": "patch", "documents": "separate"}, "position_scale patch needs doc"),
         ({"token_share": 1}, "token_share must be at least 0 and below 1, not 1"),
         ({"token_share": None}, "token_share must be at least 0 and below 1, not None"),
+        ({"hybrid_share": 1}, "hybrid_share must be at least 0 and below 1, not 1"),
+        ({"hybrid_share": "half"}, "hybrid_share must be at least 0 and below 1, not 'half'"),
+        ({"hybrid_share": 0.5, "documents": "separate"}, "hybrid_share needs documents: mixed"),
+        (
+            {
+                "hybrid_share": 0.5,
+                "patch_fraction": None,
+                "stages": [{"patch_size": 4, "share": 1.0, "ablation": "input-only"}],
+            },
+            "ablation input-only needs hybrid_share: 0",
+        ),
+        (
+            {"hybrid_share": 0.5},
+            r"64 is not a multiple of 160 \(hybrid sequences of 20 tokens and context_length 8 x",
+        ),
+        ({"freeze_head_steps": -1}, "freeze_head_steps must be a whole number .* not -1"),
+        ({"freeze_body_steps": True}, "freeze_body_steps must be a whole number .* not True"),
+        ({"freeze_head_steps": 20}, "freeze_head_steps 20 leaves none of the 20 steps of tokens"),
+        ({"freeze_head_steps": 2, "freeze_body_steps": 1}, "leave nothing to train; give one"),
+        ({"head_scale_at_switch": 0}, "head_scale_at_switch must be above 0 and at most 1,024"),
+        ({"pool_order": "flip"}, "pool_order 'flip' is not one of none, rotate"),
+        ({"average_at_switch": 1.1}, "average_at_switch must lie between 0 and 1, not 1.1"),
+        ({"average_at_switch": True}, "average_at_switch must lie between 0 and 1, not True"),
         ({"embedding_scale": None}, "embedding_scale is .* not None"),
         ({"pool_weights": "last"}, "pool_weights is uniform, recent or a list .* not 'last'"),
         ({"pool_weights": [0, 0, 0, 0]}, "pool_weights is .* not all 0, not "),
@@ -179,6 +203,74 @@ def test_the_model_reads_the_weighted_mean() -> None:
     logits = model(inputs_embeds=0.25 * embeddings[:, 0::2] + 0.75 * embeddings[:, 1::2]).logits
     expected = patch_loss_reference(logits[:, :-1], patch_targets(ids, 2), (1.0, 1.0))
     torch.testing.assert_close(got.double(), expected, rtol=1e-6, atol=1e-6)
+
+
+# ---- pool_order
+
+
+@given(st.integers(2, 16), st.integers(1, 24))
+def test_each_place_in_a_patch_has_a_permutation_of_its_own(patch_size: int, width: int) -> None:
+    """As a matrix: orthogonal for every place, the identity for the last, and no two alike."""
+    unit = torch.eye(width).unsqueeze(1).expand(-1, patch_size, -1)
+    maps = rotated(unit).unbind(1)  # each (D, D): row d is where dimension d goes
+    for matrix in maps:
+        assert torch.equal(matrix @ matrix.T, torch.eye(width))
+    assert torch.equal(maps[-1], torch.eye(width))
+    if patch_size <= width:
+        assert len({tuple(matrix.argmax(1).tolist()) for matrix in maps}) == patch_size
+
+
+def test_two_places_and_four_dimensions_by_hand() -> None:
+    patch = torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 8]])
+    assert rotated(patch).tolist() == [[3, 4, 1, 2], [5, 6, 7, 8]]
+    assert pool_embeddings(patch[None], 2, rotate=True).tolist() == [[[4, 5, 4, 5]]]
+
+
+@pytest.mark.parametrize("weights", [None, (0.4, 0.8, 1.2, 1.6)])
+def test_the_order_of_a_patchs_tokens_matters_then_and_only_then(weights: Any) -> None:
+    model, ids = tiny_model(), some_ids(4)
+    swapped = ids.view(2, T, 4)[..., [1, 0, 2, 3]].reshape(2, -1)
+    labels = torch.arange(4 * T).remainder(VOCAB).expand(2, -1)  # the same for both
+    losses = {}
+    for order in ("none", "rotate"):
+        with patch_level(model, 4, pool_order=order, pool_weights=weights):
+            losses[order] = [model(input_ids=each, labels=labels).loss for each in (ids, swapped)]
+    same = [torch.isclose(*pair, rtol=1e-6, atol=1e-7).item() for pair in losses.values()]
+    assert same == [weights is None, False]
+
+
+@pytest.mark.parametrize("backend", ["chunked", "plain"])
+def test_the_model_reads_rolled_embeddings_and_gives_their_gradient(backend: str) -> None:
+    model, ids = tiny_model(tie_word_embeddings=True), some_ids(4)
+    with patch_level(model, 4, backend=backend, pool_order="rotate"):
+        got = model(input_ids=ids, labels=ids).loss
+    got.backward()
+    weight = model.get_input_embeddings().weight
+    gradient, weight.grad = weight.grad, None
+    embeddings = model.get_input_embeddings()(ids)
+    patches = torch.zeros(2, T, 32)
+    for slot in range(4):
+        for dimension in range(32):
+            goes_to = (dimension + (3 - slot) * 8) % 32
+            patches[..., goes_to] = patches[..., goes_to] + embeddings[:, slot::4, dimension] / 4
+    logits = model(inputs_embeds=patches).logits
+    expected = patch_loss_reference(logits[:, :-1], patch_targets(ids, 4), (1.0,) * 4)
+    torch.testing.assert_close(got.double(), expected, rtol=1e-6, atol=1e-6)
+    expected.backward()
+    torch.testing.assert_close(gradient, weight.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_where_single_tokens_are_read_there_is_no_order() -> None:
+    assert [stage.pool_order for stage in plan(pool_order="rotate").stages] == ["rotate", "none"]
+    shared = plan(pool_order="rotate", token_share=0.5)
+    levels = [shared.stages[0].level_at(step) for step in range(shared.stages[0].steps)]
+    assert {(level.patch_size, level.pool_order) for level in levels} == {
+        (4, "rotate"),
+        (1, "none"),
+    }
+    ablated = {"patch_size": 4, "share": 1.0, "ablation": "output-only"}
+    listed = plan(pool_order="rotate", patch_fraction=None, stages=[ablated])
+    assert listed.stages[0].pool_order == "none"
 
 
 # ---- patch_rate
@@ -384,3 +476,196 @@ def test_a_step_at_token_level_reads_the_beginning_of_its_sequences() -> None:
         singles = shared.plan.stage_at(step).level_at(step).patch_size == 1
         expected = without.step(step)
         assert np.array_equal(shared.step(step), expected[:, :T] if singles else expected)
+
+
+# ---- hybrid_share
+
+
+def test_targets_of_a_hybrid_row_by_hand() -> None:
+    """Two patches of 3, then four tokens; then a tail that is shorter than a patch."""
+    row = torch.arange(10, 20)[None]
+    I = IGNORE  # noqa: E741
+    assert hybrid_targets(row, 3, 4).tolist() == [
+        [[13, 14, 15], [16, 17, 18], [17, I, I], [18, I, I], [19, I, I]]
+    ]
+    assert hybrid_targets(row[:, :8], 3, 2).tolist() == [[[13, 14, 15], [16, 17, I], [17, I, I]]]
+
+
+@given(st.integers(1, 6), st.integers(1, 5), st.integers(1, 9))
+def test_every_position_predicts_what_follows_what_it_reads(
+    patch_size: int, patches: int, tail: int
+) -> None:
+    length = patches * patch_size + tail
+    targets = hybrid_targets(torch.arange(length)[None], patch_size, tail)[0]
+    assert targets.shape == (patches + tail - 1, patch_size)
+    for position, row in enumerate(targets.tolist()):
+        patched = position < patches
+        after = (
+            patch_size * (position + 1)
+            if patched
+            else patch_size * patches + position - patches + 1
+        )
+        following = range(after, min(after + (patch_size if patched else 1), length))
+        assert [target for target in row if target != IGNORE] == list(following)
+
+
+TAILED = 4 * (T - 3) + 3  # tokens of a row whose last three positions read one each
+
+
+@pytest.mark.parametrize("backend", ["chunked", "torch", "plain"])
+@pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0, 1.0), (1.6, 1.2, 0.8, 0.4)])
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_a_hybrid_pass_by_hand_with_all_gradients(
+    backend: str, weights: tuple[float, ...], family: str
+) -> None:
+    """Patches and tokens in one row of the model; the loss target by target over all logits."""
+    if family == "gemma2" and backend == "torch":
+        pytest.skip("it has no softcapping")
+    model, ids = tiny_model(family, attn_implementation="eager"), some_ids(4)[:, :TAILED]
+    with patch_level(model, 4, weights, backend=backend, tail=3):
+        got = model(input_ids=ids, labels=ids).loss
+    got.backward()
+    gradients = {name: weight.grad for name, weight in model.named_parameters()}
+    model.zero_grad(set_to_none=True)
+    embeddings = model.get_input_embeddings()(ids)
+    patches = embeddings[:, :-3].view(2, T - 3, 4, -1).mean(2)
+    logits = model(inputs_embeds=torch.cat([patches, embeddings[:, -3:]], 1)).logits.double()
+    surprise = -logits.log_softmax(-1)
+    total, count = torch.zeros((), dtype=torch.float64), 0.0
+    for row in range(2):
+        for position in range(T - 1):
+            patched = position < T - 3
+            after = 4 * (position + 1) if patched else TAILED - (T - 1 - position)
+            for slot in range(4 if patched else 1):
+                if after + slot < TAILED:
+                    target = ids[row, after + slot]
+                    total = total + weights[slot] * surprise[row, position, target]
+                    count += weights[slot]
+    torch.testing.assert_close(got.double(), total / count, rtol=1e-6, atol=1e-6)
+    (total / count).backward()
+    for name, weight in model.named_parameters():
+        torch.testing.assert_close(gradients[name], weight.grad, rtol=2e-4, atol=1e-6, msg=name)
+
+
+def test_without_a_tail_a_hybrid_row_is_patches_and_with_nothing_else_tokens() -> None:
+    model, ids = tiny_model(), some_ids(4)
+    losses = []
+    for settings in ({}, {"tail": 0}):
+        with patch_level(model, 4, **settings):
+            losses.append(model(input_ids=ids, labels=ids).loss)
+    assert torch.equal(*losses)
+    with patch_level(model, 4, tail=4 * T):
+        loss, logits = model(input_ids=ids, labels=ids).loss, model(input_ids=ids).logits
+    plain = model(input_ids=ids, labels=ids)
+    torch.testing.assert_close(loss, plain.loss)
+    torch.testing.assert_close(logits, plain.logits)
+
+
+def test_patches_of_identical_tokens_before_a_tail_are_a_row_of_tokens() -> None:
+    """What the tail sees of its past is then what a token model would see."""
+    model, ids = tiny_model(), some_ids(1)
+    rows = torch.cat([ids[:, :5].repeat_interleave(4, dim=1), ids[:, 5:]], dim=1)
+    expected = model(input_ids=ids).logits
+    with patch_level(model, 4, tail=3):
+        got = model(input_ids=rows).logits
+    torch.testing.assert_close(got, expected)
+
+
+def test_positions_of_a_tail_go_on_behind_the_patches() -> None:
+    model, ids = tiny_model(), some_ids(4)[:, :TAILED]
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "q_proj" in name or "k_proj" in name:
+                weight *= 20
+    embeddings = model.get_input_embeddings()(ids)
+    patches = embeddings[:, :-3].view(2, T - 3, 4, -1).mean(2)
+    inputs = torch.cat([patches, embeddings[:, -3:]], 1)
+    unseen = torch.full((1, 1, T, T), -torch.inf).triu(1)
+    for scale, positions in ((1, range(T)), (4, [0, 4, 8, 12, 16, 20, 21, 22])):
+        with patch_level(model, 4, tail=3, position_scale=scale):
+            got = model(input_ids=ids).logits
+        places = torch.tensor([*positions])[None]
+        expected = model(inputs_embeds=inputs, position_ids=places, attention_mask=unseen).logits
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_a_tail_cannot_have_is_refused() -> None:
+    model, ids = tiny_model(), some_ids(4)
+    with patch_level(model, 4, tail=4):
+        with pytest.raises(UsageError, match="leave attention_mask and position_ids out"):
+            model(input_ids=ids, attention_mask=torch.ones_like(ids))
+        with pytest.raises(UsageError, match="a row of 3 tokens is shorter than its tail, 4"):
+            model(input_ids=ids[:, :3])
+        with pytest.raises(UsageError, match="cannot be cut into patches of 4"):
+            model(input_ids=ids[:, :-1])
+
+
+@pytest.mark.parametrize(
+    ("share", "context_length", "expected"),
+    [(0.0, 8, 0), (0.3, 8, 2), (0.01, 8, 1), (0.99, 8, 7), (0.25, 512, 128), (0.1, 512, 64),
+     (0.001, 512, 32), (0.999, 512, 480), (0.5, 7, 4)],
+)  # fmt: skip
+def test_the_length_of_a_tail(share: float, context_length: int, expected: int) -> None:
+    assert tail(share, 4, context_length) == expected
+    assert tail(share, 1, context_length) == 0
+
+
+@pytest.mark.parametrize("settings", [
+    {"hold": "compute"}, {"hold": "tokens"}, {"hold": "compute", "token_share": 0.25},
+    {"hold": "compute", "position_scale": "patch"},
+])  # fmt: skip
+def test_tokens_of_hybrid_sequences_are_counted(settings: dict[str, Any]) -> None:
+    made = plan(hybrid_share=0.5, tokens_per_step=160, **settings)
+    patched, last = made.stages
+    assert (patched.tail, last.tail) == (4, 0)
+    assert patched.sequence_tokens == 4 * 4 + 4
+    assert patched.last_position == (4 * 4 + 3 if "position_scale" in settings else 7)
+    assert patched.name == "patches of 4 and 4 tokens"
+    held = settings["hold"] == "tokens"
+    assert patched.sequences_per_step == (8 if held else 20)
+    batches = PlanBatches(np.arange(40_000), made, 0)
+    tokens = 0
+    for step in range(40):
+        assert made.tokens_before(step) == tokens
+        ids = batches.step(step)
+        level = made.stage_at(step).level_at(step)
+        assert ids.shape == (level.sequences_per_step, level.sequence_tokens)
+        tokens += ids.size
+    assert made.total_tokens == tokens
+    size = model_size(tiny_model())
+    of_patch, of_token = (size.flops_per_position(T, K).total for K in (4, 1))
+    steps = patched.steps - patched.token_steps
+    expected = 4 * patched.sequences_per_step * (of_patch + of_token) * steps
+    expected += patched.token_steps * 8 * patched.sequences_per_step * of_token
+    assert size.flops_of_stage(patched, patched.steps).total == pytest.approx(expected)
+
+
+def test_shares_of_tokens_are_of_those_that_hybrid_sequences_read() -> None:
+    made = plan(hybrid_share=0.5, hold="compute", steps=None, tokens=400_000)
+    assert made.total_tokens == pytest.approx(400_000, rel=0.01)
+    assert made.stages[0].tokens == pytest.approx(200_000, rel=0.02)
+
+
+def test_a_plan_may_end_with_a_hybrid_stage() -> None:
+    values = {"patch_fraction": 1.0, "hold": "compute"}
+    assert plan(**values).warnings()
+    assert plan(**values, hybrid_share=0.5).warnings() == []
+
+
+# ---- average_at_switch
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"),
+    [
+        (0.0, []),
+        (0.01, [11, 23]),
+        (0.25, [9, 10, 11, 21, 22, 23]),
+        (1.0, list(range(24))),
+    ],
+)
+def test_the_weights_of_a_stages_last_steps_are_averaged(share: float, expected: list[int]) -> None:
+    stages = [[4, 0.3], [2, 0.3], [1, 0.4]]
+    made = plan(stages=stages, patch_fraction=None, share_of="steps", average_at_switch=share)
+    assert [stage.last_step for stage in made.stages] == [12, 24, 40]
+    assert [step for step in range(40) if made.is_averaged(step)] == expected

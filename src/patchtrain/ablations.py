@@ -22,27 +22,34 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from patchtrain.errors import UsageError
-from patchtrain.patches import IGNORE, patch_targets
+from patchtrain.patches import IGNORE, hybrid_targets, patch_targets
 
 # The ablations that are nothing but another order of the tokens that a stage reads.
 REARRANGED = ("mixup", "shuffled")
 
 
 def stage_targets(
-    labels: Tensor, patch_size: int, ablation: str | None = None, positions: Tensor | None = None
+    labels: Tensor,
+    patch_size: int,
+    ablation: str | None = None,
+    positions: Tensor | None = None,
+    tail: int = 0,
 ) -> Tensor:
-    """The targets of every position but the last of a stage, whole or ablated.
+    """The targets of every position but the last of a stage, whole, hybrid or ablated.
 
     Args:
         labels: ``(B, S)`` token ids, *not* shifted; ``-100`` marks targets to ignore.
         patch_size: K.
         ablation: of ``stage.ABLATIONS``, or None.
         positions: see ``patch_targets``.
+        tail: see ``patches.hybrid_targets``; not with an ablation.
 
     Returns:
-        ``(B, S / K - 1, K)``; at ``input-only`` ``(B, S / K - 1, 1)``, at ``output-only``
+        ``(B, T - 1, K)``; at ``input-only`` ``(B, S / K - 1, 1)``, at ``output-only``
         ``(B, S - 1, K)``.
     """
+    if tail:
+        return hybrid_targets(labels, patch_size, tail)
     if ablation == "output-only":
         return following_tokens(labels, patch_size)
     targets = patch_targets(labels, patch_size, positions)

@@ -90,8 +90,8 @@ class ModelSize:
     vocab_size: int  # V, rows of the head
     attention: tuple[AttentionLayers, ...]
 
-    def flops_per_position(self, context_length: int, patch_size: int = 1) -> Flops:
-        """Of one position in a context of T positions, each of K tokens."""
+    def flops_per_position(self, context_length: int, patch_size: float = 1) -> Flops:
+        """Of one position in a context of T positions, each of K tokens (on average)."""
         return Flops(
             body=6.0 * self.matrix_parameters,
             attention=sum(part.flops(part.reach(context_length)) for part in self.attention),
@@ -111,7 +111,7 @@ class ModelSize:
     def flops_of_stage(self, stage: Stage, steps: int) -> Flops:
         """Of the first ``steps`` steps of a stage, over all processes."""
         singles = stage.token_steps_in(steps)
-        patched = self.flops_per_position(stage.context_length, stage.patch_size)
+        patched = self.flops_per_position(stage.context_length, stage.tokens_per_position)
         found = patched * ((steps - singles) * stage.positions_per_step)
         if singles:
             token = self.flops_per_position(stage.context_length)

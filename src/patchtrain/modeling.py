@@ -25,7 +25,7 @@ from patchtrain.ablations import stage_targets, target_weights
 from patchtrain.errors import UsageError, nearest
 from patchtrain.loss import patch_loss_from_logits
 from patchtrain.loss_backends import LOSSES, Backend, choose
-from patchtrain.patches import IGNORE, embed_patches, patch_positions
+from patchtrain.patches import IGNORE, embed_patches, patch_positions, pool_embeddings
 from patchtrain.stage import ABLATIONS, SlotWeights, slot_weights
 
 
@@ -60,6 +60,8 @@ class PatchLevel:
         embedding_scale: float = 1.0,
         position_scale: int = 1,
         pool_weights: Sequence[float] | None = None,
+        pool_order: str = "none",
+        tail: int = 0,
     ) -> None:
         self.model = model
         self.patch_size = patch_size
@@ -68,6 +70,8 @@ class PatchLevel:
         self.embedding_scale = embedding_scale
         self.position_scale = position_scale
         self.pool_weights = pool_weights
+        self.pool_order = pool_order
+        self.tail = tail
         self.probe = checked
         self.backend = backend or Backend("chunked" if checked.fused else "plain", checked.reason)
         self._plain_forward: Callable[..., Any] = model.forward
@@ -137,11 +141,11 @@ class PatchLevel:
             if isinstance(value, Tensor):
                 raise UsageError(f"a model at patch level cannot take {name}: it is per token")
         K = 1 if self.ablation == "output-only" else self.patch_size  # tokens of a position
+        if self.tail and not (attention_mask is None and position_ids is None):
+            raise UsageError("where a tail of tokens follows the patches, leave attention_mask and "
+                             "position_ids out")  # fmt: skip
         positions = None if position_ids is None else patch_positions(position_ids, K)
-        pool_weights = self.pool_weights if K > 1 else None
-        embeddings = embed_patches(input_embeddings(self.model), input_ids, K, pool_weights)
-        if K > 1 and self.embedding_scale != 1.0:
-            embeddings = embeddings * self.embedding_scale
+        embeddings = self._embedded(input_ids, K)
         inputs = {
             **kwargs,
             "inputs_embeds": embeddings,
@@ -153,7 +157,7 @@ class PatchLevel:
         inputs = {name: value for name, value in inputs.items() if value is not None}
         if labels is None:
             return self._plain_forward(**inputs)
-        targets = stage_targets(labels, self.patch_size, self.ablation, positions)
+        targets = stage_targets(labels, self.patch_size, self.ablation, positions, self.tail)
         if total is None and num_items_in_batch is not None:
             total = num_items_in_batch * self._targets_per_item(labels, targets)
         common = {"weights": self.weights, "total": total}
@@ -176,6 +180,25 @@ class PatchLevel:
         outputs.loss = loss + _auxiliary_loss(self.model, outputs, self.probe.auxiliary)
         return outputs
 
+    def _embedded(self, ids: Tensor, patch_size: int) -> Tensor:
+        """What the transformer reads, ``(B, T, D)``: patches, and the tail's tokens if any."""
+        embedding, past = input_embeddings(self.model), ids.shape[1] - self.tail
+        if past < 0:
+            raise UsageError(
+                f"a row of {ids.shape[1]} tokens is shorter than its tail, {self.tail}"
+            )
+        weights, rotate = self.pool_weights, self.pool_order == "rotate"
+        if patch_size == 1:
+            weights, rotate = None, False
+        if self.tail:  # called once: a sharded embedding is gathered for each call
+            tokens = embedding(ids)
+            patches = pool_embeddings(tokens[:, :past], patch_size, weights, rotate)
+        else:
+            patches = embed_patches(embedding, ids, patch_size, weights, rotate)
+        if patch_size > 1 and self.embedding_scale != 1.0:
+            patches = patches * self.embedding_scale
+        return torch.cat([patches, tokens[:, past:]], dim=1) if self.tail else patches
+
     def _stretched(
         self, patches: Tensor, mask: Tensor | None, position_ids: Tensor | None, patch_size: int
     ) -> dict[str, Tensor]:
@@ -189,14 +212,20 @@ class PatchLevel:
         if position_ids is not None:
             raise UsageError("with position_scale patch level sets position_ids; leave them out")
         rows, length = patches.shape[:2]
-        last = (length - 1) * self.position_scale
+        order = torch.arange(length, device=patches.device)
+        within = (order - (length - self.tail)).clamp(min=0)  # places in the tail, if any
+        positions = (order - within) * self.position_scale + within
+        last = (
+            (length - self.tail) * self.position_scale
+            + self.tail
+            - (1 if self.tail else self.position_scale)
+        )
         longest = getattr(getattr(self.model, "config", None), "max_position_embeddings", None)
         if longest is not None and last >= longest:
             raise UsageError(
                 f"position_scale {self.position_scale} gives positions up to {last}, beyond the "
                 f"model's max_position_embeddings of {longest}"
             )
-        positions = torch.arange(length, device=patches.device) * self.position_scale
         stretched = {"position_ids": positions.expand(rows, -1)}
         if mask is None:
             stretched["attention_mask"] = torch.ones_like(stretched["position_ids"])
@@ -225,6 +254,8 @@ def patch_level(
     embedding_scale: float = 1.0,
     position_scale: int = 1,
     pool_weights: Sequence[float] | None = None,
+    pool_order: str = "none",
+    tail: int = 0,
 ) -> PatchLevel:
     """Put a transformers causal LM at patch level, in place.
 
@@ -255,6 +286,10 @@ def patch_level(
         position_scale: from the position of a patch to that of the next; K for distances as they
             are at token level. For rotary positions.
         pool_weights: of the K embeddings of a patch, with a mean of 1; None is their plain mean.
+        pool_order: ``"rotate"`` lets the model tell the order of the tokens in a patch
+            (``patches.rotated``); ``"none"`` does not. The model is probed without it.
+        tail: how many of the tokens at the end of ``ids``, of shape ``(B, K * P + tail)``, the
+            model reads one by one, after P patches (``patches.hybrid_targets``).
 
     Returns:
         A handle with ``remove()``, which also works as a context manager.
@@ -280,7 +315,7 @@ def patch_level(
         backend = choose(backend, checked, output_embeddings(model))
     return PatchLevel(
         model, patch_size, slots, checked, backend, ablation, embedding_scale, position_scale,
-        pool_weights,
+        pool_weights, pool_order, tail,
     )  # fmt: skip
 
 

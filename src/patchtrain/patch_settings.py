@@ -16,16 +16,26 @@ from patchtrain.errors import UsageError, one_line
 UNUSED: dict[str, Any] = {
     "embedding_scale": "none",
     "pool_weights": "uniform",
+    "pool_order": "none",
     "patch_rate": 1.0,
     "rewarm_steps": 0,
     "phase": "fixed",
     "position_scale": "none",
     "token_share": 0.0,
+    "hybrid_share": 0.0,
+    "average_at_switch": 0.0,
+    "freeze_head_steps": 0,
+    "freeze_body_steps": 0,
+    "head_scale_at_switch": 1.0,
 }
+# Steps after a switch, which must be fewer than the stage's.
+AFTER_SWITCH = ("rewarm_steps", "freeze_head_steps", "freeze_body_steps")
 STAGE_UNUSED: dict[str, Any] = {
     "embedding_scale": 1.0,
     "position_scale": 1,
     "pool_weights": None,
+    "pool_order": "none",
+    "tail": 0,
     "token_steps": 0,
 }
 _LARGEST_SCALE = 1024.0
@@ -54,13 +64,29 @@ def problems(spec: Any) -> list[str]:
             f"patch_rate must be above 0 and at most {_LARGEST_SCALE:,.0f}, "
             f"not {_shown(spec.patch_rate)}"
         )
-    steps = spec.rewarm_steps
-    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
+    for name in AFTER_SWITCH:
+        steps = getattr(spec, name)
+        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
+            found.append(f"{name} must be a whole number of at least 0, not {_shown(steps)}")
+    if not found and spec.freeze_head_steps and spec.freeze_body_steps:
+        found.append("freeze_head_steps and freeze_body_steps leave nothing to train; give one")
+    scale = spec.head_scale_at_switch
+    if not _is_number(scale) or not 0 < scale <= _LARGEST_SCALE:
         found.append(
-            f"rewarm_steps must be a whole number of at least 0, not {_shown(spec.rewarm_steps)}"
+            f"head_scale_at_switch must be above 0 and at most {_LARGEST_SCALE:,.0f}, "
+            f"not {_shown(scale)}"
         )
     if not _is_number(spec.token_share) or not 0 <= spec.token_share < 1:
         found.append(f"token_share must be at least 0 and below 1, not {_shown(spec.token_share)}")
+    if not _is_number(spec.hybrid_share) or not 0 <= spec.hybrid_share < 1:
+        found.append(
+            f"hybrid_share must be at least 0 and below 1, not {_shown(spec.hybrid_share)}"
+        )
+    if spec.hybrid_share and spec.documents == "separate":
+        found.append("hybrid_share needs documents: mixed, which are not aligned to patches")
+    share = spec.average_at_switch
+    if not _is_number(share) or not 0 <= share <= 1:
+        found.append(f"average_at_switch must lie between 0 and 1, not {_shown(share)}")
     if spec.phase == "random" and spec.documents == "separate":
         found.append("phase random needs documents: mixed, which are not aligned to patches")
     if spec.position_scale == "patch" and spec.documents == "separate":
@@ -138,6 +164,47 @@ def pool_weights(
     return tuple(weight * patch_size / sum(raw) for weight in raw)
 
 
+def pool_order(kind: str, patch_size: int, ablation: str | None = None) -> str:
+    """The order setting of a stage: ``"none"`` where single tokens are read."""
+    return "none" if patch_size == 1 or ablation == "output-only" else kind
+
+
+def patches_of(
+    settings: Mapping[str, Any], patch_size: int, ablation: str | None = None
+) -> dict[str, Any]:
+    """What patches of K are by the settings of a plan: as a stage has it, and ``patch_level``.
+
+    Args:
+        settings: by name; those left out are unused.
+        patch_size: K.
+        ablation: of the stage.
+    """
+    asked, where = {**UNUSED, **settings}, (patch_size, ablation)
+    return {
+        "embedding_scale": embedding_scale(asked["embedding_scale"], *where),
+        "position_scale": position_scale(asked["position_scale"], *where),
+        "pool_weights": pool_weights(asked["pool_weights"], *where),
+        "pool_order": pool_order(asked["pool_order"], *where),
+    }
+
+
+def tail(share: float, patch_size: int, context_length: int) -> int:
+    """How many of a sequence's T positions read single tokens: at least one, and not all.
+
+    A share is rounded to sixteenths where T has them, so that sequences of all stages fit into
+    blocks that are not much longer than they are.
+    """
+    if not share or patch_size == 1:
+        return 0
+    unit = 1 if context_length % 16 else context_length // 16
+    return min(max(round(share * context_length / unit), 1) * unit, context_length - unit)
+
+
+def averaged_steps(share: float, steps: int) -> int:
+    """Of how many of a stage's last steps the weights are averaged: at least 1, but with 0 none."""
+    return max(1, round(share * steps)) if share else 0
+
+
 def position_scale(kind: str, patch_size: int, ablation: str | None = None) -> int:
     """How far apart the positions of neighbouring patches are: 1, or K for ``"patch"``.
 
@@ -145,20 +212,6 @@ def position_scale(kind: str, patch_size: int, ablation: str | None = None) -> i
     mean the same distances in both. Where single tokens are read it is 1.
     """
     return 1 if kind != "patch" or ablation == "output-only" else patch_size
-
-
-def of_patches(settings: Mapping[str, Any], patch_size: int) -> dict[str, Any]:
-    """What ``patch_level`` is to be told, so that patches of K are what a plan makes of them.
-
-    ``settings``: by name, as a ``PlanSpec`` or the plan in ``run.json`` has them; others are left
-    alone. Raises as the functions above.
-    """
-    used = {**UNUSED, **settings}
-    return {
-        "embedding_scale": embedding_scale(used["embedding_scale"], patch_size),
-        "position_scale": position_scale(used["position_scale"], patch_size),
-        "pool_weights": pool_weights(used["pool_weights"], patch_size),
-    }
 
 
 def _is_number(value: Any) -> bool:

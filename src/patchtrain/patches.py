@@ -18,6 +18,7 @@ from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from patchtrain.errors import UsageError
 
@@ -25,7 +26,10 @@ IGNORE = -100  # a label that is no target, as everywhere in PyTorch
 
 
 def pool_embeddings(
-    embeddings: Tensor, patch_size: int, weights: Sequence[float] | None = None
+    embeddings: Tensor,
+    patch_size: int,
+    weights: Sequence[float] | None = None,
+    rotate: bool = False,
 ) -> Tensor:
     """Mean of every K consecutive token embeddings.
 
@@ -33,6 +37,7 @@ def pool_embeddings(
         embeddings: ``(B, S, D)``, any floating dtype.
         patch_size: K; must divide S.
         weights: K numbers with a mean of 1, for a weighted mean, which neither paper has.
+        rotate: tell the tokens of a patch apart (``rotated``), which neither paper does.
 
     Returns:
         ``(B, S / K, D)`` in the dtype of ``embeddings``. The mean is taken in fp32 (or wider):
@@ -47,14 +52,40 @@ def pool_embeddings(
     rows, length, width = embeddings.shape
     patches = embeddings.view(rows, length // patch_size, patch_size, width)
     wide = torch.promote_types(embeddings.dtype, torch.float32)
+    if rotate:
+        patches = rotated(patches)
     if weights is not None:
         slots = torch.tensor(weights, dtype=wide, device=embeddings.device)
         patches = patches.to(wide) * slots.view(-1, 1)
     return patches.mean(dim=2, dtype=wide).to(embeddings.dtype)
 
 
+def rotated(patches: Tensor) -> Tensor:
+    """Each token's embedding, its dimensions rolled on by how far it stands from the patch's end.
+
+    A mean of embeddings is the same whatever their order; one of rolled embeddings is not, and has
+    no parameters either. The last token, which stands next to what is predicted, is not moved and
+    goes in as it does at token level; the one before it is rolled by D / K, and so on. A roll is a
+    permutation: it keeps norms and can be undone.
+
+    Args:
+        patches: ``(..., K, D)``.
+
+    Returns:
+        The same shape and dtype.
+    """
+    slots, width = patches.shape[-2:]
+    rolls = ((slots - 1 - slot) * width // slots for slot in range(slots))
+    tokens = patches.unbind(-2)
+    return torch.stack([token.roll(by, -1) for token, by in zip(tokens, rolls, strict=True)], -2)
+
+
 def embed_patches(
-    embedding: nn.Module, ids: Tensor, patch_size: int, weights: Sequence[float] | None = None
+    embedding: nn.Module,
+    ids: Tensor,
+    patch_size: int,
+    weights: Sequence[float] | None = None,
+    rotate: bool = False,
 ) -> Tensor:
     """``pool_embeddings(embedding(ids), K)``, without the K embeddings of each patch if possible.
 
@@ -66,13 +97,13 @@ def embed_patches(
         embedding: token ids to embeddings, ``(B, S)`` to ``(B, S, D)``.
         ids: ``(B, S)`` token ids.
         patch_size: K; must divide S.
-        weights: as ``pool_embeddings``.
+        weights, rotate: as ``pool_embeddings``.
 
     Returns:
         ``(B, S / K, D)`` in the dtype of the embedding.
     """
-    if not _is_plain(embedding):
-        return pool_embeddings(embedding(ids), patch_size, weights)
+    if rotate or not _is_plain(embedding):
+        return pool_embeddings(embedding(ids), patch_size, weights, rotate)
     _check_patch_size(patch_size, ids.shape[1])
     rows, length = ids.shape
     bags = ids.reshape(-1, patch_size)
@@ -131,6 +162,30 @@ def patch_targets(labels: Tensor, patch_size: int, positions: Tensor | None = No
     if positions is None:
         return targets
     return torch.where((positions[:, 1:] == 0).unsqueeze(-1), IGNORE, targets)
+
+
+def hybrid_targets(labels: Tensor, patch_size: int, tail: int) -> Tensor:
+    """The targets of a row whose last ``tail`` tokens are read one by one, after patches.
+
+    What a position is to predict follows from what it reads: a patch the K tokens after it, also
+    where these are the first of the tail; a token the one after it. So each position's first slot
+    is the very next token, and where slots weigh differently, that weight is also a tail target's.
+
+    Args:
+        labels: ``(B, K * P + tail)`` token ids, *not* shifted; ``-100`` marks targets to ignore.
+        patch_size: K.
+        tail: positions that read one token each; at least 1.
+
+    Returns:
+        ``(B, P + tail - 1, K)``; ``-100`` where a tail shorter than K ends, and in all slots of
+        the tail's positions but the first.
+    """
+    rows, past = labels.shape[0], labels.shape[1] - tail
+    _check_patch_size(patch_size, past)
+    onward = pad(labels, (0, patch_size), value=IGNORE)[:, patch_size : past + patch_size]
+    of_patches = onward.reshape(rows, past // patch_size, patch_size)
+    of_tokens = pad(labels[:, past + 1 :].unsqueeze(-1), (0, patch_size - 1), value=IGNORE)
+    return torch.cat([of_patches, of_tokens], dim=1)
 
 
 def patch_positions(position_ids: Tensor, patch_size: int) -> Tensor:

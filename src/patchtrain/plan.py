@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from patchtrain.errors import UsageError, nearest
+from patchtrain.patch_settings import averaged_steps
 from patchtrain.stage import SlotWeights, Stage
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -50,6 +51,7 @@ CHOICES = {
     "documents": ("mixed", "separate"),
     "phase": ("fixed", "random"),
     "position_scale": ("none", "patch"),
+    "pool_order": ("none", "rotate"),
 }
 
 
@@ -116,6 +118,10 @@ class PlanSpec:
     """Of the K embeddings in their mean: `uniform`, `recent` (each token weighs twice as much as
     the one before it) or a list of numbers, which is for the stages with so many tokens in a
     patch."""
+    pool_order: str = "none"
+    """`rotate`: before the mean, the dimensions of each of the K embeddings are rolled on by D / K
+    for every token that follows it in the patch, so that the order of the tokens can be told; the
+    last one is not moved."""
     patch_rate: float = 1.0
     """The learning rate of the patch-level stages, as a share of what the schedule says."""
     rewarm_steps: int = 0
@@ -135,6 +141,25 @@ class PlanSpec:
     """Share of the steps of each patch-level stage that are done at token level instead, spread
     evenly. Such a step has the same positions and reads the first T tokens of each of its
     sequences; the rest of them is not read. Not with `training.torch_compile`."""
+    hybrid_share: float = 0.0
+    """Share of the T positions of each patch-level sequence that read single tokens, after the
+    patches: a compressed past and a recent one in one pass. A patch predicts the K tokens after it,
+    also where those are single ones, a token the next; all targets weigh the same (with other
+    `slot_weights`, a token's as the first of a patch). Rounded to sixteenths of T, to whole
+    positions where T is no multiple of 16. No token-level stage need follow. Needs
+    `documents: mixed`; with `hold: tokens`, a `tokens_per_step` that such sequences divide."""
+    average_at_switch: float = 0.0
+    """Share of a stage's last steps whose mean weights, kept in fp32, the next stage begins with;
+    0: with the last weights. `stage-1/` has the last weights, and what becomes of the optimizer's
+    state, `optimizer_at_switch` says."""
+    freeze_head_steps: int = 0
+    """For so many steps after each switch the output head, and an input embedding that is tied to
+    it, stays as it is while the rest adapts."""
+    freeze_body_steps: int = 0
+    """The same for everything but head and input embedding; give one of the two."""
+    head_scale_at_switch: float = 1.0
+    """What the logits are multiplied with at each switch, by scaling the head's weights. Of a head
+    that is not tied to the input embedding; others are refused."""
     # The learning rate's shape:
     warmup_steps: int | None = None
     """Default: 2 % of the schedule, at most 2,000."""
@@ -276,6 +301,19 @@ class Plan:
         """How many of the steps before ``step`` are of ``stage``."""
         return min(max(step - stage.first_step, 0), stage.steps)
 
+    def is_averaged(self, step: int) -> bool:
+        """Whether the weights after step ``step`` are part of the mean that the next stage gets."""
+        stage = self.stage_at(step)
+        averaged = averaged_steps(self.spec.average_at_switch, stage.steps)
+        return stage is not self.stages[-1] and step >= stage.last_step - averaged
+
+    def frozen_at(self, step: int) -> list[str]:
+        """What step ``step`` leaves as it is: ``"head"``, ``"body"``, or nothing."""
+        stage = self.stage_at(step)
+        asked = {"head": self.spec.freeze_head_steps, "body": self.spec.freeze_body_steps}
+        into = step - stage.first_step
+        return [part for part, steps in asked.items() if stage.index > 0 and into < steps]
+
     def rate_at(self, step: int) -> float:
         """The learning rate of step ``step`` as a share of the peak, in [0, 1].
 
@@ -319,6 +357,8 @@ class Plan:
         patched = [stage for stage in self.stages if stage.patch_size > 1]
         if not patched:
             return []
+        if any(stage.tail for stage in patched):
+            return []  # single tokens are learned all along
         steps = self.total_steps - patched[-1].last_step
         if steps == 0:
             return [

@@ -12,7 +12,14 @@ from itertools import accumulate
 from typing import Any
 
 from patchtrain.errors import UsageError, nearest, one_line
-from patchtrain.patch_settings import embedding_scale, pool_weights, position_scale, problems
+from patchtrain.patch_settings import (
+    AFTER_SWITCH,
+    patches_of,
+    position_scale,
+    problems,
+    tail,
+    used,
+)
 from patchtrain.plan import CHOICES, Plan, PlanSpec, largest_divisor, warmup_steps
 from patchtrain.stage import ABLATIONS, Stage, sequence_tokens, slot_weights
 
@@ -31,10 +38,11 @@ class Part:
     share: float
     context_length: int
     ablation: str | None = None
+    tail: int = 0  # of the positions, that read single tokens
 
     @property
     def sequence_tokens(self) -> int:
-        return sequence_tokens(self.patch_size, self.context_length, self.ablation)
+        return sequence_tokens(self.patch_size, self.context_length, self.ablation, self.tail)
 
     @property
     def tokens_per_position(self) -> float:
@@ -64,8 +72,9 @@ class Resolver:
         """One more than the last position of any stage; None where they make no sense."""
         self._check_values()
         spans = [
-            part.context_length
+            (part.context_length - part.tail)
             * position_scale(self.spec.position_scale, part.patch_size, part.ablation)
+            + part.tail
             for part in self._parts()
         ]
         return None if self.problems else max(spans)
@@ -168,7 +177,11 @@ class Resolver:
             if spec.patch_size == 1 and pairs:
                 pairs = [(1, 1.0)]
             T = spec.context_length
-            parts = [Part(patch_size, share, T) for patch_size, share in pairs if share > 0]
+            parts = [
+                Part(patch_size, share, T, None, self._tail(patch_size, T))
+                for patch_size, share in pairs
+                if share > 0
+            ]
         if of_steps or self.problems:
             return parts
         # Shares of the tokens. A step reads as many at any patch size K, or K times as many.
@@ -184,6 +197,10 @@ class Resolver:
         if not self.spec.token_share:
             return 1.0
         return 1 - self.spec.token_share * (1 - 1 / part.tokens_per_position)
+
+    def _tail(self, patch_size: int, context_length: int) -> int:
+        share = 0.0 if self.problems else self.spec.hybrid_share
+        return tail(share, patch_size, context_length)
 
     def _part(self, item: Any) -> Part | None:
         """One stage of a free list: ``(patch_size, share)`` or a mapping."""
@@ -214,7 +231,8 @@ class Resolver:
                 f"{_shown(context_length)}"
             )
         elif self._can_ablate(ablation, patch_size):
-            return Part(patch_size, float(share), context_length, ablation)
+            length = self._tail(patch_size, context_length)
+            return Part(patch_size, float(share), context_length, ablation, length)
         return None
 
     def _can_ablate(self, ablation: Any, patch_size: int) -> bool:
@@ -233,6 +251,8 @@ class Resolver:
             self.problems.append(f"ablation {ablation} needs documents: mixed")
         elif self.spec.token_share:
             self.problems.append(f"ablation {ablation} needs token_share: 0")
+        elif self.spec.hybrid_share:
+            self.problems.append(f"ablation {ablation} needs hybrid_share: 0")
         elif self.spec.phase == "random" and ablation != "input-only":
             self.problems.append(
                 f"ablation {ablation} needs phase: fixed; it has no patches to move"
@@ -246,10 +266,13 @@ class Resolver:
         # With tokens held, a patch-level step has K times fewer sequences: K must divide too.
         widest = math.lcm(*(part.patch_size for part in parts)) if held else 1
         context = math.lcm(spec.context_length, *(part.context_length for part in parts))
-        unit = widest * context * self.processes
+        mixed = [part.sequence_tokens for part in parts if part.tail and held]
+        unit = math.lcm(widest * context, *mixed) * self.processes
         if spec.tokens_per_step % unit:
             factors = [f"context_length {context}"]
             factors += [f"patch size {widest}"] * (widest > 1)
+            if mixed:
+                factors = [f"hybrid sequences of {max(mixed)} tokens and {' x '.join(factors)}"]
             factors += [f"{self.processes} processes"] * (self.processes > 1)
             low = spec.tokens_per_step // unit * unit
             near = f"{low} or {low + unit}" if low else f"{unit}"
@@ -332,13 +355,8 @@ class Resolver:
                     blocks=blocks,
                     slot_weights=slot_weights(part.patch_size, weights),
                     ablation=part.ablation,
-                    embedding_scale=embedding_scale(
-                        spec.embedding_scale, part.patch_size, part.ablation
-                    ),
-                    position_scale=position_scale(
-                        spec.position_scale, part.patch_size, part.ablation
-                    ),
-                    pool_weights=pool_weights(spec.pool_weights, part.patch_size, part.ablation),
+                    **patches_of(used(spec), part.patch_size, part.ablation),
+                    tail=part.tail,
                     token_steps=int(spec.token_share * length + 1e-9) * (part.patch_size > 1),
                 )
             )
@@ -360,11 +378,11 @@ class Resolver:
             warmup = warmup_steps(self.spec, steps)
             if warmup >= steps > 1:
                 self.problems.append(f"{warmup} warm-up steps leave none of the {steps} of {name}")
-        rewarm = self.spec.rewarm_steps
         self.problems += [
-            f"rewarm_steps {rewarm} leaves none of the {stage.steps} steps of {stage.name}"
+            f"{name} {steps} leaves none of the {stage.steps} steps of {stage.name}"
+            for name in AFTER_SWITCH
             for stage in plan.stages[1:]
-            if 1 < stage.steps <= rewarm
+            if 1 < stage.steps <= (steps := getattr(self.spec, name))
         ]
 
     def _check_store(self, plan: Plan) -> None:

@@ -11,6 +11,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
+from patchtrain.patch_settings import AFTER_SWITCH
+
 # The most of each number of a config that a rehearsal keeps.
 _MOST = {
     "hidden_size": 64, "n_embd": 64, "d_model": 64,
@@ -68,7 +70,7 @@ def _small_plan(plan: Mapping[str, Any]) -> dict[str, Any]:
     small = {
         name: value
         for name, value in plan.items()
-        if name not in ("tokens", "epochs", "warmup_steps", "rewarm_steps")
+        if name not in ("tokens", "epochs", "warmup_steps", *AFTER_SWITCH)
     }
     stages = plan.get("stages")
     sizes = [plan.get("patch_size", 4)]

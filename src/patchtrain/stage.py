@@ -41,11 +41,15 @@ class Stage:
     embedding_scale: float = 1.0  # times the mean of a patch's embeddings
     position_scale: int = 1  # from one position to the next
     pool_weights: tuple[float, ...] | None = None  # of a patch's embeddings; None: their mean
+    pool_order: str = "none"  # rotate: a patch's embeddings are told apart by their place
+    tail: int = 0  # positions at the end of a sequence that read single tokens
     token_steps: int = 0  # of its steps, that are done at token level; spread evenly
 
     @property
     def name(self) -> str:
         name = "tokens" if self.patch_size == 1 else f"patches of {self.patch_size}"
+        if self.tail:
+            name += f" and {self.tail} tokens"
         return f"{name}, {self.ablation}" if self.ablation else name
 
     @property
@@ -55,7 +59,12 @@ class Stage:
 
     @property
     def sequence_tokens(self) -> int:
-        return sequence_tokens(self.patch_size, self.context_length, self.ablation)
+        return sequence_tokens(self.patch_size, self.context_length, self.ablation, self.tail)
+
+    @property
+    def tokens_per_position(self) -> float:
+        """Of its cost: K, less where the positions of a tail read one token each."""
+        return self.sequence_tokens / self.context_length if self.tail else self.patch_size
 
     @property
     def piece_tokens(self) -> int:
@@ -64,8 +73,9 @@ class Stage:
 
     @property
     def last_position(self) -> int:
-        """The position that a model gives the last patch of a sequence."""
-        return (self.context_length - 1) * self.position_scale
+        """The position that a model gives the last patch, or token, of a sequence."""
+        patches = self.context_length - self.tail
+        return patches * self.position_scale + self.tail - (1 if self.tail else self.position_scale)
 
     @property
     def positions_per_step(self) -> int:
@@ -96,7 +106,7 @@ class Stage:
             return self
         return replace(
             self, patch_size=1, slot_weights=(1.0,), embedding_scale=1.0, position_scale=1,
-            pool_weights=None, token_steps=0,
+            pool_weights=None, pool_order="none", tail=0, token_steps=0,
         )  # fmt: skip
 
     def levels(self) -> list[tuple[Stage, int, int]]:
@@ -111,6 +121,12 @@ class Stage:
             found.append((self.level_at(first), first, count))
         return found
 
+    def reading(self) -> dict[str, Any]:
+        """How sequences are read, beyond their patch size: what ``patch_level`` is given of it."""
+        names = ("ablation", "embedding_scale", "position_scale", "pool_weights", "pool_order",
+                 "tail")  # fmt: skip
+        return {name: getattr(self, name) for name in names}
+
     @property
     def positions(self) -> int:
         return self.steps * self.positions_per_step
@@ -121,9 +137,11 @@ class Stage:
         return {name: value for name, value in values.items() if value is not None}
 
 
-def sequence_tokens(patch_size: int, context_length: int, ablation: str | None = None) -> int:
+def sequence_tokens(
+    patch_size: int, context_length: int, ablation: str | None = None, tail: int = 0
+) -> int:
     """Raw tokens of one sequence: K a position, but one where single tokens are read."""
-    return context_length * (1 if ablation == "output-only" else patch_size)
+    return (context_length - tail) * (1 if ablation == "output-only" else patch_size) + tail
 
 
 def slot_weights(patch_size: int, kind: SlotWeights = "uniform") -> tuple[float, ...]:

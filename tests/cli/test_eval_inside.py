@@ -119,6 +119,7 @@ def test_a_model_without_a_run_needs_a_text(run: Path, capsys: pytest.CaptureFix
     ("embedding_scale", "sqrt", {"embedding_scale": 2.0}),
     ("position_scale", "patch", {"position_scale": 4}),
     ("pool_weights", "recent", {"pool_weights": [4 / 15, 8 / 15, 16 / 15, 32 / 15]}),
+    ("pool_order", "rotate", {"pool_order": "rotate"}),
 ])  # fmt: skip
 def test_patches_are_read_as_the_run_trained_them(
     setting: str,
@@ -131,7 +132,7 @@ def test_patches_are_read_as_the_run_trained_them(
     def losses(folder: Path) -> dict[int, float]:
         capsys.readouterr()
         assert main(["eval", str(folder), "--inside", "--json", "--context-length", "8"]) == 0
-        result = json.loads(capsys.readouterr().out)["inside"]["inside"]
+        (result,) = json.loads(capsys.readouterr().out)["inside"].values()
         assert (f", {setting} {value}" in result["read"]) == (folder != run)
         return {one["patch_size"]: one["loss"] for one in result["models"][-1]["levels"]}
 

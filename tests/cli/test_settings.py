@@ -20,6 +20,11 @@ SETTINGS = [
     "plan.rewarm_steps=4",
     "plan.phase=random",
     "plan.token_share=0.25",
+    "plan.hybrid_share=0.5",
+    "plan.freeze_head_steps=3",
+    "plan.head_scale_at_switch=1.5",
+    "plan.pool_order=rotate",
+    "plan.average_at_switch=0.5",
     "plan.position_scale=patch",
 ]
 
@@ -39,8 +44,8 @@ def test_a_run_with_all_settings_is_planned_and_can_be_interrupted(
     recipe = str(write_recipe(tmp_path, store))
     assert main(["train", recipe, "--dry-run", *SETTINGS]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "embedding_scale sqrt, pool_weights recent, patch_rate 1.5, rewarm_steps 4" in shown
-    assert "phase random, position_scale patch" in shown
+    assert "embedding_scale sqrt, pool_weights recent, pool_order rotate, patch_rate 1.5" in shown
+    assert "rewarm_steps 4, phase random, position_scale patch" in shown
     assert "at a switch: second" in shown
     whole = [*SETTINGS, f"out={tmp_path / 'whole'}", "--quiet"]
     assert main(["train", recipe, *whole]) == 0

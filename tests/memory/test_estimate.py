@@ -143,6 +143,17 @@ def test_the_parts() -> None:
     assert estimate(model, replace(BASE, patch_size=1)).activations == told.activations
 
 
+def test_a_mean_of_the_weights_is_held_in_fp32() -> None:
+    model = meta(num_hidden_layers=6).bfloat16()
+    weights = sum(p.numel() for p in model.parameters())
+    for processes in (1, 4):
+        training = replace(BASE, processes=processes, fsdp=processes > 1)
+        without, told = (estimate(model, replace(training, averaged=on)) for on in (False, True))
+        more = told.parameters - without.parameters
+        assert more == pytest.approx(4 * weights / processes, rel=0.02)
+        assert told.peak - without.peak == more
+
+
 def test_processes() -> None:
     model = meta(num_hidden_layers=6)
     one = estimate(model, BASE)
@@ -252,7 +263,7 @@ def test_what_would_fit_goes_over_more_processes_and_says_where_it_ends() -> Non
 
 def test_every_stage_of_a_plan(tmp_path: Path) -> None:
     plan = {"patch_size": 4, "patch_fraction": 0.5, "context_length": 64, "tokens_per_step": 2048,
-            "steps": 40}  # fmt: skip
+            "steps": 40, "average_at_switch": 0.1}  # fmt: skip
     args = PatchConfig(str(tmp_path), plan=plan, per_device_train_batch_size=4,
                        gradient_checkpointing=True, bf16=True, report_to="none")  # fmt: skip
     resolved = args.plan_spec(64).resolve(device_sequences=4, processes=2)
@@ -261,6 +272,7 @@ def test_every_stage_of_a_plan(tmp_path: Path) -> None:
     assert [stage.training.patch_size for stage in stages] == [4, 1]
     for stage, expected in zip(stages, resolved.stages, strict=True):
         training = stage.training
+        assert training.averaged == (training.patch_size == 4)
         assert training.passes == resolved.passes(expected)
         assert (training.fsdp, training.bf16, training.gradient_checkpointing) == (True,) * 3
         assert training.optimizer == "adamw_torch_fused"

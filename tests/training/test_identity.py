@@ -70,6 +70,12 @@ USED: list[dict[str, Any]] = [
     {"phase": "random"},
     {"token_share": 0.25},
     {"position_scale": "patch"},
+    {"average_at_switch": 0.5},
+    {"hybrid_share": 0.5, "hold": "compute"},
+    {"freeze_head_steps": 2},
+    {"freeze_body_steps": 2},
+    {"head_scale_at_switch": 2.0},
+    {"pool_order": "rotate"},
 ]
 
 

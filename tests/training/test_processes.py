@@ -23,6 +23,14 @@ from tests.training.several import Ended, run
 
 TIED = "model.config.tie_word_embeddings=true"
 FSDP = "training.fsdp=true"
+BEYOND = (
+    "plan.average_at_switch=0.7",  # of three steps the last two
+    "plan.pool_order=rotate",
+    "plan.hybrid_share=0.5",
+    "plan.hold=compute",
+    "plan.freeze_head_steps=1",
+    "plan.head_scale_at_switch=1.5",
+)
 STEPS, SWITCH = 6, 3
 
 
@@ -180,6 +188,17 @@ def test_sharded_mixed_precision_sums_in_fp32(runs: Runs) -> None:
     assert all(float(torch.tensor(loss).bfloat16()) != loss for loss in losses)
     model = load_file(folder.model / "model.safetensors")
     assert {tensor.dtype for tensor in model.values()} == {torch.float32}
+
+
+def test_with_settings_beyond_the_papers_too(runs: Runs) -> None:
+    whole = runs.whole(1, *BEYOND)
+    for sharded in ((), (FSDP,)):
+        same_run(runs.whole(2, *sharded, *BEYOND), whole)
+    source = runs.whole(2, FSDP, *BEYOND)[0]
+    parts = [files(source.path / "checkpoint-2", part) for part in ("average", "weights")]
+    assert len(parts[0]) == 2
+    assert [*parts[0].values()] == [*parts[1].values()]
+    same_run(runs.resumed(source, 2, 4, *BEYOND), whole, 2)
 
 
 def launched(*words: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, dict[str, str]]:

@@ -1,13 +1,16 @@
 """What becomes of the optimizer's state at a switch, and which optimizers can do it."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from transformers import TrainerCallback
 
 from patchtrain import UsageError
-from patchtrain.training.switching import switch_optimizer
+from patchtrain.training.switching import scale_head, switch_optimizer
+from tests.models import tiny_model
 from tests.training.test_resuming import equal, weights
 from tests.training.test_trainer import trainer
 
@@ -59,9 +62,57 @@ def test_a_resumed_run_switches_as_one_that_was_not_stopped(tmp_path: Path, step
         "phase": "random",
         "position_scale": "patch",
         "token_share": 0.25,
+        "freeze_head_steps": 2,
+        "head_scale_at_switch": 0.5,
+        "pool_order": "rotate",
+        "average_at_switch": 0.75,
     }
     whole = trainer(tmp_path, plan=plan, save_steps=step, save_total_limit=9)
     whole.train()
     resumed = trainer(tmp_path, plan=plan, save_steps=step, save_total_limit=9)
     resumed.train(str(tmp_path / f"checkpoint-{step}"))
     assert equal(weights(whole), weights(resumed))
+
+
+# ---- the head
+
+
+@pytest.mark.parametrize("family", ["llama", "phi", "gemma2"])  # plain, with a bias, capped
+def test_a_scaled_head_gives_scaled_logits(family: str) -> None:
+    model, ids = tiny_model(family, tie_word_embeddings=False).eval(), torch.arange(8)[None]
+    before = model(ids).logits
+    scale_head(model, 2.0)
+    cap = getattr(model.config, "final_logit_softcapping", None)
+    expected = 2 * before if cap is None else cap * torch.tanh(2 * torch.atanh(before / cap))
+    torch.testing.assert_close(model(ids).logits, expected)
+
+
+def test_a_tied_head_cannot_be_scaled(tmp_path: Path) -> None:
+    model = tiny_model(tie_word_embeddings=True)
+    with pytest.raises(UsageError, match="head_scale_at_switch needs a head of its own, and that "):
+        trainer(tmp_path, model, plan={"head_scale_at_switch": 2.0})
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("part", ["head", "body"])
+def test_what_is_frozen_after_a_switch_changes_no_bit(
+    tmp_path: Path, part: str, tied: bool
+) -> None:
+    """Neither by a gradient nor by weight decay, and as the body adapts so does the norm."""
+    plan = {f"freeze_{part}_steps": 3, "optimizer_at_switch": "carry"}
+    run = trainer(tmp_path, tiny_model(tie_word_embeddings=tied), plan=plan, eval_strategy="no")
+    ends = {"lm_head.weight", "model.embed_tokens.weight"}
+    head = ends if tied else {"lm_head.weight"}
+    kept: dict[int, dict[str, torch.Tensor]] = {}
+
+    class Keeping(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            kept[state.global_step] = weights(run)
+
+    run.add_callback(Keeping())
+    run.train()
+    frozen = head if part == "head" else kept[4].keys() - ends
+    for step in range(1, 10):  # the switch is after step 4
+        for name in kept[4]:
+            same = torch.equal(kept[step][name], kept[step + 1][name])
+            assert same == (4 <= step < 7 and name in frozen), (step, name)

@@ -23,6 +23,7 @@ from patchtrain import (
     patch_targets,
 )
 from patchtrain.data.batches import spread
+from patchtrain.patches import hybrid_targets
 from patchtrain.runs import RunFolder
 from tests.models import VOCAB, tiny_model
 
@@ -61,7 +62,8 @@ def plain_loop(trained: PatchTrainer, model: Any) -> list[float]:
         {"params": [p for n, p in named.items() if n not in decay], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, 0.95), eps=1e-8)
-    losses = []
+    losses: list[float] = []
+    after: list[list[torch.Tensor]] = []
     for step in range(plan.total_steps):
         stage = plan.stage_at(step)
         if step == stage.first_step > 0 and plan.spec.optimizer_at_switch == "reset":
@@ -69,28 +71,53 @@ def plain_loop(trained: PatchTrainer, model: Any) -> list[float]:
         if step == stage.first_step > 0 and plan.spec.optimizer_at_switch == "second":
             for weight in model.parameters():
                 optimizer.state[weight]["exp_avg"] *= 0.0
+        if step == stage.first_step > 0 and plan.spec.average_at_switch:
+            count = round(plan.spec.average_at_switch * plan.stages[stage.index - 1].steps)
+            with torch.no_grad():
+                for at, weight in enumerate(model.parameters()):
+                    weight.copy_(torch.stack([each[at] for each in after[-count:]]).mean(0))
+        if step == stage.first_step > 0:
+            model.lm_head.weight.data *= plan.spec.head_scale_at_switch
         ids = torch.from_numpy(trained.batches.step(step))
         K, scale, weights = stage.patch_size, stage.position_scale, stage.slot_weights
+        tail = stage.tail
         if plan.spec.token_share and step in (0, 2):
-            K, scale, weights = 1, 1, (1.0,)
+            K, scale, weights, tail = 1, 1, (1.0,), 0
             assert ids.shape == (8, T)
         embeddings = model.get_input_embeddings()(ids)
+        past = ids.shape[1] - tail
+        places = embeddings[:, :past].view(len(ids), T - tail, K, -1).unbind(2)
+        if stage.pool_order == "rotate" and K > 1:
+            places = [e.roll((K - 1 - k) * e.shape[-1] // K, -1) for k, e in enumerate(places)]
         slots = torch.tensor((stage.pool_weights if K > 1 else None) or (1.0,) * K)
-        pooled = (embeddings.view(len(ids), T, K, -1) * slots[:, None]).mean(2)
+        pooled = (torch.stack(tuple(places), 2) * slots[:, None]).mean(2)
         pooled = pooled * (stage.embedding_scale if K > 1 else 1.0)
+        pooled = torch.cat([pooled, embeddings[:, past:]], 1)
+        order = torch.arange(T - tail) * scale
+        order = torch.cat([order, (T - tail) * scale + torch.arange(tail)])
         positions = {
-            "position_ids": torch.arange(0, T * scale, scale)[None],
+            "position_ids": order[None],
             "attention_mask": torch.ones(1, 1, T, T, dtype=torch.bool).tril(),
         }
         logits = model(inputs_embeds=pooled, **positions).logits
-        loss = patch_loss_reference(logits[:, :-1], patch_targets(ids, K), weights)
+        targets = hybrid_targets(ids, K, tail) if tail else patch_targets(ids, K)
+        loss = patch_loss_reference(logits[:, :-1], targets, weights)
         loss.backward()
+        body = set(model.model.parameters()) - {model.get_input_embeddings().weight}
+        kept = {"head": {model.lm_head.weight}, "body": body}
+        for part, parameters in kept.items():
+            if stage.index > 0 and step - stage.first_step < getattr(
+                plan.spec, f"freeze_{part}_steps"
+            ):
+                for weight in parameters:
+                    weight.grad = None
         torch.nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm)
         for group in optimizer.param_groups:
             group["lr"] = args.learning_rate * plan.rate_at(step)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
+        after.append([weight.detach().double().clone() for weight in model.parameters()])
     return losses
 
 
@@ -104,12 +131,22 @@ def plain_loop(trained: PatchTrainer, model: Any) -> list[float]:
         {"patch_fraction": 0.0, "step_fraction": None},
         {"embedding_scale": "sqrt", "rewarm_steps": 3},
         {"pool_weights": "recent", "patch_rate": 2.0},
+        {"pool_order": "rotate", "stages": [[4, 0.4], [2, 0.3], [1, 0.3]], "step_fraction": None},
         {"position_scale": "patch", "patch_size": 4},
+        {"hybrid_share": 0.5, "patch_size": 4, "token_share": 0.5, "slot_weights": "power"},
+        {"hybrid_share": 0.25, "step_fraction": 1.0, "position_scale": "patch"},
         {
             "token_share": 0.5,
             "embedding_scale": "sqrt",
             "position_scale": "patch",
             "slot_weights": [3, 1],
+        },
+        {"freeze_head_steps": 3, "optimizer_at_switch": "reset"},
+        {"freeze_body_steps": 2, "head_scale_at_switch": 1.5},
+        {
+            "average_at_switch": 0.75,
+            "stages": [[4, 0.4], [2, 0.3], [1, 0.3]],
+            "step_fraction": None,
         },
         {
             "optimizer_at_switch": "second",
@@ -189,7 +226,8 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
                "--master_port=0", "--rdzv_backend=c10d", "--rdzv_endpoint=127.0.0.1:0",
                str(script), str(tmp_path / "two")]  # fmt: skip
     root = Path(__file__).parents[2]
-    environment = {"PYTHONPATH": str(root), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    paths = f"{root / 'src'}:{root}"
+    environment = {"PYTHONPATH": paths, "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     one = trainer(tmp_path / "one", logging_steps=1)

@@ -26,7 +26,7 @@ from patchtrain.errors import UsageError
 from patchtrain.evaluation.loading import LoadedModel
 from patchtrain.evaluation.perplexity import check_token_ids, device_of, evaluating
 from patchtrain.modeling import patch_level, vocabulary_size
-from patchtrain.patch_settings import of_patches
+from patchtrain.patch_settings import patches_of
 from patchtrain.patches import patch_targets
 from patchtrain.probing import probe
 
@@ -56,7 +56,7 @@ def read_levels(
         threshold: above which absolute value an activation counts.
         batch_size: rows at a time; by default as many as keep the logits near 256 MB.
         advance: is called with the tokens of each batch.
-        settings: what the plan it was trained by makes of a patch (``patch_settings.of_patches``).
+        settings: of patches, of the plan it was trained by (``patch_settings.patches_of``).
 
     Returns:
         One entry for each K: ``patch_size``, ``tokens``, ``positions``, ``loss`` (mean over slots,
@@ -78,7 +78,7 @@ def read_levels(
         size = batch_size or max(1, _BATCH_LOGITS // (rows.shape[1] // K * vocabulary_size(model)))
         losses = []
         with (
-            patch_level(model, K, checked=checked, **of_patches(settings or {}, K)),
+            patch_level(model, K, checked=checked, **patches_of(settings or {}, K)),
             evaluating(model),
             counting(parts, threshold) as activity,
         ):

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from patchtrain.cli import results
 from patchtrain.errors import PatchtrainError, UsageError
+from patchtrain.patch_settings import UNUSED, patches_of, position_scale
 
 if TYPE_CHECKING:
     from patchtrain.analysis.patch_content import Text
     from patchtrain.evaluation.loading import LoadedModel
 
 MAX_TOKENS = 131_072
+_OF_PATCHES = tuple(patches_of({}, 1))  # settings of a plan that patches are read by
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -132,33 +134,30 @@ def _read(args: argparse.Namespace, loaded: LoadedModel) -> tuple[Text, str]:
 
 def _plan(loaded: LoadedModel) -> dict[str, Any]:
     """Of the run's plan, what a patch of the model's depends on."""
-    from patchtrain.patch_settings import UNUSED, of_patches
-
     plan = loaded.run.part("plan") if loaded.run else {}
     stages = plan.get("stages")
     own = [s.get("patch_size") for s in stages or [] if isinstance(s, dict)]
-    settings = {name: plan.get(name, UNUSED[name]) for name in of_patches({}, 1)}
-    return {**settings, "patch_sizes": [K for K in own if isinstance(K, int) and K > 0]}
+    return {
+        "patch_sizes": [K for K in own if isinstance(K, int) and K > 0],
+        "settings": {name: plan.get(name, UNUSED[name]) for name in _OF_PATCHES},
+    }
 
 
 def _patches_with(plan: dict[str, Any]) -> str:
     """What the run's patches have and the papers' have not, in words."""
-    from patchtrain.patch_settings import UNUSED
-
-    found = [name for name in plan if name in UNUSED and plan[name] != UNUSED[name]]
-    return "".join(f", {name} {plan[name]}" for name in found)
+    settings = plan["settings"]
+    found = [name for name in _OF_PATCHES if settings[name] != UNUSED[name]]
+    return "".join(f", {name} {settings[name]}" for name in found)
 
 
 def _patch_sizes(
     asked_for: list[int] | None, plan: dict[str, Any], context: int, limit: int | None
 ) -> list[int]:
     """Those asked for, or the usual ones whose positions the model has room for."""
-    from patchtrain.patch_settings import position_scale
-
     if asked_for:
         return sorted(set(asked_for))
-    sizes = sorted({1, 2, 4, 8, *plan["patch_sizes"]})
-    last = {K: (context - 1) * position_scale(plan["position_scale"], K) for K in sizes}
+    sizes, settings = sorted({1, 2, 4, 8, *plan["patch_sizes"]}), plan["settings"]
+    last = {K: (context - 1) * position_scale(settings["position_scale"], K) for K in sizes}
     return [K for K in sizes if limit is None or last[K] < limit]
 
 
@@ -181,7 +180,7 @@ def _models(
             model = loaded.model if place == loaded.path else load_model(place).model
             levels = inside.read_levels(
                 model, text.tokens, sizes, context, args.threshold, args.batch_size, advance,
-                plan,
+                plan["settings"],
             )  # fmt: skip
             if not all(math.isfinite(level["loss"]) for level in levels):
                 raise PatchtrainError(f"the loss of {place} is no number: the model is broken")

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -65,6 +66,7 @@ class Training:
     optimizer: str = "adamw_torch_fused"  # a name of transformers' TrainingArguments.optim
     backend: str = "chunked"  # of loss_backends.LOSSES; the token level has the model's own loss
     documents: bool = False  # kept separate
+    averaged: bool = False  # a mean of the weights is taken, for the switch
     device: str = "cuda"
 
     @property
@@ -87,7 +89,7 @@ class Memory:
     """Bytes on one device in a stage. The parts are each at their most, not all at one time."""
 
     training: Training
-    parameters: int  # and buffers and inputs
+    parameters: int  # and their mean, buffers and inputs
     gradients: int
     optimizer: int
     activations: int  # kept for the backward when the forward reaches the head
@@ -129,7 +131,8 @@ def estimate(model: nn.Module, training: Training) -> Memory:
     )
     found = _pass(model, training)
     count = training.sequences * training.patch_size * training.context_length
-    held = sizes.parameters + sizes.buffers + count * (24 if training.documents else 8)
+    mean = 4 * sum(math.prod(shape) for shape in sizes.shards) if training.averaged else 0
+    held = sizes.parameters + mean + sizes.buffers + count * (24 if training.documents else 8)
     base = held + states
     gradients = sizes.parameters
     if training.sharded:
@@ -209,6 +212,7 @@ def memory_of(
                 context_length=stage.context_length,
                 sequences=plan.pass_rows(stage),
                 step_sequences=stage.sequences_per_step,
+                averaged=plan.is_averaged(stage.last_step - 1),
             ),
         )
         for stage in plan.stages

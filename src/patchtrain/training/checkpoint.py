@@ -5,6 +5,7 @@
     RUN/checkpoint-N/                what a run needs to go on after N steps
         weights/*.safetensors        by the names of the model's own state dict
         optimizer/*.safetensors      by parameter: "layers.0.weight exp_avg"
+        average/*.safetensors        a mean of weights that is being taken, if any
         random/P.safetensors         the random numbers of process P
         trainer_state.json           transformers' own
         checkpoint.json              step, what the run is, size and SHA-256 of every other file

@@ -57,6 +57,7 @@ class _Record(BaseModel):
     optimizer: _Optimizer
     scheduler: dict[str, Any] | None
     guard: _Guard
+    averaged: _Count = 0  # steps in the mean of the weights; checkpoints of before had none
     files: dict[str, _File]
 
 

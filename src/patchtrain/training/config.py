@@ -12,7 +12,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.training_args import ParallelMode
 
-from patchtrain.errors import UsageError, nearest
+from patchtrain.errors import UsageError, nearest, one_line
 from patchtrain.extras import require
 from patchtrain.plan import PlanSpec
 from patchtrain.training.guard import ON_NONFINITE
@@ -107,6 +107,13 @@ class PatchConfig(TrainingArguments):
             "optimizer step: stop, skip the step, or rollback to the newest checkpoint."
         },
     )
+    muon_rate: float = field(
+        default=0.0,
+        metadata={
+            "help": "About 1: the hidden matrices are trained by torch's Muon at so many times the "
+            "learning rate; embedding, head and norms by AdamW. 0: all by optim. Not with FSDP."
+        },
+    )
     # transformers declares it as text, which a recipe's `fsdp: true` is not.
     fsdp: bool | str | None = field(
         default=None, metadata={"help": "Shard the model over the processes with FSDP2."}
@@ -134,6 +141,9 @@ class PatchConfig(TrainingArguments):
                 raise UsageError(f"{name} is not supported: {reason}")
         if not self.learning_rate > 0:
             raise UsageError(f"learning_rate must be above 0, not {self.learning_rate}")
+        rate = self.muon_rate
+        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate <= 1024:
+            raise UsageError(f"muon_rate must be from 0 to 1,024, not {one_line(repr(rate), 40)}")
         for name in ("adam_beta1", "adam_beta2"):
             if not 0 <= (beta := getattr(self, name)) < 1:
                 raise UsageError(f"{name} must be at least 0 and below 1, not {beta}")
@@ -162,6 +172,8 @@ class PatchConfig(TrainingArguments):
         super().__post_init__()
         if self.fsdp and self.parallel_mode != ParallelMode.DISTRIBUTED:
             self.fsdp = self.fsdp_plugin_args = None  # one process has nothing to shard
+        if self.muon_rate and self.wants_fsdp() and self.world_size > 1:
+            raise UsageError("muon_rate cannot be used with fsdp: Muon needs whole matrices")
         self.replicas()  # refuses what cannot be
         if "tensorboard" in self.report_to:
             require("tensorboard", "report_to tensorboard")

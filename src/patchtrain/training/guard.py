@@ -32,7 +32,6 @@ from transformers import TrainerCallback
 from patchtrain.errors import PatchtrainError, warning_line
 from patchtrain.files import write_text
 from patchtrain.stage import Stage
-from patchtrain.training.switching import switch_optimizer
 
 ON_NONFINITE = ("stop", "skip", "rollback")
 # Bad data or a rare overflow spoils a step or two. Ten in a row mean that the weights or the rate
@@ -156,9 +155,10 @@ class NonfiniteGuard(TrainerCallback):
         self._rollbacks[to] += 1
         if self._rollbacks[to] > MOST_ROLLBACKS:
             self._stop(what, batch, f", after {MOST_ROLLBACKS} rollbacks to checkpoint-{to}")
-        stage = trainer.plan.stage_at(trainer.state.global_step)
-        if to <= stage.first_step:  # the checkpoint's state is of the stage before
-            switch_optimizer(trainer.optimizer, str(trainer.plan.spec.optimizer_at_switch))
+        # The checkpoint may be of a stage before: what was done at the switches since is undone.
+        for stage in trainer.plan.stages[1 : trainer.stage_index + 1]:
+            if to <= stage.first_step:
+                trainer.switch()
         self._tell(f"{what}; rolled back to checkpoint-{to}, going on with the next data")
         values = {"what": what, "to_step": to, "batch": _within_run(batch)}
         self._event = ("rollback", values)

@@ -60,7 +60,10 @@ def identity(
                if name not in _NOT_OF_THE_MODEL},
         },
         "seed": dict(seeds),
-        "optimizer": {name: _plain(getattr(args, name)) for name in _OPTIMIZER},
+        "optimizer": {
+            **{name: _plain(getattr(args, name)) for name in _OPTIMIZER},
+            **({"muon_rate": args.muon_rate} if args.muon_rate else {}),
+        },
         "learning_rate": args.learning_rate,
         "logging": {name: _plain(getattr(args, name)) for name in _LOGGING},
         "processes": plan.processes,

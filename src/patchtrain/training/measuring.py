@@ -57,14 +57,7 @@ def step_seconds(
         inputs = {name: value.to(device) for name, value in rows(stage, step).items()}
         inputs.setdefault("labels", inputs["input_ids"])
         with patch_level(
-            model,
-            stage.patch_size,
-            stage.slot_weights,
-            checked=checked,
-            ablation=stage.ablation,
-            embedding_scale=stage.embedding_scale,
-            position_scale=stage.position_scale,
-            pool_weights=stage.pool_weights,
+            model, stage.patch_size, stage.slot_weights, checked=checked, **stage.reading()
         ):
             passes[_kind(stage)] = _timed(partial(_pass, model, inputs, autocast))
     for group in optimizer.param_groups:  # so that the weights do not move
@@ -81,10 +74,7 @@ def step_seconds(
 
 def _kind(stage: Stage) -> tuple[Any, ...]:
     """What the time of a pass depends on."""
-    return (
-        stage.patch_size, stage.context_length, stage.ablation, stage.embedding_scale,
-        stage.position_scale, stage.pool_weights,
-    )  # fmt: skip
+    return stage.patch_size, stage.context_length, *stage.reading().values()
 
 
 def random_rows(plan: Plan, vocab_size: int) -> Callable[[Stage, int], dict[str, Tensor]]:

@@ -51,7 +51,7 @@ class WritingMetrics(Trainer):
     def floating_point_ops(self, inputs: Mapping[str, Any]) -> float:
         """FLOPs of this process's share of a step, by positions: a patch costs one token."""
         stage = self.plan.stage_at(self.state.global_step).level_at(self.state.global_step)
-        position = self.size.flops_per_position(stage.context_length, stage.patch_size)
+        position = self.size.flops_per_position(stage.context_length, stage.tokens_per_position)
         return stage.positions_per_step / self.plan.processes * position.total
 
     def _counted(self) -> tuple[int, int]:

@@ -26,7 +26,8 @@ def split_passes(inputs: Mapping[str, Tensor], rows: int) -> list[dict[str, Tens
 def count_targets(inputs: Mapping[str, Tensor], stage: Stage) -> float:
     """The targets of some sequences, each as much as its slot weighs."""
     labels = inputs.get("labels", inputs["input_ids"])
-    valid = (stage_targets(labels, stage.patch_size, stage.ablation) != IGNORE).sum((0, 1))
+    targets = stage_targets(labels, stage.patch_size, stage.ablation, tail=stage.tail)
+    valid = (targets != IGNORE).sum((0, 1))
     weights = target_weights(stage.slot_weights, stage.ablation)
     return float((valid.cpu() * torch.tensor(weights)).sum())
 

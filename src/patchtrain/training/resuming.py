@@ -22,6 +22,7 @@ from transformers import Trainer, set_seed
 from transformers.trainer_callback import ExportableState
 
 from patchtrain.errors import PatchtrainError, one_line
+from patchtrain.training.averaging import WeightMean
 from patchtrain.training.checkpoint import Checkpoint, Checkpoints
 from patchtrain.training.identity import refuse_changes
 from patchtrain.training.processes import gather, together
@@ -40,6 +41,7 @@ class Resuming(Trainer):
 
     checkpoints: Checkpoints
     identity: dict[str, Any]
+    weight_mean: WeightMean
 
     def find_checkpoint(
         self, wanted: str | Path | bool | None, allow_change: Iterable[str] = ()
@@ -101,6 +103,7 @@ class Resuming(Trainer):
         with together():
             rest = checkpoint.info()["optimizer"]
             read_optimizer(plain, self.optimizer, checkpoint.path, rest)
+            self.weight_mean.read(plain, checkpoint.path, checkpoint.info().get("averaged", 0))
         self._load_rng_state(str(checkpoint.path))
 
     def _foreign_scheduler(self) -> dict[str, Any] | None:
@@ -149,6 +152,7 @@ class Resuming(Trainer):
             "window": self.window.state(),
             "optimizer": rest_of_optimizer,
             "guard": self._guard.state(),
+            "averaged": self.weight_mean.count,
             "scheduler": self._foreign_scheduler(),
         }
 
@@ -167,6 +171,7 @@ class Resuming(Trainer):
                 self.record.sync()
 
         parts = {"weights": lambda folder: write_weights(plain, folder),
+                 "average": self.weight_mean.write,
                  "optimizer": optimizer, "rest": rest}  # fmt: skip
         self.checkpoints.write(self.state.global_step, parts, info)
 
@@ -191,7 +196,9 @@ class Resuming(Trainer):
             return
         info = Checkpoint.at(checkpoint).info()
         with together():
-            read_optimizer(self.plain_model(), self.optimizer, Path(checkpoint), info["optimizer"])
+            plain, folder = self.plain_model(), Path(checkpoint)
+            read_optimizer(plain, self.optimizer, folder, info["optimizer"])
+            self.weight_mean.read(plain, folder, info.get("averaged", 0))
         if info["scheduler"] is None:
             self._set_rate()
         else:

@@ -139,7 +139,7 @@ def read_optimizer(model: nn.Module, optimizer: Any, folder: Path, rest: Mapping
     """
     names = _names_by_index(model, optimizer)
     indices = {name: index for index, name in names.items()}
-    parameters = dict(_named(model))
+    parameters = dict(named_weights(model))
     tensors: dict[str, Tensor] = {}
     state: dict[int, dict[str, Any]] = {}
 
@@ -217,7 +217,7 @@ def _json_value(key: str, value: Any) -> Any:
     )
 
 
-def _named(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+def named_weights(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """Parameters by the names of the plain model, whatever wraps parts of it."""
     wrappers = re.compile(r"_orig_mod\.|_checkpoint_wrapped_module\.")
     return [(wrappers.sub("", name), parameter) for name, parameter in model.named_parameters()]
@@ -225,7 +225,7 @@ def _named(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 def _names_by_index(model: nn.Module, optimizer: Any) -> dict[int, str]:
     """The name of each parameter by its number in the optimizer's state dict."""
-    names = {id(parameter): name for name, parameter in _named(model)}
+    names = {id(parameter): name for name, parameter in named_weights(model)}
     order = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     return {index: names[id(parameter)] for index, parameter in enumerate(order)}
 

@@ -1,20 +1,26 @@
-"""What becomes of the optimizer's state where one stage ends and the next begins.
+"""What becomes of the optimizer's state and of the head where one stage ends and the next begins.
 
-``reset`` forgets it, ``carry`` leaves it alone. ``second`` is between the two: AdamW's second
-moments, the scale of each weight's gradient, and its step count stay; the first moment, the
-direction of the stage before, is zero again.
+Of the state, ``reset`` forgets it, ``carry`` leaves it alone. ``second`` is between the two:
+AdamW's second moments, the scale of each weight's gradient, and its step count stay; the first
+moment, the direction of the stage before, is zero again.
+
+After the switch the head has something else to say: one token, where it has learned to spread its
+logits over K. It can be scaled at the switch, or it or the body can stay as it is for some steps
+while the other adapts (``patch_settings.py``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import TrainerCallback
 
 from patchtrain.errors import UsageError
+from patchtrain.modeling import input_embeddings, output_embeddings
 
 
 def switch_optimizer(optimizer: Optimizer, kind: str) -> None:
@@ -44,6 +50,36 @@ def check_moments(optimizer: Optimizer) -> None:
                 f"{_listed(state)}; set training.optim=adamw_torch, or optimizer_at_switch to "
                 f"reset or carry"
             )
+
+
+def check_own_head(model: nn.Module) -> None:
+    """Refuse a model whose head is its input embedding, which ``scale_head`` would scale along."""
+    if output_embeddings(model).weight is input_embeddings(model).weight:
+        raise UsageError(
+            f"head_scale_at_switch needs a head of its own, and that of {type(model).__name__} is "
+            f"its input embedding; set model.config.tie_word_embeddings=false, or leave it out"
+        )
+
+
+@torch.no_grad()
+def scale_head(model: nn.Module, factor: float) -> None:
+    """Multiply the logits of a head of its own, before the model caps them if it does."""
+    for weight in output_embeddings(model).parameters():
+        weight *= factor
+
+
+def drop_frozen(model: nn.Module, parts: Iterable[str]) -> None:
+    """Drop the gradients of the ``"head"`` or the ``"body"``, so that the step leaves it alone.
+
+    Without a gradient neither weight decay nor the optimizer's state moves, and the norm that is
+    clipped is that of the others.
+    """
+    head = list(output_embeddings(model).parameters())
+    ends = {id(weight) for weight in (*head, *input_embeddings(model).parameters())}
+    body = [weight for weight in model.parameters() if id(weight) not in ends]
+    for part in parts:
+        for weight in head if part == "head" else body:
+            weight.grad = None
 
 
 class CheckingMoments(TrainerCallback):

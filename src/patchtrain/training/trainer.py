@@ -32,6 +32,7 @@ from patchtrain.plan import Plan
 from patchtrain.probing import probe, probe_documents, probe_positions
 from patchtrain.sizing import model_size
 from patchtrain.stage import Stage
+from patchtrain.training.averaging import AveragingWeights, WeightMean
 from patchtrain.training.checkpoint import Checkpoints
 from patchtrain.training.config import PatchConfig, save_interval
 from patchtrain.training.evaluating import TokenLevelEvaluation, stream
@@ -39,6 +40,7 @@ from patchtrain.training.guard import NonfiniteGuard
 from patchtrain.training.hooks import BeginsRecord, EvaluatesStageEnds, StopsOnSignal
 from patchtrain.training.identity import data_identity, identity
 from patchtrain.training.metrics import WritingMetrics
+from patchtrain.training.muon import WithMuon
 from patchtrain.training.passes import count_targets, pass_loss, split_passes
 from patchtrain.training.processes import ending_with_the_others, most, of_first, together
 from patchtrain.training.progress import StageProgress
@@ -48,12 +50,24 @@ from patchtrain.training.sharding import Sharding
 from patchtrain.training.signals import StoppedBySignalError, StopRequest
 from patchtrain.training.stage_models import KeepingStageModels
 from patchtrain.training.steps import FromCurrentStep, Steps
-from patchtrain.training.switching import CheckingMoments, switch_optimizer
+from patchtrain.training.switching import (
+    CheckingMoments,
+    check_own_head,
+    drop_frozen,
+    scale_head,
+    switch_optimizer,
+)
 from patchtrain.training.waiting import CountingDataWait
 
 
 class PatchTrainer(
-    Sharding, Resuming, TokenLevelEvaluation, CountingDataWait, WritingMetrics, KeepingStageModels
+    Sharding,
+    Resuming,
+    TokenLevelEvaluation,
+    CountingDataWait,
+    WritingMetrics,
+    KeepingStageModels,
+    WithMuon,
 ):
     """Trains a causal LM through the stages of ``args.plan``.
 
@@ -145,10 +159,12 @@ class PatchTrainer(
             probe_documents(self.model)
         if any(stage.position_scale > 1 for stage in self.plan.stages):
             probe_positions(self.model)
+        if spec.head_scale_at_switch != 1.0:
+            check_own_head(self.model)
         self.backend = choose(args.loss_backend, self.probe, output_embeddings(self.model))
         self.size = model_size(self.model)
         self.record = RunRecord(Path(args.output_dir)) if self.is_world_process_zero() else None
-        self.window = LossWindow(self.args.device)
+        self.window, self.weight_mean = LossWindow(self.args.device), WeightMean()
         self.stop_request, self.stopped_by = StopRequest(), 0
         # Where more comes after training (``run.py``), the run is not finished with it.
         self.status_after_training = "finished"
@@ -172,6 +188,8 @@ class PatchTrainer(
         self.add_callback(EvaluatesStageEnds(self.plan))
         if spec.filled().optimizer_at_switch == "second" and len(self.plan.stages) > 1:
             self.add_callback(CheckingMoments())
+        if spec.average_at_switch:
+            self.add_callback(AveragingWeights(self))
         self.add_callback(StopsOnSignal(self))
         self._guard = NonfiniteGuard(self)  # last, to know what the others want done after a step
         self.add_callback(self._guard)
@@ -207,7 +225,7 @@ class PatchTrainer(
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        self.window = LossWindow(self.args.device)
+        self.window, self.weight_mean = LossWindow(self.args.device), WeightMean()
         self.stop_request, self.stopped_by = StopRequest(), 0
         found = self.find_checkpoint(resume_from_checkpoint, allow_change)
         if found is not None:
@@ -312,6 +330,8 @@ class PatchTrainer(
                     loss = pass_loss(model, part, stage, count, share) / len(passes)
                 self.accelerator.backward(loss)
             losses.append(loss.detach().float())
+        if parts := self.plan.frozen_at(self.state.global_step):
+            drop_frozen(self.plain_model(), parts)
         self._guard.saw(passes, losses)
         self._step_loss = torch.stack(losses).sum()
         return self._step_loss
@@ -341,17 +361,26 @@ class PatchTrainer(
                 stage.slot_weights,
                 backend=self.backend,
                 checked=self.probe,
-                ablation=stage.ablation,
-                embedding_scale=stage.embedding_scale,
-                position_scale=stage.position_scale,
-                pool_weights=stage.pool_weights,
+                **stage.reading(),
             )
         self._stage = stage
         if switching:
-            switch_optimizer(self.optimizer, str(self.plan.spec.optimizer_at_switch))
+            self.switch()
             if self.args.torch_compile:
                 torch.compiler.reset()  # compiled code has the other stage's forward inlined
             self._write("switch", {})
+
+    def switch(self) -> None:
+        """What becomes of weights and optimizer state where one stage ends and the next begins."""
+        self.weight_mean.move_to(self.plain_model())
+        if (factor := self.plan.spec.head_scale_at_switch) != 1.0:
+            scale_head(self.plain_model(), factor)
+        switch_optimizer(self.optimizer, str(self.plan.spec.optimizer_at_switch))
+
+    @property
+    def stage_index(self) -> int:
+        """Of the stage that the model is in; its switch is behind it."""
+        return 0 if self._stage is None else self._stage.index
 
     def _leave_stage(self) -> None:
         if self._handle is not None:
