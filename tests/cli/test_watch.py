@@ -162,7 +162,7 @@ def test_watching_needs_no_torch(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
-@pytest.mark.parametrize("size", [(40, 120), (24, 80), (10, 40)])
+@pytest.mark.parametrize("size", [(40, 120), (24, 80), (6, 40)])
 def test_the_view_on_a_terminal(tmp_path: Path, size: tuple[int, int]) -> None:
     import fcntl
     import pty

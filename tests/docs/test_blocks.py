@@ -248,10 +248,10 @@ def test_the_python_of_a_page_runs(
 
 def studies_are_planned_only(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """From now on a study is written down, not run: tests/analysis/studies runs them."""
-    from patchtrain.analysis.studies import runner
+    from patchtrain.analysis import studies
 
     told: list[Any] = []
-    monkeypatch.setattr(runner, "run_study", lambda study, out: told.append((study, out)))
+    monkeypatch.setattr(studies, "run_study", lambda study, out: told.append((study, out)))
     return told
 
 

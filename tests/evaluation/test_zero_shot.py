@@ -426,6 +426,6 @@ def test_a_broken_model_is_no_score(folder: Path, tmp_path: Path, offline: None)
 
 
 def test_without_lm_eval(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zero_shot, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(UsageError, match=r"pip install 'patchtrain\[eval\]'"):
         load_tasks(["piqa"])
