@@ -162,7 +162,7 @@ def test_watching_needs_no_torch(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
-@pytest.mark.parametrize("size", [(40, 120), (24, 80), (6, 40)])
+@pytest.mark.parametrize("size", [(40, 120), (24, 80), (10, 40)])
 def test_the_view_on_a_terminal(tmp_path: Path, size: tuple[int, int]) -> None:
     import fcntl
     import pty
@@ -173,6 +173,8 @@ def test_the_view_on_a_terminal(tmp_path: Path, size: tuple[int, int]) -> None:
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
     environment: dict[str, Any] = {**os.environ, "TERM": "xterm-256color", "PYTHONUTF8": "1"}
+    for name in ("COLUMNS", "LINES"):  # would stand for the terminal's own size
+        environment.pop(name, None)
     process = subprocess.Popen(
         [sys.executable, "-m", "patchtrain", "watch", str(run.path), "--no-serve"],
         stdin=theirs, stdout=theirs, stderr=theirs, env=environment,
