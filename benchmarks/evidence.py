@@ -1,7 +1,7 @@
 """Train the studies of evidence.yaml, as far as time goes, and keep what came out of every run.
 
     python benchmarks/evidence.py --list
-    python benchmarks/evidence.py textbooks-0.15M-12M --data TEXTS --jobs 2
+    python benchmarks/evidence.py ideas-textbooks --data TEXTS --workers 2
     python benchmarks/evidence.py --collect
 
 Evidence takes longer than one sitting. So each run that is finished is a line of
@@ -17,8 +17,8 @@ library's sources, is on every machine.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("studies", nargs="*", metavar="STUDY", help="default: all, in their order")
     parser.add_argument("--data", type=Path, default=Path("corpora"), metavar="TEXTS")
     parser.add_argument("--work", type=Path, default=Path("studies/evidence"), help="for the runs")
-    parser.add_argument("--jobs", type=int, help="runs at a time (default: one a core)")
+    parser.add_argument("--workers", type=int, help="runs at a time (default: one a core)")
     parser.add_argument("--asked", type=Path, default=ASKED, help="the studies (%(default)s)")
     parser.add_argument("--kept", type=Path, default=KEPT, help="what came out (%(default)s)")
     parser.add_argument("--collect", action="store_true", help="train nothing, count what is kept")
@@ -110,28 +110,27 @@ def main() -> None:
         for name in names:
             print(f"{len(Ledger(name, args.kept).rows):5,} runs  {name}")
         return
-    data, kept, here = args.data.resolve(), args.kept.resolve(), Path.cwd()
+    data, kept = args.data.resolve(), args.kept.resolve()
     args.work.mkdir(parents=True, exist_ok=True)
-    os.chdir(args.work)  # a kept recipe names its store as stores/NAME, wherever it was trained
-    try:
-        for name in names:
-            study = asked["studies"][name]
-            store = make_store(study["store"], asked["stores"], data)
-            found = carry_out(name, question_of(study, store), kept, args.jobs, args.collect)
-            # Not the command line: what is kept may come from many calls, on several machines.
-            head = {
-                **about("evidence", found["held_equal"]),
-                "command": f"python benchmarks/evidence.py {name}",
-            }
-            write_json(kept / f"{name}.json", {**found, **head, "settings": {"threads": 1}})
-    except PatchtrainError as error:
-        raise SystemExit(f"{name}: {error}") from None
-    finally:
-        os.chdir(here)
+    for name in names:
+        study = asked["studies"][name]
+        try:
+            # There, since a kept recipe names its store as stores/NAME, wherever it was trained.
+            with contextlib.chdir(args.work):
+                store = make_store(study["store"], asked["stores"], data)
+                found = carry_out(name, question_of(study, store), kept, args.workers, args.collect)
+        except PatchtrainError as error:
+            raise SystemExit(f"{name}: {error}") from None
+        # Not the command line: what is kept may come from many calls, on several machines.
+        head = {
+            **about("evidence", found["held_equal"]),
+            "command": f"python benchmarks/evidence.py {name}",
+        }
+        write_json(kept / f"{name}.json", {**found, **head, "settings": {"threads": 1}})
 
 
 def carry_out(
-    name: str, question: Question, kept: Path, jobs: int | None, count_only: bool = False
+    name: str, question: Question, kept: Path, workers: int | None, count_only: bool = False
 ) -> dict[str, Any]:
     """Train what of a question is missing, in the folder ``name``; the results."""
     ledger, work = Ledger(name, kept), Path(name)
@@ -142,11 +141,15 @@ def carry_out(
         ledger.pack(work)
         print(f"{name}: {line}", file=sys.stderr, flush=True)
 
-    try:
-        found = run_comparison(question, work, jobs, say=say, keep="results", count_only=count_only)
-    finally:
-        ledger.pack(work)
+    # Counting first: what cannot be gone on with is refused before anything is trained.
+    found = run_comparison(question, work, say=say, quiet=True, count_only=True)
+    ledger.pack(work)  # what an earlier call trained and was killed before it kept it
     refuse_changed(question, found, ledger)
+    if not count_only:
+        try:
+            found = run_comparison(question, work, workers, say=say, keep="results")
+        finally:
+            ledger.pack(work)
     return found
 
 

@@ -14,8 +14,9 @@ if it does not, the exit code is 1. --quick takes a minute and shows only that e
 from __future__ import annotations
 
 import argparse
+import contextlib
+import copy
 import json
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -41,7 +42,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[100, 101], metavar="N")
     parser.add_argument("--work", type=Path, default=Path("studies/again"), help="for the runs")
     parser.add_argument("--data", type=Path, default=Path("corpora"), metavar="TEXTS")
-    parser.add_argument("--jobs", type=int, help="runs at a time (default: one a core)")
+    parser.add_argument("--workers", type=int, help="runs at a time (default: one a core)")
     parser.add_argument("--quick", action="store_true", help="a minute, for function only")
     parser.add_argument("--asked", type=Path, default=ASKED, help="the studies (%(default)s)")
     parser.add_argument("--kept", type=Path, default=KEPT, help="what came out (%(default)s)")
@@ -49,19 +50,17 @@ def main() -> None:
     asked = yaml.safe_load(args.asked.read_text(encoding="utf-8"))
     name, arm = asked["again"]["study"], asked["again"]["arm"]
     whole = json.loads((args.kept / f"{name}.json").read_text(encoding="utf-8"))
-    data, here = args.data.resolve(), Path.cwd()
+    study, data = asked["studies"][name], args.data.resolve()
     args.work.mkdir(parents=True, exist_ok=True)
-    os.chdir(args.work)
     try:
-        store = make_store(asked["studies"][name]["store"], asked["stores"], data)
-        question = reduced(asked["studies"][name], whole, arm, store, args.seeds, args.quick)
-        place = Path(f"{name}-quick" if args.quick else name)
-        found = run_comparison(question, place, args.jobs, say=_say, keep="results")
-        print_results(found)
+        with contextlib.chdir(args.work):
+            store = make_store(study["store"], asked["stores"], data)
+            question = reduced(study, whole, arm, store, args.seeds, args.quick)
+            place = Path(f"{name}-quick" if args.quick else name)
+            found = run_comparison(question, place, args.workers, say=_say, keep="results")
+            print_results(found)
     except PatchtrainError as error:
         raise SystemExit(str(error)) from None
-    finally:
-        os.chdir(here)
     then, now = difference(whole, arm), difference(found, arm)
     print(f"{arm} less {BASELINE}, bits per byte: {_words(now)} now, {_words(then)} in {name}.json")
     if args.quick:
@@ -88,7 +87,7 @@ def reduced(
             f"no finished run of {', '.join(sorted(missing))} is kept yet, to compare with; "
             "python benchmarks/evidence.py trains them"
         )
-    recipe = json.loads(json.dumps(study["recipe"]))
+    recipe = copy.deepcopy(study["recipe"])
     recipe["training"][_TRAINING] = rates[BASELINE]
     if quick:
         recipe["plan"]["steps"] = _QUICK_STEPS

@@ -51,7 +51,7 @@ class Place:
         return run(
             script, "--data", str(self.path / "texts"), "--work", str(self.path / "work"),
             "--kept", str(self.path / "kept"), "--asked", str(self.path / "asked.yaml"),
-            "--jobs", "1", *options,
+            "--workers", "1", *options,
         )  # fmt: skip
 
     def rows(self) -> dict[str, Any]:
@@ -121,9 +121,12 @@ def test_a_changed_recipe_needs_a_new_name(place: Place) -> None:
     before = place.rows()
     shutil.rmtree(place.path / "work" / "small")
     place.study["recipe"] = {**RECIPE, "plan": {**RECIPE["plan"], "steps": 12}}
-    done = place("small", "--collect")
-    assert done.returncode == 1
-    assert "is of another recipe; name the study anew" in done.stderr
+    trained = place.trained
+    for options in (("--collect",), ()):
+        done = place("small", *options)
+        assert done.returncode == 1
+        assert "is of another recipe; name the study anew" in done.stderr
+    assert place.trained == trained
     assert place.rows() == before
 
 

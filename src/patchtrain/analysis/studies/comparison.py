@@ -16,7 +16,7 @@ from typing import Any
 
 from patchtrain.analysis.studies import comparison_results as results
 from patchtrain.analysis.studies.question import BASELINE, Contender, Question
-from patchtrain.analysis.studies.runner import Say, train_runs
+from patchtrain.analysis.studies.runner import Keep, Say, train_runs
 from patchtrain.analysis.studies.study import Arm, Study, claim, run_folder
 from patchtrain.errors import PatchtrainError, UsageError
 from patchtrain.files import write_json
@@ -35,7 +35,7 @@ class Work:
     jobs: int = 1
     say: Say = print
     quiet: bool = False
-    keep: str = "models"  # of a finished run, as runner.KEEP
+    keep: Keep = "models"  # of a finished run
     count_only: bool = False  # train nothing
     arms: dict[str, Arm] = field(default_factory=dict)  # variants asked for, by name
     tried: dict[str, dict[Rate, Arm]] = field(default_factory=dict)  # variants by contender
@@ -176,7 +176,7 @@ def run_comparison(
     *,
     say: Say = print,
     quiet: bool = False,
-    keep: str = "models",
+    keep: Keep = "models",
     search: Callable[[Work], None] | None = None,
     count_only: bool = False,
 ) -> dict[str, Any]:
@@ -188,7 +188,7 @@ def run_comparison(
         jobs: runs at a time; one a core if None.
         say: is given a line where something begins, ends or fails, and now and then on progress.
         quiet: no lines on progress.
-        keep: of ``runner.KEEP``, what is left of a run that is finished.
+        keep: what is left of a run that is finished.
         search: trains more contenders, which it chooses as it goes, after the question's own.
         count_only: train nothing; what is there is counted, with the runs that are missing.
 

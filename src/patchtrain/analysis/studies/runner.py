@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from patchtrain.analysis.studies import results
 from patchtrain.analysis.studies.study import (
@@ -38,7 +38,7 @@ from patchtrain.runs import RunFolder, versions
 
 Say = Callable[[str], None]
 # What is left of a finished run: all but its checkpoints, or only its record and metrics.
-KEEP = ("models", "results")
+Keep = Literal["models", "results"]
 _POLL_SECONDS = 0.2
 
 
@@ -88,7 +88,7 @@ def run_study(
     *,
     say: Say = print,
     quiet: bool = False,
-    keep: str = "models",
+    keep: Keep = "models",
 ) -> dict[str, Any]:
     """Train, count, and write ``results.json`` and ``report.html``; returns the results.
 
@@ -98,7 +98,7 @@ def run_study(
         jobs: runs at a time; one a core if None.
         say: is given a line where something begins, ends or fails, and now and then on progress.
         quiet: no lines on progress.
-        keep: of ``KEEP``, what is left of a run that is finished.
+        keep: what is left of a run that is finished.
 
     Raises:
         UsageError: the folder holds something else, or another study is running in it.
@@ -160,7 +160,7 @@ def train_runs(
     say: Say,
     quiet: bool,
     chosen: Sequence[tuple[Arm, int]] | None = None,
-    keep: str = "models",
+    keep: Keep = "models",
 ) -> None:
     """Train what is not finished of all runs of a study, or of those ``chosen``.
 
@@ -253,7 +253,7 @@ def _outcome(child: _Child) -> str | None:
     return one_line(f"{said or 'it said nothing'} ({ended}; {child.log})", 400)
 
 
-def tidy(run: RunFolder, keep: str = "models") -> None:
+def tidy(run: RunFolder, keep: Keep = "models") -> None:
     """Delete what a finished run is not asked to keep; its checkpoints always.
 
     With ``"results"`` the record says that the model was given up before anything is deleted, so
