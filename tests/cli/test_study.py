@@ -65,8 +65,9 @@ def test_tokenizers_of_a_corpus(
     assert main([
         "study", "tokenizers", str(corpus), *SMALL, "--steps", "8", "--seeds", "0", "--out",
         str(out), "--vocab-size", "300", "--tokenizer", f"own={tmp_path / 'own'}", "--json",
-        "--quiet",
+        "--quiet", "--keep", "results",
     ]) == 0  # fmt: skip
+    assert not list(out.glob("runs/*/model"))
     found = json.loads(capsys.readouterr().out)
     names = [arm["name"].rpartition("-")[0] for arm in found["arms"]]
     assert list(dict.fromkeys(names)) == ["bpe", "unigram", "char", "byte", "own"]

@@ -20,7 +20,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ from patchtrain.cli.results import show_json
 if TYPE_CHECKING:
     from patchtrain.analysis.studies.comparison import Work
     from patchtrain.analysis.studies.question import Question
+    from patchtrain.planning import Planned
 
 HELP = "train one recipe in several ways over seeds, and say by how much they differ"
 
@@ -188,6 +189,35 @@ def carry_out(
     return 1 if found["failed"] or found["unfit"] else 0
 
 
+def arm_summary(
+    name: str, words: str, planned: Planned, flops: float, off: float | None
+) -> dict[str, Any]:
+    """An arm and what a run of it costs; ``off`` is the rounding error of what is held equal."""
+    return {
+        "name": name,
+        "words": words,
+        "steps": planned.plan.total_steps,
+        "tokens": planned.plan.total_tokens,
+        "flops": flops,
+        "off": off,
+    }
+
+
+def print_arm_table(arms: Sequence[Mapping[str, Any]]) -> None:
+    """A line for each ``arm_summary``."""
+    from patchtrain.report.formats import count, flops
+    from patchtrain.report.terminal import print_table
+
+    rows = [
+        [
+            arm["name"], arm["words"], f"{arm['steps']:,}", count(arm["tokens"]),
+            flops(arm["flops"]), "" if arm["off"] is None else f"{arm['off']:+.2%}",
+        ]
+        for arm in arms
+    ]  # fmt: skip
+    print_table(["arm", "what it is", "steps", "tokens", "compute", "off"], rows)
+
+
 def question_summary(question: Question, folder: Path, trials: int = 0) -> dict[str, Any]:
     """The contenders, what a run of each costs, and how many runs there are at most.
 
@@ -203,14 +233,8 @@ def question_summary(question: Question, folder: Path, trials: int = 0) -> dict[
         arm = Arm(item.name, item.words, item.recipe)
         planned = plan_of(question.study([arm]), arm)
         costs[item.name] = planned.size.flops(planned.plan).total
-        arms.append({
-            "name": item.name,
-            "words": item.words,
-            "steps": planned.plan.total_steps,
-            "tokens": planned.plan.total_tokens,
-            "flops": costs[item.name],
-            "off": item.equality.off if item.equality else None,
-        })  # fmt: skip
+        off = item.equality.off if item.equality else None
+        arms.append(arm_summary(item.name, item.words, planned, costs[item.name], off))
     rates, seeds = max(len(question.rates), 1), len(question.seeds)
     points = len(costs)
     first, total = points * rates, sum(costs.values()) * rates
@@ -239,17 +263,9 @@ def question_summary(question: Question, folder: Path, trials: int = 0) -> dict[
 
 def print_question(asked: Mapping[str, Any]) -> None:
     """A ``question_summary`` in words."""
-    from patchtrain.report.formats import count, duration, flops
-    from patchtrain.report.terminal import print_table
+    from patchtrain.report.formats import duration, flops
 
-    rows = [
-        [
-            arm["name"], arm["words"], f"{arm['steps']:,}", count(arm["tokens"]),
-            flops(arm["flops"]), "" if arm["off"] is None else f"{arm['off']:+.2%}",
-        ]
-        for arm in asked["arms"]
-    ]  # fmt: skip
-    print_table(["arm", "what it is", "steps", "tokens", "compute", "off"], rows)
+    print_arm_table(asked["arms"])
     for name, twin in asked["same"].items():
         print(f"left out     {name}: the same plan as {twin}")
     for name, reason in asked["unfit"].items():

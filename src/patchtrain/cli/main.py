@@ -20,7 +20,7 @@ from types import FrameType
 from patchtrain import __version__
 from patchtrain.cli import completion, results, train
 from patchtrain.cli.parser import Parser
-from patchtrain.errors import PatchtrainError, one_line
+from patchtrain.errors import PatchtrainError, one_line, warning_line
 
 # Where a message ends: a long list of problems fits, the content of a file does not.
 _LONGEST_MESSAGE = 2000
@@ -153,7 +153,7 @@ def _warnings_in_one_line() -> Iterator[None]:
         line: str | None = None,
     ) -> str:  # fmt: skip
         if filename.startswith(package):
-            return f"patchtrain: warning: {one_line(message, _LONGEST_MESSAGE)}\n"
+            return f"{warning_line(message)}\n"
         return before(message, category, filename, lineno, line)
 
     warnings.formatwarning = formatted

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import re
 import sys
 import time
@@ -16,6 +15,7 @@ from typing import IO, Any
 
 from patchtrain.errors import UsageError
 from patchtrain.progress import Progress
+from patchtrain.report.formats import finite
 from patchtrain.runs import RunFolder, versions
 
 _program: IO[str] | None = None  # who reads JSON, while all else that is printed goes to stderr
@@ -93,22 +93,14 @@ def only_json() -> Iterator[None]:
 
 def show_json(result: Any) -> None:
     """Print ``result`` for a program; what is no number (NaN, infinity) becomes null."""
-    text = json.dumps(_finite(result), indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(finite(result), indent=2, ensure_ascii=False, allow_nan=False)
     print(text, file=_program or sys.stdout, flush=True)
 
 
 def show_json_line(result: Any) -> None:
     """One object of several, on a line of its own, at once."""
-    text = json.dumps(_finite(result), ensure_ascii=False, allow_nan=False)
+    text = json.dumps(finite(result), ensure_ascii=False, allow_nan=False)
     print(text, file=_program or sys.stdout, flush=True)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def run_result(run: RunFolder) -> dict[str, Any]:

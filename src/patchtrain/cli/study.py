@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from patchtrain.cli import sweep
-from patchtrain.cli.compare import running, say
+from patchtrain.cli.compare import arm_summary, print_arm_table, running, say
 from patchtrain.cli.results import show_json
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     from patchtrain.analysis.studies.runner import run_study
 
-    found = run_study(study, args.out, args.workers, say=say, quiet=args.quiet)
+    found = run_study(study, args.out, args.workers, say=say, quiet=args.quiet, keep=args.keep)
     if args.json:
         show_json(found)
     else:
@@ -224,14 +224,7 @@ def arms_summary(study: Study) -> dict[str, Any]:
     arms: list[dict[str, Any]] = []
     for arm in study.arms:
         run, equality = plan_of(study, arm), study.equality[arm.name]
-        arms.append({
-            "name": arm.name,
-            "words": arm.words,
-            "steps": run.plan.total_steps,
-            "tokens": run.plan.total_tokens,
-            "flops": equality.actual,
-            "off": equality.off,
-        })  # fmt: skip
+        arms.append(arm_summary(arm.name, arm.words, run, equality.actual, equality.off))
     return {
         "arms": arms,
         "seeds": list(study.seeds),
@@ -243,19 +236,12 @@ def arms_summary(study: Study) -> dict[str, Any]:
 
 def print_arms(found: Mapping[str, Any]) -> None:
     """An ``arms_summary`` in words."""
-    from patchtrain.report.formats import count, flops
-    from patchtrain.report.terminal import print_table
+    from patchtrain.report.formats import flops
 
-    rows = [
-        [
-            arm["name"], arm["words"], f"{arm['steps']:,}", count(arm["tokens"]),
-            flops(arm["flops"]), f"{arm['off']:+.2%}",
-        ]
-        for arm in found["arms"]
-    ]  # fmt: skip
-    print_table(["arm", "what it is", "steps", "tokens", "compute", "off"], rows)
+    print_arm_table(found["arms"])
+    seeds = ", ".join(map(str, found["seeds"]))
     print(
-        f"{found['runs']} runs: {len(rows)} arms with seeds {', '.join(map(str, found['seeds']))}; "
+        f"{found['runs']} runs: {len(found['arms'])} arms with seeds {seeds}; "
         f"{flops(found['flops'])} in all, equal {found['held_equal']} a run"
     )
 

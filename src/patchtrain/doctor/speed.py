@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 
 from patchtrain.devices import recognised
 from patchtrain.doctor.finding import Finding
+from patchtrain.evaluation.throughput import matmul_rate
 from patchtrain.report.formats import count, flops
 
 _SECONDS = 0.4  # of each measurement
@@ -42,36 +42,19 @@ def measure(device: str, threads: int, step: Callable[[str], None] = lambda name
             if device == "cpu":
                 step(f"{name}, one thread")
                 torch.set_num_threads(1)
-                one[name] = matmul_rate(device, dtype)
+                one[name] = _products(device, dtype)
                 torch.set_num_threads(threads)
             step(f"{name}, {device}")
             repeat = device != "cpu" or threads > 1
-            all_[name] = matmul_rate(device, dtype) if repeat else one[name]
+            all_[name] = _products(device, dtype) if repeat else one[name]
     finally:
         torch.set_num_threads(before)
     title = torch.cuda.get_device_name() if device == "cuda" else ""
     return Rates(device, threads, one, all_, title)
 
 
-def matmul_rate(device: str, dtype: torch.dtype) -> float:
-    """FLOP/s of the fastest of many products of two large square matrices."""
-    side = _SIDE[device]
-    matrix = torch.rand(side, side, device=device).to(dtype)
-    best, begun = float("inf"), time.perf_counter()
-    product = torch.empty_like(matrix)
-    torch.mm(matrix, matrix, out=product)  # the first one sets things up
-    _finish(device)
-    while best == float("inf") or time.perf_counter() - begun < _SECONDS:
-        before = time.perf_counter()
-        torch.mm(matrix, matrix, out=product)
-        _finish(device)
-        best = min(best, time.perf_counter() - before)
-    return 2 * side**3 / best
-
-
-def _finish(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
+def _products(device: str, dtype: torch.dtype) -> float:
+    return matmul_rate(device, dtype, _SIDE[device], _SECONDS)
 
 
 def judged(rates: Rates) -> Iterator[Finding]:

@@ -166,20 +166,34 @@ def measured_peak(info: Mapping[str, Any]) -> Peak | None:
     used = min(wanted, os.cpu_count() or 1)
     try:
         torch.set_num_threads(used)
-        a = torch.rand(side, side, device=where)
-        a = a.to(torch.bfloat16) if kind == "bf16" else a
-        best, begun = float("inf"), time.perf_counter()
-        while time.perf_counter() - begun < _MEASURED_SECONDS:
-            before = time.perf_counter()
-            torch.mm(a, a)
-            if cuda:
-                torch.cuda.synchronize()
-            best = min(best, time.perf_counter() - before)
+        dtype = torch.bfloat16 if kind == "bf16" else torch.float32
+        rate = matmul_rate(where, dtype, side, _MEASURED_SECONDS)
     finally:
         torch.set_num_threads(threads)
-    flops = 2 * side**3 / best * (number if cuda else 1)
+    flops = rate * (number if cuda else 1)
     devices = f"{number} x {here}" if cuda else f"this CPU with {used} thread{'s' * (used > 1)}"
     return Peak(flops, f"measured: {side} x {side} matrices, {kind}, {devices}")
+
+
+def matmul_rate(device: str, dtype: Any, side: int, seconds: float) -> float:
+    """FLOP/s of the fastest of many products of two square matrices, ``side`` wide."""
+    import torch
+
+    matrix = torch.rand(side, side, device=device).to(dtype)
+    product = torch.empty_like(matrix)
+
+    def multiply() -> float:
+        before = time.perf_counter()
+        torch.mm(matrix, matrix, out=product)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - before
+
+    multiply()  # the first one sets things up
+    best, begun = multiply(), time.perf_counter()
+    while time.perf_counter() - begun < seconds:
+        best = min(best, multiply())
+    return float(2 * side**3 / best)
 
 
 def _part(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 NONE = "\N{EN DASH}"
 _PREFIXES = (
@@ -23,6 +23,15 @@ def is_number(value: object) -> TypeGuard[float]:
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
     return abs(value) <= sys.float_info.max  # neither NaN nor a whole number no float can hold
+
+
+def finite(value: Any) -> Any:
+    """JSON types without the numbers that JSON has not, NaN and infinity: those are None."""
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def number(value: float | None, digits: int = 3) -> str:

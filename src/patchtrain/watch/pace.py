@@ -39,6 +39,10 @@ class PlannedStage:
         """The first step that is no longer of this stage."""
         return self.first_step + self.steps
 
+    def done(self, step: int) -> int:
+        """Its steps of a run that is at ``step``."""
+        return max(0, min(step, self.last_step) - self.first_step)
+
 
 def planned_stages(info: Mapping[str, Any]) -> list[PlannedStage]:
     """The stages of a run's plan; empty where ``run.json`` has none that can be read."""
@@ -101,7 +105,7 @@ def pace(
     evaluation, every = _evaluations(history, start, wall_seconds)
     to_stage_ends = []
     for stage, seconds in zip(stages, steps, strict=True):
-        rest = stage.last_step - max(stage.first_step, min(done, stage.last_step))
+        rest = stage.steps - stage.done(done)
         pauses = evaluation * rest / every if every else 0.0
         to_stage_ends.append(
             0.0 if rest == 0 else None if seconds is None else rest * seconds + pauses

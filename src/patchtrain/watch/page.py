@@ -13,7 +13,7 @@ import hashlib
 from importlib.resources import files
 from typing import Any
 
-from patchtrain.report.formats import is_number, percent
+from patchtrain.report.formats import percent
 from patchtrain.report.template import STYLE as REPORT_STYLE
 from patchtrain.watch.state import State
 from patchtrain.watch.words import cells, facts, headline
@@ -119,11 +119,6 @@ every stage.</p>
 
 def run_to_dict(key: str, state: State) -> dict[str, Any]:
     """What the page shows of a run beside its curves; JSON types, all of it text or share."""
-    total, passed, switches = state.total_positions, 0.0, []
-    for stage in state.stages[:-1]:
-        passed += stage.positions
-        place = passed / total if total else 0.0
-        switches.append(place if is_number(place) else 0.0)
     return {
         "key": key,
         "name": state.name,
@@ -135,5 +130,5 @@ def run_to_dict(key: str, state: State) -> dict[str, Any]:
         "problems": list(state.problems),
         "share": state.share,
         "percent": percent(state.share),
-        "switches": switches,
+        "switches": state.switch_shares,
     }

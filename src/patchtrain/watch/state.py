@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from patchtrain.errors import PatchtrainError, one_line
-from patchtrain.report.formats import count, is_number
+from patchtrain.report.formats import count, finite, is_number
 from patchtrain.runs import RunFolder
 from patchtrain.watch.history import History, Point
 from patchtrain.watch.pace import Pace, PlannedStage, pace, planned_stages, rate
@@ -78,6 +78,16 @@ class State:
         return min(max(done, 0.0), 1.0) if is_number(done) else 0.0
 
     @property
+    def switch_shares(self) -> list[float]:
+        """Where the switches lie in the run's compute, in [0, 1]."""
+        total, passed, found = self.total_positions, 0.0, []
+        for stage in self.stages[:-1]:
+            passed += stage.positions
+            place = passed / total if total else 0.0
+            found.append(place if is_number(place) else 0.0)
+        return found
+
+    @property
     def ends_at(self) -> float | None:
         """When training is expected to end."""
         return None if self.left is None else self.at + self.left
@@ -126,7 +136,7 @@ class State:
             "result": dict(self.result) or None,
             "problems": list(self.problems),
         }
-        plain: dict[str, Any] = _finite(values)
+        plain: dict[str, Any] = finite(values)
         return plain
 
     def _stage_to_dict(self, stage: PlannedStage) -> dict[str, Any]:
@@ -137,7 +147,7 @@ class State:
             "patch_size": stage.patch_size,
             "first_step": stage.first_step,
             "steps": stage.steps,
-            "step": max(0, min(self.step, stage.last_step) - stage.first_step),
+            "step": stage.done(self.step),
             "step_seconds": seconds,
         }
 
@@ -193,7 +203,7 @@ class Watched:
         recent = [point for point in of_stage[-10:] if point.step > taken_up]
         checkpoint = self._newest_checkpoint()
         problems += self._disk(checkpoint, going)
-        if (words := self._failure()) and status in ("failed", "gone"):
+        if status in ("failed", "gone") and (words := self._failure()):
             problems.append(words)
         return State(
             name=one_line(info.get("name") or self.run.name),
@@ -319,15 +329,6 @@ def _total_flops(stages: list[PlannedStage], last: Point | None) -> float | None
     if last is None or last.positions <= 0 or not stages:
         return None
     return last.flops / last.positions * sum(stage.positions for stage in stages)
-
-
-def _finite(value: Any) -> Any:
-    """JSON types without numbers that JSON has not: those are None."""
-    if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not is_number(value) else value
 
 
 def _modified(file: Path) -> float | None:

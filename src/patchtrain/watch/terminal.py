@@ -133,11 +133,8 @@ def _bar(state: State, console: Console) -> Text:
     full, empty, at = ("#", ".", "|") if plain(console) else ("█", "░", "┃")
     done = round(state.share * width)
     chars = [full] * done + [empty] * (width - done)
-    passed, total = 0.0, state.total_positions
-    for stage in state.stages[:-1]:
-        passed += stage.positions
-        if total:
-            chars[min(round(passed / total * width), width - 1)] = at
+    for place in state.switch_shares if state.total_positions else ():
+        chars[min(round(place * width), width - 1)] = at
     text = Text(no_wrap=True)
     for index, char in enumerate(chars):
         style = "bold" if char == at else "green" if index < done else "dim"

@@ -125,9 +125,8 @@ def _stage(state: State) -> str:
     stage = state.stage
     if stage is None:
         return NONE
-    done = max(0, min(state.step, stage.last_step) - stage.first_step)
     of = f"{stage.index + 1} of {len(state.stages)}"
-    return f"{of}: {stage.name}, step {done:,} of {stage.steps:,}"
+    return f"{of}: {stage.name}, step {stage.done(state.step):,} of {stage.steps:,}"
 
 
 def _switch(state: State) -> str:
