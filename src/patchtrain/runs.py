@@ -179,6 +179,17 @@ class RunFolder:
         return read_evaluation(self.evaluation_file) if self.evaluation_file.is_file() else {}
 
 
+def pretrained_name(recipe: str) -> str | None:
+    """The model that the run of a resolved recipe went on from; None where it names none."""
+    import yaml
+
+    try:
+        name = yaml.safe_load(recipe)["model"].get("pretrained")
+    except (ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError):
+        return None
+    return None if name is None else str(name)
+
+
 def read_evaluation(file: Path) -> dict[str, dict[str, dict[str, Any]]]:
     """The results in a file of ``evaluation/record.py``, by kind and name.
 

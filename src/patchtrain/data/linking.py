@@ -29,7 +29,7 @@ from patchtrain.data import formats
 from patchtrain.data import tokenizer as tokenizers
 from patchtrain.data.prepare import VALIDATION_FRACTION, check_out
 from patchtrain.data.scanning import Advance, Scanned, choose, document_batches, scan
-from patchtrain.data.store import TokenStore, save_tokenizer
+from patchtrain.data.store import TokenStore, save_tokenizer, vocabulary_of
 from patchtrain.data.store_record import (
     FORMAT,
     LINKED_VERSION,
@@ -67,7 +67,7 @@ class _Vocabulary:
                 raise UsageError("--vocab-size is for files of an unknown tokenizer; --tokenizer "
                                  "has its own size")  # fmt: skip
             loaded = tokenizers.load(name)
-            vocab_size = max(len(loaded), max(loaded.get_vocab().values()) + 1)
+            vocab_size = vocabulary_of(loaded)
         if end_of_text is not None and vocab_size is not None and end_of_text >= vocab_size:
             raise UsageError(
                 f"--end-of-text {end_of_text} is beyond the vocabulary of {vocab_size:,}"

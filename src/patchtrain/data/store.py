@@ -254,8 +254,7 @@ class StoreWriter:
             raise UsageError("the tokenizer has no end-of-text (EOS) token; a store needs one")
         self.folder = folder
         self.tokenizer = tokenizer
-        # len() counts the entries; ids with holes between them can lie above it.
-        self.vocab_size = max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1)
+        self.vocab_size = vocabulary_of(tokenizer)
         self.dtype = token_dtype(self.vocab_size)
         self._splits = {name: SplitWriter(folder, name, self.dtype) for name in SPLITS}
 
@@ -337,6 +336,12 @@ class StoreWriter:
             "files": files,
         }
         write_json(self.folder / "store.json", record)
+
+
+def vocabulary_of(tokenizer: Any) -> int:
+    """The highest token id that a tokenizer can produce, plus one."""
+    # len() counts the entries; ids with holes between them can lie above it.
+    return max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1)
 
 
 def save_tokenizer(tokenizer: Any, store: Path) -> dict[str, dict[str, Any]]:

@@ -25,7 +25,7 @@ from patchtrain.evaluation.generate import (
 )
 from patchtrain.evaluation.loading import LoadedModel, find_model
 from patchtrain.files import write_text
-from patchtrain.runs import RunFolder
+from patchtrain.runs import RunFolder, pretrained_name
 
 # A small model that does not end its answer goes on with the question it expects next.
 _PLAIN_STOP = "\n\n### User:"
@@ -173,12 +173,9 @@ def find_tuned(path: str | Path) -> Path:
 
 def _pretrained(run: RunFolder) -> bool:
     """Whether a run went on from another model, which may have been tuned."""
-    import yaml
-
     try:
-        recipe = yaml.safe_load(run.recipe_file.read_text(encoding="utf-8"))
-        return recipe["model"].get("pretrained") is not None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError):
+        return pretrained_name(run.recipe_file.read_text(encoding="utf-8")) is not None
+    except (OSError, UnicodeError):
         return False
 
 

@@ -6,8 +6,6 @@ the largest weight. Vectors stay in float32, as llama.cpp wants them.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +16,7 @@ import torch
 from patchtrain.errors import PatchtrainError, UsageError, one_line
 from patchtrain.exporting import gguf_model, gguf_tokenizer
 from patchtrain.extras import require
-from patchtrain.files import umask
+from patchtrain.files import whole_file
 from patchtrain.model_folder import check_model_folder, weight_files
 
 DTYPES = ("f32", "f16", "bf16", "q8_0")
@@ -76,34 +74,28 @@ def write_gguf(
         raise PatchtrainError(f"{folder}: {error}") from error
     if not out.absolute().parent.is_dir():
         raise UsageError(f"cannot write {out}: there is no folder {out.parent}")
-    handle, temporary = tempfile.mkstemp(prefix=f".{out.name}.partial-", dir=out.parent)
-    os.close(handle)
-    writer = gguf.GGUFWriter(temporary, architecture)
-    try:
-        writer.add_name(name or folder.resolve().name)
-        writer.add_file_type(_file_type(dtype))
-        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-        gguf_model.add_settings(writer, config)
-        words.add_to(writer)
-        for weight in plan:
-            writer.add_tensor_info(
-                weight.name, weight.stored_shape, weight.stored_dtype, weight.bytes, weight.kind
-            )
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        for weight, values in _read(plan):
-            array = gguf_model.as_gguf(weight.source, values, config).float().contiguous().numpy()
-            writer.write_tensor_data(gguf.quants.quantize(array, weight.kind))
-            if advance:
-                advance(values.nbytes)
-        writer.close()
-        Path(temporary).chmod(0o666 & ~umask())
-        Path(temporary).replace(out)
-    except BaseException:
-        writer.close()
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with whole_file(out) as temporary:
+        writer = gguf.GGUFWriter(temporary, architecture)
+        try:
+            writer.add_name(name or folder.resolve().name)
+            writer.add_file_type(_file_type(dtype))
+            writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+            gguf_model.add_settings(writer, config)
+            words.add_to(writer)
+            for weight in plan:
+                writer.add_tensor_info(
+                    weight.name, weight.stored_shape, weight.stored_dtype, weight.bytes, weight.kind
+                )
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            for weight, values in _read(plan):
+                tensor = gguf_model.as_gguf(weight.source, values, config).float().contiguous()
+                writer.write_tensor_data(gguf.quants.quantize(tensor.numpy(), weight.kind))
+                if advance:
+                    advance(values.nbytes)
+        finally:
+            writer.close()
     fallback = sum(weight.fallback for weight in plan)
     return Written(out, architecture, len(plan), fallback, out.stat().st_size)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -260,7 +261,7 @@ def _whole(loader: Loader, folder: Path, config: Any) -> None:
         listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         if missing := sorted(set(listed) ^ set(found)):
             loader.refuse(f"index and files disagree on {len(missing)} weights: {missing[0]}")
-    if double := sorted({name for name in found if found.count(name) > 1}):
+    if double := sorted(name for name, times in Counter(found).items() if times > 1):
         loader.refuse(f"{len(double)} weights are there twice: {double[0]}")
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)

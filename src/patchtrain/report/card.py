@@ -25,6 +25,7 @@ from patchtrain.report.formats import (
 )
 from patchtrain.report.summary import RunSummary
 from patchtrain.report.words import describe, stage_tokens
+from patchtrain.runs import pretrained_name
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -375,14 +376,8 @@ def _files(tuning: dict[str, Any]) -> list[str]:
 
 def _base_model(run: RunSummary) -> str | None:
     """The model of the Hub it went on from; a folder's name means nothing there."""
-    import yaml
-
-    try:
-        recipe = yaml.safe_load(run.recipe or "")
-        name = str(recipe["model"]["pretrained"])
-    except (TypeError, KeyError, yaml.YAMLError):
-        return None
-    return name if _HUB_NAME.fullmatch(name) and not Path(name).exists() else None
+    name = pretrained_name(run.recipe or "")
+    return name if name and _HUB_NAME.fullmatch(name) and not Path(name).exists() else None
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

@@ -88,7 +88,7 @@ def run_study(
     *,
     say: Say = print,
     quiet: bool = False,
-    keep: Keep = "models",
+    keep: Literal["models", "results"] = "models",
 ) -> dict[str, Any]:
     """Train, count, and write ``results.json`` and ``report.html``; returns the results.
 
