@@ -31,7 +31,7 @@ from common import about
 from patchtrain.analysis.studies.asked import describe
 from patchtrain.analysis.studies.comparison import run_comparison
 from patchtrain.analysis.studies.question import Question, compared
-from patchtrain.analysis.studies.runner import is_finished
+from patchtrain.analysis.studies.runner import Keep, is_finished
 from patchtrain.analysis.studies.study import Arm, claim
 from patchtrain.data.prepare import prepare
 from patchtrain.data.store import TokenStore, is_store
@@ -96,6 +96,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("corpora"), metavar="TEXTS")
     parser.add_argument("--work", type=Path, default=Path("studies/evidence"), help="for the runs")
     parser.add_argument("--workers", type=int, help="runs at a time (default: one a core)")
+    parser.add_argument("--keep", choices=["models", "results"], default="results",
+                        help="of what is trained now (%(default)s)")  # fmt: skip
     parser.add_argument("--asked", type=Path, default=ASKED, help="the studies (%(default)s)")
     parser.add_argument("--kept", type=Path, default=KEPT, help="what came out (%(default)s)")
     parser.add_argument("--collect", action="store_true", help="train nothing, count what is kept")
@@ -118,7 +120,9 @@ def main() -> None:
             # There, since a kept recipe names its store as stores/NAME, wherever it was trained.
             with contextlib.chdir(args.work):
                 store = make_store(study["store"], asked["stores"], data)
-                found = carry_out(name, question_of(study, store), kept, args.workers, args.collect)
+                found = carry_out(
+                    name, question_of(study, store), kept, args.workers, args.collect, args.keep
+                )
         except PatchtrainError as error:
             raise SystemExit(f"{name}: {error}") from None
         # Not the command line: what is kept may come from many calls, on several machines.
@@ -130,7 +134,12 @@ def main() -> None:
 
 
 def carry_out(
-    name: str, question: Question, kept: Path, workers: int | None, count_only: bool = False
+    name: str,
+    question: Question,
+    kept: Path,
+    workers: int | None,
+    count_only: bool = False,
+    keep: Keep = "results",
 ) -> dict[str, Any]:
     """Train what of a question is missing, in the folder ``name``; the results."""
     ledger, work = Ledger(name, kept), Path(name)
@@ -147,7 +156,7 @@ def carry_out(
     refuse_changed(question, found, ledger)
     if not count_only:
         try:
-            found = run_comparison(question, work, workers, say=say, keep="results")
+            found = run_comparison(question, work, workers, say=say, keep=keep)
         finally:
             ledger.pack(work)
     return found

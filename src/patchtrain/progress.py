@@ -11,7 +11,7 @@ import sys
 import time
 from typing import Any
 
-_LINE_SECONDS = 15.0
+LINE_SECONDS = 15.0  # between two lines of a log
 _SPARSER = 20  # later lines are this part of the time so far apart
 _BYTES = "bytes"
 
@@ -33,7 +33,7 @@ class Lines:
     def due(self) -> bool:
         """Whether it is time for one; if so, the next is counted from now."""
         now = time.monotonic()
-        if now - self._last < max(_LINE_SECONDS, (now - self._begun) / _SPARSER):
+        if now - self._last < max(LINE_SECONDS, (now - self._begun) / _SPARSER):
             return False
         self._last = now
         return True

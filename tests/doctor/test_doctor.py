@@ -16,6 +16,7 @@ from patchtrain.cli.main import main
 from patchtrain.doctor import devices, packages, places, speed, training
 from patchtrain.doctor.finding import Finding, verdict
 from patchtrain.doctor.speed import Rates
+from patchtrain.evaluation import throughput
 from patchtrain.loss_backends import LOSSES
 from patchtrain.machine import Cores, Memory
 
@@ -31,7 +32,7 @@ def test_this_machine_from_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(speed, "_SECONDS", 0.01)
-    monkeypatch.setitem(speed._SIDE, "cpu", 64)
+    monkeypatch.setitem(throughput.MATRIX_SIDE, "cpu", 64)
     words = ["doctor", "--dir", str(tmp_path / "runs" / "mine")]
     assert main([*words, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -302,7 +303,7 @@ def test_a_gpu_far_below_its_peak_is_slow() -> None:
 
 def test_measuring_leaves_the_threads_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "_SECONDS", 0.0)
-    monkeypatch.setitem(speed._SIDE, "cpu", 32)
+    monkeypatch.setitem(throughput.MATRIX_SIDE, "cpu", 32)
     before, steps = torch.get_num_threads(), []
     rates = speed.measure("cpu", 2, steps.append)
     assert torch.get_num_threads() == before

@@ -126,7 +126,7 @@ def test_a_cpu_is_measured_where_it_trained(monkeypatch: pytest.MonkeyPatch) -> 
     import torch
 
     monkeypatch.setattr("patchtrain.evaluation.throughput._MEASURED_SECONDS", 0.05)
-    monkeypatch.setattr("patchtrain.evaluation.throughput._SIDE", {"cpu": 256, "cuda": 256})
+    monkeypatch.setattr("patchtrain.evaluation.throughput.MATRIX_SIDE", {"cpu": 256, "cuda": 256})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     machine = {"device": "cpu", "cores": os.cpu_count(), "threads": 1}
     here = {"machine": machine, "process": {"host": platform.node()}}

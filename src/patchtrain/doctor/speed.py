@@ -14,7 +14,6 @@ from patchtrain.evaluation.throughput import matmul_rate
 from patchtrain.report.formats import count, flops
 
 _SECONDS = 0.4  # of each measurement
-_SIDE = {"cpu": 1024, "cuda": 8192}  # of the matrices
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _PARAMETERS = 10**7  # of the model that rates are put into words with
 _LOW_SHARE = 0.3  # of a known device's peak
@@ -54,7 +53,7 @@ def measure(device: str, threads: int, step: Callable[[str], None] = lambda name
 
 
 def _products(device: str, dtype: torch.dtype) -> float:
-    return matmul_rate(device, dtype, _SIDE[device], _SECONDS)
+    return matmul_rate(device, dtype, _SECONDS)
 
 
 def judged(rates: Rates) -> Iterator[Finding]:

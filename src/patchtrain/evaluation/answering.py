@@ -10,8 +10,9 @@ import torch
 
 from patchtrain import chat
 from patchtrain.errors import UsageError
+from patchtrain.evaluation.generate import Sampling, continue_rows
 from patchtrain.evaluation.loading import LoadedModel
-from patchtrain.evaluation.perplexity import check_token_ids, device_of, evaluating
+from patchtrain.evaluation.perplexity import device_of
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,6 @@ def answer_prompts(
     batch: list[int] = []
     for index in sorted(range(len(prompts)), key=lambda index: len(encoded[index])):
         ids, new = encoded[index], decoding.max_new_tokens
-        check_token_ids(loaded.model, max(ids, default=0))
         if context is not None and len(ids) + new > context:
             # It gets fewer tokens than the others, so it is answered alone.
             new = min(new, max(context // 2, context - len(ids)))
@@ -102,32 +102,15 @@ def _generate(
     """Answers of up to ``new`` tokens to rows of token ids."""
     model, tokenizer, device = loaded.model, loaded.tokenizer, device_of(loaded.model)
     stops = chat.stop_ids(model, tokenizer)
-    padding = stops[0] if stops else 0
-    width = max(map(len, rows))
-    ids = torch.tensor([[padding] * (width - len(row)) + row for row in rows], device=device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-    sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None,
-                                "top_k": None}  # fmt: skip
+    sampling = Sampling(greedy=True)
     if decoding.temperature > 0:
-        sampling = {"do_sample": True, "temperature": decoding.temperature, "top_p": 1.0,
-                    "top_k": 0}  # fmt: skip
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), evaluating(model):
+        sampling = Sampling(temperature=decoding.temperature, top_k=0)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(decoding.seed)
-        output = model.generate(
-            ids,
-            attention_mask=mask,
-            max_new_tokens=new,
-            eos_token_id=stops or None,
-            pad_token_id=padding,
-            repetition_penalty=1.0,  # a model may carry another
-            use_cache=True,
-            **sampling,
-        )
+        found = continue_rows(model, tokenizer, rows, new, sampling, stops)
     answers = []
-    for row in output[:, width:].tolist():
-        end = next((place for place, token in enumerate(row) if token in stops), None)
-        written = row if end is None else row[: end + 1]
+    for written in found:
         text = tokenizer.decode(written, skip_special_tokens=True)
-        answers.append(Answer(text, len(written), end is not None, cut))
+        stopped = bool(written) and written[-1] in stops
+        answers.append(Answer(text, len(written), stopped, cut))
     return answers

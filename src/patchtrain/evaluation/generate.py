@@ -216,7 +216,7 @@ def continue_rows(
     (default: the tokenizer's EOS), which is kept. Draws from the global random state. The model is
     put back into the mode it was in.
     """
-    check_token_ids(model, max(map(max, rows)))
+    check_token_ids(model, max(max(row, default=0) for row in rows))
     device = device_of(model)
     ends = _ends(tokenizer) if ends is None else ends
     padding = tokenizer.pad_token_id

@@ -25,7 +25,7 @@ Row = dict[str, Any]
 COUNTERS = ("step", "tokens", "positions", "flops", "seconds")
 
 _MEASURED_SECONDS = 1.0
-_SIDE = {"cpu": 1024, "cuda": 8192}  # of the matrices that are multiplied
+MATRIX_SIDE = {"cpu": 1024, "cuda": 8192}  # of the matrices that are multiplied
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def measured_peak(info: Mapping[str, Any]) -> Peak | None:
     if not same or machine.get("device") != here or machine.get("cores") != os.cpu_count():
         return None
     where, number = ("cuda" if cuda else "cpu"), _processes(info)
-    threads, side = torch.get_num_threads(), _SIDE["cuda" if cuda else "cpu"]
+    threads, side = torch.get_num_threads(), MATRIX_SIDE["cuda" if cuda else "cpu"]
     asked = machine.get("threads")
     # Processes on one CPU share its cores: it is measured whole, a GPU one by one.
     wanted = asked * number if isinstance(asked, int) and asked > 0 else threads
@@ -167,7 +167,7 @@ def measured_peak(info: Mapping[str, Any]) -> Peak | None:
     try:
         torch.set_num_threads(used)
         dtype = torch.bfloat16 if kind == "bf16" else torch.float32
-        rate = matmul_rate(where, dtype, side, _MEASURED_SECONDS)
+        rate = matmul_rate(where, dtype, _MEASURED_SECONDS)
     finally:
         torch.set_num_threads(threads)
     flops = rate * (number if cuda else 1)
@@ -175,10 +175,11 @@ def measured_peak(info: Mapping[str, Any]) -> Peak | None:
     return Peak(flops, f"measured: {side} x {side} matrices, {kind}, {devices}")
 
 
-def matmul_rate(device: str, dtype: Any, side: int, seconds: float) -> float:
-    """FLOP/s of the fastest of many products of two square matrices, ``side`` wide."""
+def matmul_rate(device: str, dtype: Any, seconds: float) -> float:
+    """FLOP/s of the fastest of many products of two square matrices, ``MATRIX_SIDE`` wide."""
     import torch
 
+    side = MATRIX_SIDE[device]
     matrix = torch.rand(side, side, device=device).to(dtype)
     product = torch.empty_like(matrix)
 

@@ -11,9 +11,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from transformers.trainer_callback import TrainerCallback
 
 from patchtrain.plan import Plan
-from patchtrain.progress import clock, live
+from patchtrain.progress import LINE_SECONDS, clock, live
 
-_SECONDS_BETWEEN_LINES = 15.0
 _SECONDS_BETWEEN_EVALUATION_LINES = 5.0
 
 
@@ -71,7 +70,7 @@ class StageProgress(TrainerCallback):
             if evaluated:
                 self.bar.console.print(self._line(state), highlight=False)
         elif evaluated or "loss" in logs:
-            between = _SECONDS_BETWEEN_EVALUATION_LINES if evaluated else _SECONDS_BETWEEN_LINES
+            between = _SECONDS_BETWEEN_EVALUATION_LINES if evaluated else LINE_SECONDS
             over = state.global_step == self.plan.total_steps
             if over or time.monotonic() - self.last_line >= between:
                 self.last_line = time.monotonic()

@@ -15,10 +15,9 @@ from transformers import TrainerCallback
 from trl import SFTTrainer
 
 from patchtrain.files import sync
+from patchtrain.progress import LINE_SECONDS, clock
 from patchtrain.training.record import RunRecord
 from patchtrain.training.signals import StopRequest
-
-_SECONDS_BETWEEN_LINES = 15.0
 
 
 class AnswerTrainer(SFTTrainer):
@@ -117,7 +116,7 @@ class Recording(TrainerCallback):
         row |= {name: logs.get(name) for name in ("loss", "learning_rate", "grad_norm")}
         self.record.event(row)
         over = state.global_step == state.max_steps
-        if not self.quiet and (over or time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES):
+        if not self.quiet and (over or time.monotonic() - self._last_line >= LINE_SECONDS):
             self._last_line = time.monotonic()
             self._say(state, f"loss {logs['loss']:.3f}")
 
@@ -139,8 +138,6 @@ class Recording(TrainerCallback):
         }
 
     def _say(self, state: Any, what: str) -> None:
-        from patchtrain.progress import clock
-
         done = state.global_step - self._first_step
         left = ""
         if done > 0 and state.global_step < state.max_steps:
