@@ -80,9 +80,12 @@ class Planned:
 
     @property
     def checkpointing(self) -> bool:
+        """Whether layers are computed again in the backward, as Trainer or as FSDP is asked to."""
         training = self.recipe.training  # the second name is the older one of the same argument
         names = ("activation_checkpointing", "gradient_checkpointing")
-        return any(training.get(name) for name in names)
+        sharded = training.get("fsdp_config")
+        by_fsdp = isinstance(sharded, dict) and sharded.get("activation_checkpointing")
+        return bool(by_fsdp or any(training.get(name) for name in names))
 
 
 def planned(model: str, overrides: Sequence[str] = (), processes: int = 1) -> Planned:
