@@ -55,6 +55,13 @@ def test_a_recipe_without_its_store_names_its_vocabulary() -> None:
     assert run.size.vocab_size == 1024
 
 
+@pytest.mark.parametrize("name", ["activation_checkpointing", "gradient_checkpointing"])
+def test_checkpointing_is_counted_by_either_of_its_names(name: str) -> None:
+    recipe, given = str(RECIPES / "small.yaml"), ["store=none", "model.config.vocab_size=1024"]
+    assert not planned(recipe, given).checkpointing
+    assert planned(recipe, [*given, f"training.{name}=true"]).checkpointing
+
+
 def test_short_for_large_numbers(config: Path) -> None:
     tokens = [planned(str(config), [f"plan.tokens={text}"]).plan.spec.tokens
               for text in ("360B", "1.5T", "900M", "360e9")]  # fmt: skip

@@ -43,6 +43,16 @@ def one_line(message: object, limit: int = 200) -> str:
     )
 
 
+def memory_ran_out(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, the machine's or a GPU's.
+
+    torch has a class for a GPU's, told by its name so that torch need not be imported, and none for
+    the machine's.
+    """
+    own = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return own or "DefaultCPUAllocator: can't allocate memory" in str(error)
+
+
 def warning_line(message: object) -> str:
     """How a warning reads wherever it is said: on one line, with the name of who says it."""
     return f"patchtrain: warning: {one_line(message, 2000)}"

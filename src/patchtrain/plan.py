@@ -99,12 +99,12 @@ class PlanSpec:
     """How often a run sized by steps or tokens may read the store."""
     # What the preset decides, unless given here:
     hold: str | None = None
-    """A patch-level step has as many tokens as a token-level step, or as much compute."""
+    """What a patch-level step has as much of as a token-level step: tokens or compute."""
     schedule: str | None = None
-    """Of the learning rate, whose peak is `training.learning_rate`; `wsd` is warm-up, stable,
-    decay."""
+    """Of the learning rate, whose peak is `training.learning_rate`; all warm up first, and `wsd` is
+    warm-up, stable, decay."""
     schedule_scope: str | None = None
-    """What the schedule runs over."""
+    """What the schedule runs over: each stage anew, or the whole run."""
     optimizer_at_switch: str | None = None
     """Optimizer state from one stage to the next; `second`: AdamW's second moments are carried, the
     first begin at zero."""
@@ -116,8 +116,7 @@ class PlanSpec:
     its norm is about a token's) or a number. At K = 1 always 1."""
     pool_weights: SlotWeights = "uniform"
     """Of the K embeddings in their mean: `uniform`, `recent` (each token weighs twice as much as
-    the one before it) or a list of numbers, which is for the stages with so many tokens in a
-    patch."""
+    the one before it) or a list of K numbers, used in the stages with that K."""
     pool_order: str = "none"
     """`rotate`: before the mean, the dimensions of each of the K embeddings are rolled on by D / K
     for every token that follows it in the patch, so that the order of the tokens can be told; the
@@ -144,14 +143,14 @@ class PlanSpec:
     hybrid_share: float = 0.0
     """Share of the T positions of each patch-level sequence that read single tokens, after the
     patches: a compressed past and a recent one in one pass. A patch predicts the K tokens after it,
-    also where those are single ones, a token the next; all targets weigh the same (with other
-    `slot_weights`, a token's as the first of a patch). Rounded to sixteenths of T, to whole
+    single ones too; a token predicts the next. All targets weigh the same; with other
+    `slot_weights` a token's weighs as the first of a patch. Rounded to sixteenths of T, or to whole
     positions where T is no multiple of 16. No token-level stage need follow. Needs
     `documents: mixed`; with `hold: tokens`, a `tokens_per_step` that such sequences divide."""
     average_at_switch: float = 0.0
     """Share of a stage's last steps whose mean weights, kept in fp32, the next stage begins with;
-    0: with the last weights. `stage-1/` has the last weights, and what becomes of the optimizer's
-    state, `optimizer_at_switch` says."""
+    0: with the last weights, which `stage-1/` has in any case. The optimizer's state goes by
+    `optimizer_at_switch`."""
     freeze_head_steps: int = 0
     """For so many steps after each switch the output head, and an input embedding that is tied to
     it, stays as it is while the rest adapts."""
@@ -162,7 +161,7 @@ class PlanSpec:
     that is not tied to the input embedding; others are refused."""
     # The learning rate's shape:
     warmup_steps: int | None = None
-    """Default: 2 % of the schedule, at most 2,000."""
+    """Steps in which the rate rises to its peak. Default: 2 % of the schedule, at most 2,000."""
     decay_fraction: float = 0.1
     """Share of the schedule that decays, for `wsd`."""
     min_rate: float = 0.0

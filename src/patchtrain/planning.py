@@ -79,7 +79,9 @@ class Planned:
 
     @property
     def checkpointing(self) -> bool:
-        return bool(self.recipe.training.get("gradient_checkpointing"))
+        training = self.recipe.training  # the second name is the older one of the same argument
+        names = ("activation_checkpointing", "gradient_checkpointing")
+        return any(training.get(name) for name in names)
 
 
 def planned(model: str, overrides: Sequence[str] = (), processes: int = 1) -> Planned:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from patchtrain.cli import main as main_module
 from patchtrain.cli import results
@@ -259,6 +260,7 @@ def test_a_message_stays_one_line_that_a_terminal_shows_as_it_is(
         (UsageError("no file a\nb\x1b[2J\u202e"), "no file a b\\x1b[2J\\u202e"),
         (PatchtrainError("x" * 9000), "x" * 1997 + "..."),
         (MemoryError(), "there is not enough memory"),
+        (torch.OutOfMemoryError("CUDA out of memory."), "there is not enough memory"),
     ]:
 
         def fail(args: Any, error: Exception = error) -> int:
@@ -267,3 +269,21 @@ def test_a_message_stays_one_line_that_a_terminal_shows_as_it_is(
         monkeypatch.setattr("patchtrain.cli.report.run", fail)
         assert main(["report", "x"]) in (1, 2)
         assert capsys.readouterr().err == f"patchtrain: error: {shown}\n"
+
+
+def test_where_memory_runs_out_the_line_says_what_takes_less(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(args: Any) -> int:
+        torch.empty(10**15)
+        raise AssertionError
+
+    for command, todo in (
+        ("train", "training.per_device_train_batch_size"),
+        ("eval", "--batch-size"),
+    ):
+        monkeypatch.setattr(f"patchtrain.cli.{command}.run", fail)
+        assert main([command, "x"]) == 1
+        said = capsys.readouterr().err
+        assert said.startswith("patchtrain: error: there is not enough memory: ")
+        assert todo in said

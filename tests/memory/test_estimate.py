@@ -244,7 +244,7 @@ def test_what_would_fit_does() -> None:
     assert line.startswith("training.per_device_train_batch_size of 4: ")
 
     (one,) = what_would_fit(model, told_both(model, sequences=1)[:1], 1)[:1]
-    assert one.startswith("training.gradient_checkpointing=true: ")  # no smaller pass is left
+    assert one.startswith("training.activation_checkpointing=true: ")  # no smaller pass is left
 
 
 def test_what_would_fit_goes_over_more_processes_and_says_where_it_ends() -> None:
@@ -265,7 +265,7 @@ def test_every_stage_of_a_plan(tmp_path: Path) -> None:
     plan = {"patch_size": 4, "patch_fraction": 0.5, "context_length": 64, "tokens_per_step": 2048,
             "steps": 40, "average_at_switch": 0.1}  # fmt: skip
     args = PatchConfig(str(tmp_path), plan=plan, per_device_train_batch_size=4,
-                       gradient_checkpointing=True, bf16=True, report_to="none")  # fmt: skip
+                       activation_checkpointing=True, bf16=True, report_to="none")  # fmt: skip
     resolved = args.plan_spec(64).resolve(device_sequences=4, processes=2)
     model = meta(num_hidden_layers=5)
     stages = memory_of(model, resolved, args, device="cuda", fsdp=True)

@@ -26,8 +26,8 @@ HELP = "write the model card of a run"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_folder", metavar="RUN", help="a run folder")
-    parser.add_argument("--price", type=float, metavar="X", help="of a device-hour")
-    parser.add_argument("--watts", type=float, metavar="X", help="that a device draws")
+    parser.add_argument("--price", type=float, metavar="X", help="money for a device-hour")
+    parser.add_argument("--watts", type=float, metavar="X", help="power that a device draws")
     general(parser, json="where the card is")
 
 

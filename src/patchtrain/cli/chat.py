@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-new-tokens",
         type=int,
         metavar="N",
-        help=f"of an answer (default: {DEFAULT_NEW_TOKENS}, at most half the context)",
+        help=f"tokens of an answer (default: {DEFAULT_NEW_TOKENS}, at most half the context)",
     )
     sampling_options.add_arguments(parser)
     general(parser, json="each turn, an object a line,")

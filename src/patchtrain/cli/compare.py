@@ -79,7 +79,7 @@ def add_common(parser: argparse.ArgumentParser, seeds: list[int]) -> None:
         "--equal",
         choices=("compute", "data"),
         default="compute",
-        help="what all have as much of as token level (default: %(default)s)",
+        help="what every arm has as much of as token level (default: %(default)s)",
     )
     parser.add_argument(
         "--seeds",
@@ -104,8 +104,8 @@ def running(parser: argparse.ArgumentParser, dry_run: str) -> None:
         "--keep",
         choices=("models", "results"),
         default="models",
-        help="of a finished run: its model and page too, or only its record and metrics, a hundred "
-        "kilobytes (default: %(default)s)",
+        help="what stays of a finished run: its model and page too, or only its record and "
+        "metrics, a hundred kilobytes (default: %(default)s)",
     )
     group.add_argument("--dry-run", action="store_true", help=dry_run)
     group.add_argument(

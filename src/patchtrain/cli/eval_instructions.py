@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-new-tokens",
         type=int,
         metavar="N",
-        help="of an answer (default: 1280 for IFEval, 1024 for MT-Bench)",
+        help="tokens of an answer (default: 1280 for IFEval, 1024 for MT-Bench)",
     )
 
 

@@ -65,10 +65,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--vocab-size",
         type=int,
         metavar="N",
-        help="of an unknown tokenizer (default: the largest id there is, plus one)",
+        help="entries of an unknown tokenizer (default: the largest id there is, plus one)",
     )
     group.add_argument(
-        "--dtype", choices=_DTYPES, help="of files that do not say it (default: uint16)"
+        "--dtype",
+        choices=_DTYPES,
+        help="type of the tokens, of files that do not say it (default: uint16)",
     )
     group = parser.add_argument_group("validation")
     group.add_argument(

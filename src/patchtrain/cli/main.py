@@ -20,10 +20,19 @@ from types import FrameType
 from patchtrain import __version__
 from patchtrain.cli import completion, results, train
 from patchtrain.cli.parser import Parser
-from patchtrain.errors import PatchtrainError, one_line, warning_line
+from patchtrain.errors import PatchtrainError, memory_ran_out, one_line, warning_line
 
 # Where a message ends: a long list of problems fits, the content of a file does not.
 _LONGEST_MESSAGE = 2000
+
+# What takes less memory, where a command has something that does.
+_LESS_MEMORY = {
+    "train": ": make training.per_device_train_batch_size smaller, which leaves the step as it is, "
+    "or set training.activation_checkpointing=true",
+    "eval": ": give a smaller --batch-size",
+    "generate": ": give a smaller --batch-size or --num-samples",
+    "sft": ": give a smaller --tokens-per-step or --context-length",
+}
 
 # In the order a newcomer meets them.
 COMMANDS = (
@@ -115,8 +124,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if full := _disk_full(error):
             return _fail(full, 1, debug)
-        if isinstance(error, MemoryError):
-            return _fail("there is not enough memory", 1, debug)
+        if memory_ran_out(error):
+            todo = _LESS_MEMORY.get(words[0], "")
+            return _fail(f"there is not enough memory{todo}", 1, debug)
         if isinstance(error, OSError) and error.filename and error.strerror:
             return _fail(f"{error.filename}: {error.strerror.lower()}", 1, debug)
         reason = one_line(f"{type(error).__name__}: {error}", limit=500)

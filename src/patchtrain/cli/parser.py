@@ -95,7 +95,9 @@ def reading(group: argparse._ActionsContainer) -> None:
         help="column with the text, in JSON lines, Parquet and datasets (default: %(default)s)",
     )
     group.add_argument(
-        "--format", choices=("text", "jsonl", "parquet"), help="default: by the files' names"
+        "--format",
+        choices=("text", "jsonl", "parquet"),
+        help="how files are read (default: by their names)",
     )
 
 

@@ -70,7 +70,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what that costs")
     group.add_argument("--price", type=float, metavar="X", help="money for a device-hour")
     group.add_argument(
-        "--watts", type=float, metavar="X", help="of a device (default: what it is rated at)"
+        "--watts",
+        type=float,
+        metavar="X",
+        help="power that a device draws (default: what it is rated at)",
     )
     group.add_argument("--kwh-price", type=float, metavar="X", help="money for a kilowatt-hour")
     parser.add_argument(

@@ -28,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="where to write it (default: RUN/report.html; comparison.html for several runs)",
     )
-    parser.add_argument("--title", metavar="TEXT", help="of the page (default: the runs' names)")
+    parser.add_argument(
+        "--title", metavar="TEXT", help="title of the page (default: the runs' names)"
+    )
     general(parser, json="where the page is")
 
 

@@ -20,7 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "What is left out is the model's own choice (generation_config.json), else the default "
         "of transformers.",
     )
-    group.add_argument("--temperature", type=float, metavar="X", help="default: 1.0")
+    group.add_argument(
+        "--temperature",
+        type=float,
+        metavar="X",
+        help="below 1 nearer to the likeliest, above it more random (default: 1.0)",
+    )
     group.add_argument(
         "--top-k", type=int, metavar="K", help="sample from the K likeliest (default: 50; 0: all)"
     )
@@ -50,7 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="end before this text; can be given several times",
     )
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
+    group.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of the draws (default: %(default)s)"
+    )
 
 
 def check(args: argparse.Namespace, num_beams: int = 1) -> None:

@@ -2,6 +2,7 @@
 
 examples:
   patchtrain sft runs/small --data alpaca.json
+  patchtrain sft runs/small --data alpaca.json --learning-rate 5e-4    # a small model wants more
   patchtrain sft runs/small --data chats.jsonl.gz more.parquet --epochs 2 --out runs/tuned
   patchtrain sft runs/small --data hf:HuggingFaceH4/ultrachat_200k --split train_sft
   patchtrain sft runs/small --data alpaca.json --resume
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="JSON lines, JSON or Parquet (also .gz, .xz, .zst), folders, or hf:owner/name",
     )
     group.add_argument(
-        "--split", default="train", metavar="NAME", help="of a dataset (default: %(default)s)"
+        "--split", default="train", metavar="NAME", help="split of a dataset (default: %(default)s)"
     )
     group.add_argument(
         "--validation-fraction",
@@ -53,9 +54,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group = parser.add_argument_group("training")
     group.add_argument(
-        "--epochs", type=float, default=3.0, metavar="X", help="default: %(default)g"
+        "--epochs",
+        type=float,
+        default=3.0,
+        metavar="X",
+        help="passes over the data (default: %(default)g)",
     )
-    group.add_argument("--max-steps", type=int, metavar="N", help="in place of --epochs")
+    group.add_argument(
+        "--max-steps", type=int, metavar="N", help="optimizer steps, in place of --epochs"
+    )
     group.add_argument(
         "--learning-rate",
         type=float,
@@ -68,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=16_384,
         metavar="N",
-        help="in whole contexts, at least one (default: %(default)s)",
+        help="tokens of an optimizer step, in whole contexts, at least one (default: %(default)s)",
     )
     group.add_argument(
         "--context-length",
@@ -77,7 +84,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="longer rows are cut (default: as in training)",
     )
     group.add_argument("--no-packing", action="store_true", help="one row in each context")
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
+    group.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of what is held out and the order (default: %(default)s)",
+    )
     general(parser, json="what the tuning ended at", quiet=True)
 
 

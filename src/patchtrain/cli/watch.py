@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--port",
         type=int,
         metavar="N",
-        help="of the page, 0 for any (default: the first free one from 8421)",
+        help="port of the page, 0 for any (default: the first free one from 8421)",
     )
     parser.add_argument("--no-serve", action="store_true", help="no page")
     parser.add_argument("--open", action="store_true", help="open the page in a browser")

@@ -299,7 +299,7 @@ def _measures(first: Training) -> list[tuple[str, str, list[dict[str, Any]]]]:
     ]
     if not first.gradient_checkpointing:
         measures.append((
-            "gradient_checkpointing", "training.gradient_checkpointing=true",
+            "gradient_checkpointing", "training.activation_checkpointing=true",
             [{"gradient_checkpointing": True}],
         ))  # fmt: skip
     if not first.fsdp and first.processes > 1:

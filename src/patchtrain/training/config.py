@@ -110,8 +110,8 @@ class PatchConfig(TrainingArguments):
     muon_rate: float = field(
         default=0.0,
         metadata={
-            "help": "About 1: the hidden matrices are trained by torch's Muon at so many times the "
-            "learning rate; embedding, head and norms by AdamW. 0: all by optim. Not with FSDP."
+            "help": "Train the hidden matrices by torch's Muon, at so many times the learning rate "
+            "(about 1), and embedding, head and norms by AdamW. 0: all by optim. Not with FSDP."
         },
     )
     # transformers declares it as text, which a recipe's `fsdp: true` is not.

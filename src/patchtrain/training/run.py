@@ -18,7 +18,13 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from patchtrain.data.store import VERIFIED_BYTES, TokenStore
-from patchtrain.errors import PatchtrainError, UsageError, one_line, warning_line
+from patchtrain.errors import (
+    PatchtrainError,
+    UsageError,
+    memory_ran_out,
+    one_line,
+    warning_line,
+)
 from patchtrain.evaluation.evaluate import Window, split_loss
 from patchtrain.evaluation.generate import complete
 from patchtrain.evaluation.text_loss import TextLoss
@@ -85,7 +91,8 @@ def _as_usage_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # of many kinds
-        if isinstance(error, PatchtrainError) or (isinstance(error, OSError) and error.filename):
+        named = isinstance(error, OSError) and error.filename
+        if isinstance(error, PatchtrainError) or named or memory_ran_out(error):
             raise
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise UsageError(f"training: {one_line(f'{kind}{error}', 300)}") from error
