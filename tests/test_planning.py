@@ -42,6 +42,9 @@ def test_the_step_fits_any_number_of_devices(config: Path, devices: int) -> None
 def test_free_stages_for_a_config(config: Path) -> None:
     run = planned(str(config), ["plan.tokens=10B", "plan.stages=[[8, 0.3], [3, 0.3], [1, 0.4]]"])
     assert [stage.patch_size for stage in run.plan.stages] == [8, 3, 1]
+    stages = "[{patch_size: 3, share: 0.6}, [1, 0.4]]"  # one of them as a mapping
+    run = planned(str(config), ["plan.tokens=10B", f"plan.stages={stages}"])
+    assert [stage.patch_size for stage in run.plan.stages] == [3, 1]
 
 
 def test_a_recipe_without_its_store_names_its_vocabulary() -> None:

@@ -123,6 +123,12 @@ def test_every_stage_of_a_long_list_has_a_step() -> None:
     assert small["tokens_per_step"] % (16 * 32) == 0
 
 
+def test_a_step_fits_stages_that_are_mappings() -> None:
+    stages = [{"patch_size": 3, "share": 0.5}, [1, 0.5]]
+    small = rehearsal({"plan": {"context_length": 2048, "stages": stages}})["plan"]
+    assert small["tokens_per_step"] % (3 * 32) == 0
+
+
 def test_what_is_wrong_with_a_recipe_is_said_all_the_same(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("store: s\nmodel: 3\nplan: [1]\ntrainnig: {}\nrehearse: true\n")

@@ -51,7 +51,7 @@ def patch_loss(
         bias: ``(V,)`` the head's bias, if it has one.
         scale: factor the model puts on its logits.
         softcap: if given, the logits z, scaled, become ``softcap * tanh(z / softcap)`` (Gemma 2).
-        weights: K slot weights (``plan.slot_weights``); all 1 if not given.
+        weights: K slot weights (``stage.slot_weights``); all 1 if not given.
         total: what the weighted sum is divided by; by default the sum of the weights of the
             targets that are not ignored. Pass the global count when a step is spread over
             micro-batches or processes: sum everywhere, divide once.

@@ -274,7 +274,7 @@ def patch_level(
         model: a causal language model of transformers, or any module with the same contract
             (``get_input_embeddings``, ``get_output_embeddings``, ``inputs_embeds``).
         patch_size: K. At K = 1 nothing changes.
-        weights: slot weights (see ``plan.slot_weights``); uniform if not given.
+        weights: slot weights (see ``stage.slot_weights``); uniform if not given.
         backend: how the loss is computed: ``"auto"``, or a name of ``loss_backends.LOSSES`` to
             force; the result of an earlier ``choose``, to skip the choosing. The handle's
             ``backend`` says what was taken, and why.

@@ -69,7 +69,7 @@ class Resolver:
         return 1 if self.problems or multiple > _LARGEST else multiple
 
     def longest_context(self) -> int | None:
-        """One more than the last position of any stage; None where they make no sense."""
+        """The positions that the widest stage spans, scaled; None where they make no sense."""
         self._check_values()
         spans = [
             (part.context_length - part.tail)

@@ -6,18 +6,17 @@ Hugging Face hub. Its weights are never read, and no store has to be there.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 from patchtrain.cost import ModelSize
 from patchtrain.data.store import TokenStore
 from patchtrain.errors import UsageError, one_line
-from patchtrain.plan import Plan, PlanSpec
+from patchtrain.plan import Plan, PlanSpec, multiple_of_stages
 from patchtrain.recipe import Recipe, apply_override, build_config
 from patchtrain.sizing import meta_model, model_size
 
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from patchtrain.memory import Memory
 
 # What both papers trained with, for a model that comes without a recipe.
-CONTEXT_LENGTH, TOKENS_PER_STEP, PATCH_SIZE = 2048, 2**21, 4
+CONTEXT_LENGTH, TOKENS_PER_STEP = 2048, 2**21
 PASS_SEQUENCES = 8  # as transformers' Trainer has it
 NODE_DEVICES = 8  # what fsdp_replicas: nodes is taken for, as a plan knows no nodes
 
@@ -187,21 +186,9 @@ def _plain_recipe(name: str, config: Any, overrides: Sequence[str], processes: i
     context = min(CONTEXT_LENGTH, longest) if isinstance(longest, int) else CONTEXT_LENGTH
     context = plan.setdefault("context_length", context)
     if "tokens_per_step" not in plan and isinstance(context, int) and context > 0:
-        unit = _widest(plan) * context * processes
+        unit = multiple_of_stages(plan) * context * processes
         plan["tokens_per_step"] = max(1, round(TOKENS_PER_STEP / unit)) * unit
     return Recipe.check(values, "the plan")
-
-
-def _widest(plan: Mapping[str, Any]) -> int:
-    """The least number that every patch size divides, as far as they can be read yet."""
-    stages = plan.get("stages")
-    sizes = [item[0] for item in stages] if _pairs(stages) else [plan.get("patch_size", PATCH_SIZE)]
-    whole = [size for size in sizes if isinstance(size, int) and 0 < size <= 1024]
-    return math.lcm(*whole)
-
-
-def _pairs(stages: Any) -> TypeGuard[list[list[Any]]]:
-    return isinstance(stages, list) and all(isinstance(item, list) and item for item in stages)
 
 
 def _size(config: Any, recipe: Recipe) -> ModelSize:

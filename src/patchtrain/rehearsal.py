@@ -7,11 +7,11 @@ configs of transformers share; a config's other numbers stay.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
 from patchtrain.patch_settings import AFTER_SWITCH
+from patchtrain.plan import multiple_of_stages
 
 # The most of each number of a config that a rehearsal keeps.
 _MOST = {
@@ -73,13 +73,9 @@ def _small_plan(plan: Mapping[str, Any]) -> dict[str, Any]:
         if name not in ("tokens", "epochs", "warmup_steps", *AFTER_SWITCH)
     }
     stages = plan.get("stages")
-    sizes = [plan.get("patch_size", 4)]
-    if isinstance(stages, list):
-        sizes = [stage[0] for stage in stages if isinstance(stage, list) and stage]
-    widest = math.lcm(*(size for size in sizes if _whole(size) and size <= 1024))
     context = _least(plan.get("context_length"), _CONTEXT_LENGTH)
     held = plan.get("hold", "compute" if plan.get("preset") == "superposition" else "tokens")
-    sequences = _SEQUENCES * (widest if held == "tokens" else 1)
+    sequences = _SEQUENCES * (multiple_of_stages(plan) if held == "tokens" else 1)
     small["context_length"] = context
     small["tokens_per_step"] = sequences * (context if _whole(context) else 1)
     small["steps"] = max(_STEPS, len(stages) if isinstance(stages, list) else 0)

@@ -66,7 +66,7 @@ class EqualData:
     ) -> None:
         """``fractions``: gain at each lambda, by family of runs that differ in nothing else."""
         ratios = [pair.tokens_per_parameter for pair in pairs]
-        self.lowest, self.highest = min(ratios), max(ratios)
+        self.lowest = min(ratios)
         self.fit = Fit(
             np.array([self._features(ratio) for ratio in ratios]),
             np.array([pair.gain for pair in pairs]),
@@ -148,7 +148,6 @@ class EqualCompute:
         self.patch_size: int = values["patch_size"]
         self.step_fraction: float = values["step_fraction"]
         ratios = [pair.tokens_per_parameter for pair in pairs]
-        self.lowest, self.highest = min(ratios), max(ratios)
         self.fit = Fit(
             np.array([[1.0, math.log(ratio)] for ratio in ratios]),
             np.log([pair.gain for pair in pairs]),

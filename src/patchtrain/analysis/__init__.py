@@ -1,1 +1,4 @@
-"""Reading a run's curves: what a person would want to be told about them."""
+"""What runs and models show: spikes in curves, what patches hold, a model inside, studies of many.
+
+``studies`` trains small models and compares them; the other files read what is there already.
+"""

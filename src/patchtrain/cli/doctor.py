@@ -86,7 +86,7 @@ def print_area(out: Console, area: str, findings: Iterable[Finding]) -> None:
     out.print(Text(area, style="bold"))
     for finding in findings:
         status = Text(f"  {finding.status:<8}", style=_STYLES[finding.status])
-        first, *rest = textwrap.wrap(f"{finding.text}", width) or [""]
+        first, *rest = textwrap.wrap(finding.text, width) or [""]
         out.print(status.append(f"{finding.name:<18}{first}", style="not dim"), soft_wrap=True)
         rest += textwrap.wrap(f"-> {finding.todo}", width) if finding.todo else []
         for line in rest:

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from patchtrain.analysis.studies.study import Study
 
 HELP = "compare small models over seeds: ablations of the patch, tokenizers, sweeps"
-KINDS = ("ablation", "tokenizers")
 _RECIPES = (".yaml", ".yml")
 
 
@@ -36,13 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="take one part of a patch away at a time",
         doc=_ABLATION,
     )
-    _common(ablation, "[RECIPE | CORPUS] [key=value ...]", [0, 1])
+    _common(ablation, "[RECIPE | CORPUS] [key=value ...]")
     tokenizers = kinds.add_parser(
         "tokenizers",
         help="one corpus under several tokenizers",
         doc=_TOKENIZERS,
     )
-    _common(tokenizers, "[CORPUS ...] [key=value ...]", [0, 1])
+    _common(tokenizers, "[CORPUS ...] [key=value ...]")
     tokenizers.add_argument(
         "--tokenizer",
         action="append",
@@ -86,7 +85,7 @@ prepare reads; nothing, for the Python standard library's sources. All cost the 
 losses are in bits per byte."""
 
 
-def _common(parser: argparse.ArgumentParser, words: str, seeds: list[int]) -> None:
+def _common(parser: argparse.ArgumentParser, words: str) -> None:
     parser.add_argument(
         "overrides",
         nargs="*",
@@ -98,7 +97,7 @@ def _common(parser: argparse.ArgumentParser, words: str, seeds: list[int]) -> No
         "--seeds",
         type=int,
         nargs="+",
-        default=seeds,
+        default=[0, 1],
         metavar="N",
         help="of weights and data order; arms with one seed are a pair (default: 0 1)",
     )

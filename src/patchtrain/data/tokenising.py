@@ -15,7 +15,6 @@ import ctypes
 import hashlib
 import os
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -112,13 +111,11 @@ class Tokenising:
     ) -> None:
         self.corpus, self.writer, self.encoding, self.bar = corpus, writer, encoding, bar
         self.tally = Tally()
-        self.seconds = 0.0
         self._written = 0
         # A 64-bit hash below the threshold: held out.
         self._threshold = int(fraction * 2**64).to_bytes(9, "big")
 
     def run(self) -> Tally:
-        started = time.monotonic()
         self.bar.start("tokenising", self.corpus.size)
         encode = self.encoding.backend.encode_batch_fast
         with Background(self._batches, size=2) as batches, ThreadPoolExecutor(1) as pool:
@@ -130,7 +127,6 @@ class Tokenising:
                 before = batch, future
             if before:
                 self._write(*before)
-        self.seconds = time.monotonic() - started
         return self.tally
 
     def _batches(self) -> Iterator[_Batch]:

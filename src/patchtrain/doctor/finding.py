@@ -9,7 +9,6 @@ from typing import Any, Literal
 # ok; slow: works, but slower or less safely than it could; broken: what it is for will fail;
 # absent: something optional that is not there.
 Status = Literal["ok", "slow", "broken", "absent"]
-STATUSES: tuple[Status, ...] = ("ok", "slow", "broken", "absent")
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ _SETTINGS = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "PYTORCH_ALLOC_CONF",
 def run_folder(folder: Path, write: bool = True) -> Iterator[Finding]:
     """Room and, with ``write``, what becomes of a file there, which is deleted again."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
-    yield _room("disk", there, f"{there} has")
+    yield _room(there)
     if not write:
         return
     try:
@@ -63,15 +63,15 @@ def settings() -> Finding:
     return Finding("environment", "ok", text or "nothing set that changes a run", data=dict(found))
 
 
-def _room(name: str, folder: Path, text: str) -> Finding:
+def _room(folder: Path) -> Finding:
     free = shutil.disk_usage(folder).free
-    text = f"{text} {free / 1e9:.1f} GB free"
+    text = f"{folder} has {free / 1e9:.1f} GB free"
     todo = "a run keeps two checkpoints, of 12 to 16 bytes a parameter each; free some space"
     if free < _NO_ROOM:
-        return Finding(name, "broken", text, todo, {"free": free})
+        return Finding("disk", "broken", text, todo, {"free": free})
     if free < _LITTLE_ROOM:
-        return Finding(name, "slow", f"{text}, which is little", todo, {"free": free})
-    return Finding(name, "ok", text, data={"free": free})
+        return Finding("disk", "slow", f"{text}, which is little", todo, {"free": free})
+    return Finding("disk", "ok", text, data={"free": free})
 
 
 def _speed(folder: Path) -> Finding:

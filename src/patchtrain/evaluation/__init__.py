@@ -1,1 +1,1 @@
-"""How good a model is: loss, perplexity, bits per byte, and what it writes."""
+"""How good a model is: its loss on text, its answers to tasks, what it writes, and how fast."""

@@ -153,7 +153,7 @@ def _group_mean(
         task: {
             "acc,none": member[name],
             # lm-eval's word for one that is not known
-            "acc_stderr,none": _or(member.get(f"{name}_stderr"), "N/A"),
+            "acc_stderr,none": "N/A" if (error := member.get(f"{name}_stderr")) is None else error,
             "sample_len": member["documents"],
         }
         for task, member in members.items()
@@ -164,10 +164,6 @@ def _group_mean(
         None if value is None else float(value),
         float(error) if isinstance(error, int | float | np.floating) else None,
     )
-
-
-def _or(value: Any, other: Any) -> Any:
-    return other if value is None else value
 
 
 def _mean(values: Sequence[float | None]) -> tuple[float | None, float | None]:

@@ -72,7 +72,7 @@ def print_memory(
     lines = [("memory", f"of each device, {passes} sequence{'s' * (passes > 1)} a pass; the parts "
                         f"are not at their most at one time")]  # fmt: skip
     if device is not None:
-        lines.append(("fits", f"{device.title}" if not remedies else
+        lines.append(("fits", device.title if not remedies else
                       f"not {device.title}; what would make it:"))  # fmt: skip
     lines += [("", text) for text in remedies]
     for name, text in lines:

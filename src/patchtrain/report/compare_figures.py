@@ -10,7 +10,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from patchtrain.report.compare_words import first_difference, ranking
-from patchtrain.report.figures import COLOURS
+from patchtrain.report.figures import COLOURS, GRID, dress
 from patchtrain.report.formats import is_number, scale
 from patchtrain.report.study_page import curves_figure
 
@@ -89,9 +89,9 @@ def needed(results: Row) -> go.Figure | None:
                 hovertemplate=f"{html.escape(item['name'])}: %{{y:.4f}}<extra></extra>",
             )
         )
-    _layout(figure)
-    figure.update_xaxes(title={"text": f"compute ({letter}FLOP)"}, type="log", nticks=6, **_GRID)
-    figure.update_yaxes(title={"text": "bits per byte at the end"}, **_GRID)
+    dress(figure)
+    figure.update_xaxes(title={"text": f"compute ({letter}FLOP)"}, type="log", nticks=6, **GRID)
+    figure.update_yaxes(title={"text": "bits per byte at the end"}, **GRID)
     return figure
 
 
@@ -151,7 +151,7 @@ def heat_map(results: Row) -> tuple[go.Figure, str] | None:
                 hovertemplate="%{x}, %{y}: %{customdata:+.4f}<extra></extra>",
             )
         )  # fmt: skip
-    _layout(figure)
+    dress(figure)
     names = [_short(first), _short(second)]
     figure.update_xaxes(title={"text": names[0]})
     figure.update_yaxes(title={"text": names[1]}, automargin=True)
@@ -189,18 +189,3 @@ def _value(key: str) -> Any:
 def _order(key: str) -> tuple[bool, float, str]:
     value = _value(key)
     return (not is_number(value), float(value) if is_number(value) else 0.0, key)
-
-
-_GRID: dict[str, Any] = {"zeroline": False, "gridcolor": "rgba(128,128,128,.18)"}
-
-
-def _layout(figure: go.Figure) -> None:
-    figure.update_layout(
-        hovermode="closest",
-        margin={"l": 52, "r": 10, "t": 12, "b": 46},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"family": "system-ui, sans-serif", "size": 12, "color": "#777"},
-        template="none",
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
-    )

@@ -221,6 +221,4 @@ def _signed(value: float | None) -> str:
 
 
 def _lengths(results: Row) -> Sequence[str]:
-    return [
-        path for path in results["axes"] if path in ("plan.steps", "plan.tokens", "plan.epochs")
-    ]
+    return [path for path in results["axes"] if path in _LENGTHS]

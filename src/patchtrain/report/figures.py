@@ -16,6 +16,7 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
@@ -27,6 +28,7 @@ from patchtrain.report.summary import Row, RunSummary
 # Readable on white and on near-black, and apart for the colour-blind (after Okabe and Ito).
 COLOURS = ("#d5641c", "#2f7fc1", "#159a7a", "#b9599b", "#a38a1d", "#6f6fd0")
 POINTS_PER_STAGE = 500
+GRID: dict[str, Any] = {"zeroline": False, "gridcolor": "rgba(128,128,128,.18)"}
 _LABEL_LINES = 6
 
 KINDS = {
@@ -106,31 +108,29 @@ def loss_figure(runs: Sequence[RunSummary], axis: Axis) -> go.Figure:
         label_lines += _mark_switches(figure, run, label_lines, axis, colour)
         for trace in _marks(run, number, axis, colour, shown):
             figure.add_trace(trace)
+    dress(figure, showlegend=False, margin_t=12 + 17 * min(label_lines, _LABEL_LINES))
+    figure.update_xaxes(
+        title={"text": axis.title, "standoff": 8}, rangemode="tozero", nticks=7, **GRID
+    )
+    figure.update_yaxes(
+        title={"text": "loss (nats per token)", "standoff": 6}, range=shown, nticks=8, **GRID
+    )
+    return figure
+
+
+def dress(figure: go.Figure, **more: Any) -> None:
+    """Give a figure the look that all have, on a page that is light or dark; and ``more``."""
     figure.update_layout(
-        showlegend=False,
         hovermode="closest",
-        margin={"l": 48, "r": 10, "t": 12 + 17 * min(label_lines, _LABEL_LINES), "b": 46},
+        margin={"l": 50, "r": 10, "t": 12, "b": 46},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"family": "system-ui, sans-serif", "size": 12, "color": "#777"},
         template="none",
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
         modebar={"bgcolor": "rgba(0,0,0,0)", "color": "#999", "activecolor": "#666"},
     )
-    figure.update_xaxes(
-        title={"text": axis.title, "standoff": 8},
-        rangemode="tozero",
-        zeroline=False,
-        gridcolor="rgba(128,128,128,.18)",
-        nticks=7,
-    )
-    figure.update_yaxes(
-        title={"text": "loss (nats per token)", "standoff": 6},
-        range=shown,
-        zeroline=False,
-        gridcolor="rgba(128,128,128,.18)",
-        nticks=8,
-    )
-    return figure
+    figure.update_layout(**more)
 
 
 def script() -> str:

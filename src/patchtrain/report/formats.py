@@ -105,6 +105,13 @@ def accuracy(value: float | None, error: float | None = None) -> str:
     return f"{shown} ± {100 * error:.1f}" if error is not None and is_number(error) else shown
 
 
+def with_error(value: Any, error: Any, digits: int) -> str:
+    """A value with its standard error where there is one: ``0.1234 ± 0.0012``."""
+    if not is_number(value):
+        return NONE
+    return number(value, digits) + (f" ± {number(error, digits)}" if is_number(error) else "")
+
+
 def part_of(done: float | None, whole: float | None) -> str:
     """How much was done: ``1,000``, or ``200 of 1,000``."""
     return count(done) if done == whole or whole is None else f"{count(done)} of {count(whole)}"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -16,6 +17,7 @@ from patchtrain.report.tables import table
 from patchtrain.report.template import note
 
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+_Points = tuple[Sequence[Any], Sequence[Any]]
 
 
 def inside_section(runs: Sequence[RunSummary]) -> str:
@@ -67,34 +69,36 @@ def _result(result: Row, key: int) -> str:
 
 
 def _neurons_figure(models: Sequence[Row]) -> go.Figure:
-    lines, dashes = [], []
-    for index, model in enumerate(models):
-        for level in model["levels"]:
-            layers = level["layers"]
-            name = f"K = {level['patch_size']}"
-            lines.append((
-                f"{model['model']}, {name}" if len(models) > 1 else name,
-                [layer["layer"] for layer in layers],
-                [layer["output_share"] for layer in layers],
-            ))  # fmt: skip
-            dashes.append(_DASHES[(len(models) - 1 - index) % len(_DASHES)])
-    return patch_views.lines_figure(lines, "layer", "share above the threshold", dashes)
+    def points(level: Row) -> _Points:
+        layers = level["layers"]
+        return [row["layer"] for row in layers], [row["output_share"] for row in layers]
+
+    return _levels_figure(models, points, "layer", "share above the threshold")
 
 
 def _slots_figure(models: Sequence[Row]) -> go.Figure:
+    def points(level: Row) -> _Points:
+        return range(1, level["patch_size"] + 1), [slot["value"] for slot in level["slots"]]
+
+    figure = _levels_figure(models, points, "token of the next patch", "loss (nats)")
+    figure.update_yaxes(rangemode="normal")
+    return figure
+
+
+def _levels_figure(
+    models: Sequence[Row], points: Callable[[Row], _Points], x: str, y: str
+) -> go.Figure:
+    """A line for each level of each model."""
     lines, dashes = [], []
     for index, model in enumerate(models):
         for level in model["levels"]:
             name = f"K = {level['patch_size']}"
             lines.append((
                 f"{model['model']}, {name}" if len(models) > 1 else name,
-                list(range(1, level["patch_size"] + 1)),
-                [slot["value"] for slot in level["slots"]],
+                *map(list, points(level)),
             ))  # fmt: skip
             dashes.append(_DASHES[(len(models) - 1 - index) % len(_DASHES)])
-    figure = patch_views.lines_figure(lines, "token of the next patch", "loss (nats)", dashes)
-    figure.update_yaxes(rangemode="normal")
-    return figure
+    return patch_views.lines_figure(lines, x, y, dashes)
 
 
 def _heading(text: str) -> str:

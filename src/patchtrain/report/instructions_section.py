@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from patchtrain.report.formats import NONE, accuracy, count, is_number, number
+from patchtrain.report.formats import NONE, accuracy, count, number, with_error
 from patchtrain.report.summary import Row, RunSummary
 from patchtrain.report.tables import table
 
@@ -50,7 +50,7 @@ def _answers(runs: Sequence[RunSummary]) -> str:
         [
             run,
             name,
-            _with_error(values.get("loss"), values.get("loss_stderr"), 4),
+            with_error(values.get("loss"), values.get("loss_stderr"), 4),
             number(_part(values, "before").get("loss"), 4),
             count(values.get("targets")),
             str(values.get("scored") or NONE),
@@ -122,13 +122,7 @@ def _mt_bench(runs: Sequence[RunSummary]) -> str:
 
 
 def _rating(values: Row) -> str:
-    return _with_error(values.get("score"), values.get("score_stderr"), 2)
-
-
-def _with_error(value: Any, error: Any, digits: int) -> str:
-    if not is_number(value):
-        return NONE
-    return number(value, digits) + (f" ± {number(error, digits)}" if is_number(error) else "")
+    return with_error(values.get("score"), values.get("score_stderr"), 2)
 
 
 def _part(values: Row, name: str) -> Row:

@@ -8,8 +8,16 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from patchtrain.report.figures import COLOURS
-from patchtrain.report.formats import NONE, count, is_number, number, percent, significant
+from patchtrain.report.figures import COLOURS, GRID, dress
+from patchtrain.report.formats import (
+    NONE,
+    count,
+    is_number,
+    number,
+    percent,
+    significant,
+    with_error,
+)
 
 Line = tuple[str, Sequence[float], Sequence[Any]]
 """The name of a curve, its x and its y; where y is no number there is a gap."""
@@ -48,7 +56,7 @@ def coherence_rows(
     for entry in patches:
         cosines = entry["cosines"] or {}
         row = [str(entry["patch_size"]), number(entry["information_inside"], 4)]
-        rows.append(row + [with_error(cosines.get(name), 4) for name in names])
+        rows.append(row + [_mean(cosines.get(name)) for name in names])
     if all(row[2] == NONE for row in rows):  # without a model
         return head[:2], [row[:2] for row in rows]
     return head, rows
@@ -62,20 +70,15 @@ def distance_rows(distances: Iterable[dict[str, Any]]) -> tuple[list[str], list[
         [
             f"{entry['distance']:,}", count(entry["pairs"]), number(entry["nats"], 4),
             significant(entry["noise"], 2), number(entry["counted"], 4),
-            number(entry["shuffled"], 4), with_error(entry["cosine"], 4),
+            number(entry["shuffled"], 4), _mean(entry["cosine"]),
         ]
         for entry in distances
     ]  # fmt: skip
     return head, rows
 
 
-def with_error(mean: dict[str, Any] | None, digits: int) -> str:
-    """A mean and its standard error: ``0.1234 ± 0.0012``."""
-    if not mean or not is_number(mean.get("value")):
-        return NONE
-    error = mean.get("error")
-    text = number(mean["value"], digits)
-    return f"{text} ± {number(error, digits)}" if is_number(error) else text
+def _mean(mean: dict[str, Any] | None) -> str:
+    return with_error(mean.get("value"), mean.get("error"), 4) if mean else NONE
 
 
 def shares_figure(patches: Sequence[dict[str, Any]]) -> go.Figure:
@@ -140,20 +143,9 @@ def lines_figure(
                 hovertemplate=f"{html.escape(name)}<br>%{{x}}: %{{y:.4g}}<extra></extra>",
             )
         )
-    figure.update_layout(
-        hovermode="closest",
-        showlegend=True,
-        margin={"l": 52, "r": 10, "t": 12, "b": 46},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"family": "system-ui, sans-serif", "size": 12, "color": "#777"},
-        template="none",
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
-        modebar={"bgcolor": "rgba(0,0,0,0)", "color": "#999", "activecolor": "#666"},
-    )
-    grid = {"zeroline": False, "gridcolor": "rgba(128,128,128,.18)"}
-    figure.update_xaxes(title={"text": x, "standoff": 8}, **grid)
-    figure.update_yaxes(title={"text": y, "standoff": 6}, rangemode="tozero", **grid)
+    dress(figure, showlegend=True)
+    figure.update_xaxes(title={"text": x, "standoff": 8}, **GRID)
+    figure.update_yaxes(title={"text": y, "standoff": 6}, rangemode="tozero", **GRID)
     return figure
 
 

@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 
 from patchtrain.cost import Bill, ModelSize
 from patchtrain.errors import UsageError
-from patchtrain.report.figures import COLOURS, to_html
+from patchtrain.report.figures import COLOURS, GRID, dress, to_html
 from patchtrain.report.formats import count, duration, flops, number, percent, significant
 from patchtrain.report.tables import table
 from patchtrain.report.template import page, write
@@ -96,20 +96,11 @@ def _figure(bill: Bill, axis: str, inverse: bool) -> go.Figure:
             hovertemplate="this plan: %{y:.3f}<extra></extra>",
         )
     )  # fmt: skip
-    figure.update_layout(
-        hovermode="closest",
-        margin={"l": 48, "r": 10, "t": 12, "b": 46},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"family": "system-ui, sans-serif", "size": 12, "color": "#777"},
-        template="none",
-        legend={"orientation": "h", "y": 1.08},
-    )
-    grid = {"zeroline": False, "gridcolor": "rgba(128,128,128,.18)"}
-    figure.update_xaxes(title={"text": "patch fraction (lambda)"}, range=[0, 1], **grid)
+    dress(figure)
+    figure.update_xaxes(title={"text": "patch fraction (lambda)"}, range=[0, 1], **GRID)
     # At lambda = 1 nothing is learned of single tokens: the last tenth would hide all the rest.
     scale = {"type": "log", "dtick": "D2"} if inverse else {"rangemode": "tozero"}
-    figure.update_yaxes(title={"text": axis}, **scale, **grid)
+    figure.update_yaxes(title={"text": axis}, **scale, **GRID)
     return figure
 
 

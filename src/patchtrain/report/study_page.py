@@ -13,7 +13,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from patchtrain.report.figures import COLOURS, to_html
+from patchtrain.report.figures import COLOURS, GRID, dress, to_html
 from patchtrain.report.formats import NONE, count, duration, flops, number, percent, scale
 from patchtrain.report.tables import table
 from patchtrain.report.template import note, page, paragraphs, write
@@ -201,20 +201,11 @@ def curves_figure(results: Row) -> go.Figure:
             if point["flops"] >= _FIRST_SHOWN * last
             for value in (point["least"], point["most"])
         ]
-    figure.update_layout(
-        hovermode="closest",
-        margin={"l": 48, "r": 10, "t": 12, "b": 46},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"family": "system-ui, sans-serif", "size": 12, "color": "#777"},
-        template="none",
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
-    )
-    grid = {"zeroline": False, "gridcolor": "rgba(128,128,128,.18)"}
-    figure.update_xaxes(title={"text": f"compute ({letter}FLOP)"}, rangemode="tozero", **grid)
+    dress(figure)
+    figure.update_xaxes(title={"text": f"compute ({letter}FLOP)"}, rangemode="tozero", **GRID)
     space = 0.05 * ((max(shown) - min(shown)) or 1.0) if shown else 0.0
     limits = {"range": [min(shown) - space, max(shown) + space]} if shown else {}
-    figure.update_yaxes(title={"text": "bits per byte"}, **limits, **grid)
+    figure.update_yaxes(title={"text": "bits per byte"}, **limits, **GRID)
     return figure
 
 

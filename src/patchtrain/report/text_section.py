@@ -9,6 +9,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from patchtrain.report import figures
+from patchtrain.report.figures import GRID, dress
 from patchtrain.report.formats import NONE, count, is_number, number, significant
 from patchtrain.report.summary import Row, RunSummary
 from patchtrain.report.tables import table, window
@@ -109,22 +110,11 @@ def position_figure(runs: Sequence[RunSummary], name: str) -> go.Figure:
                     "%{customdata[0]} tokens of context, %{customdata[1]:,} scored<extra></extra>",
                 )
             )
-    figure.update_layout(
-        showlegend=len(figure.data) > 1,
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
-        hovermode="closest",
-        margin={"l": 48, "r": 10, "t": 12, "b": 46},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"family": "system-ui, sans-serif", "size": 12, "color": "#777"},
-        template="none",
-        modebar={"bgcolor": "rgba(0,0,0,0)", "color": "#999", "activecolor": "#666"},
-    )
-    grid = {"gridcolor": "rgba(128,128,128,.18)", "zeroline": False}
+    dress(figure, showlegend=len(figure.data) > 1)
     figure.update_xaxes(
-        title={"text": "tokens of context", "standoff": 8}, type="log", dtick="D2", **grid
+        title={"text": "tokens of context", "standoff": 8}, type="log", dtick="D2", **GRID
     )
-    figure.update_yaxes(title={"text": "loss (nats per token)", "standoff": 6}, **grid)
+    figure.update_yaxes(title={"text": "loss (nats per token)", "standoff": 6}, **GRID)
     return figure
 
 

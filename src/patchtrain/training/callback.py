@@ -41,7 +41,7 @@ class PatchLevelCallback(TrainerCallback):
     Args:
         patch_size: K, at least 2.
         patch_fraction: share of the steps at patch level, above 0 and below 1.
-        weights: slot weights (see ``plan.slot_weights``); uniform if not given.
+        weights: slot weights (see ``stage.slot_weights``); uniform if not given.
 
     Raises:
         UsageError: where the arguments, the Trainer's settings or the model do not fit.

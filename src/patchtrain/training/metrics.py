@@ -1,4 +1,4 @@
-"""What a run writes while it trains: ``run.json`` at its start, a line of metrics at each event."""
+"""What the trainer tells the run's record (``record.py``): its start, and each event's metrics."""
 
 from __future__ import annotations
 

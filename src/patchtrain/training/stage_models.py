@@ -14,8 +14,8 @@ from pathlib import Path
 
 from transformers import Trainer
 
-from patchtrain.plan import Stage
 from patchtrain.runs import RunFolder
+from patchtrain.stage import Stage
 from patchtrain.training.processes import together
 from patchtrain.training.record import RunRecord
 

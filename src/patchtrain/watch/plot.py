@@ -78,7 +78,7 @@ def plot(
             for column, row in _line(before, here) if curve.joined and before else [here]:
                 dot(column, row, curve.style)
             before = here
-    return _text(cells, low, high, right, x_label, ascii_only)
+    return _text(cells, low, high, x_label, ascii_only)
 
 
 def loss_range(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
@@ -103,7 +103,7 @@ def _line(start: tuple[int, int], end: tuple[int, int]) -> list[tuple[int, int]]
 
 
 def _text(
-    cells: list[list[_Cell]], low: float, high: float, right: float, x_label: str, ascii_only: bool
+    cells: list[list[_Cell]], low: float, high: float, x_label: str, ascii_only: bool
 ) -> Text:
     text = Text(no_wrap=True, overflow="crop")
     corner, side, floor = ("+", "|", "-") if ascii_only else ("└", "│", "─")

@@ -40,7 +40,6 @@ class State:
     last: Point | None = None  # counters so far
     last_train: Point | None = None
     last_eval: Point | None = None
-    switches: tuple[Point, ...] = ()
     total_flops: float | None = None
     tokens_per_s: float | None = None
     data_share: float | None = None  # of the training time, waiting for the next batch
@@ -216,7 +215,6 @@ class Watched:
             last=last,
             last_train=history.last_train,
             last_eval=history.evals[-1] if history.evals else None,
-            switches=tuple(history.switches[key] for key in sorted(history.switches)),
             total_flops=_total_flops(stages, last),
             tokens_per_s=rate(recent, "tokens") or rate(of_stage, "tokens"),
             data_share=rate(recent, "data_seconds"),

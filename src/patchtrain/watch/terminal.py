@@ -86,7 +86,7 @@ def view(
     above.append(_table(rows, columns))
     if not history.points or lines < _LEAST_PLOT:
         return Group(*above, *below)
-    drawing = _plot(state, history, console, over, lines)
+    drawing = _plot(history, console, over, lines)
     return Group(*above, Text(), _legend(history), drawing, *below)
 
 
@@ -155,7 +155,7 @@ def _legend(history: History) -> Text:
     return text
 
 
-def _plot(state: State, history: History, console: Console, over: str, height: int) -> Text:
+def _plot(history: History, console: Console, over: str, height: int) -> Text:
     axis = AXES[over]
 
     def points(rows: Sequence[Point]) -> list[tuple[float, float]]:

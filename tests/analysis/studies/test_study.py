@@ -195,9 +195,10 @@ def test_a_folder_is_claimed_and_another_study_refused(
     refuse_another(tiny_study(stores["bpe"].path, seeds=(0, 1, 2)), folder)  # more of the same
     with pytest.raises(UsageError, match=r"another study: recipe, arms differ from .*--overwrite"):
         refuse_another(tiny_study(stores["bpe"].path, steps=20), folder)
-    (folder / "study.json").write_text("{")
-    with pytest.raises(PatchtrainError, match="not valid JSON"):
-        refuse_another(study, folder)
+    for text in ("{", "[]"):
+        (folder / "study.json").write_text(text)
+        with pytest.raises(PatchtrainError, match=r"is not what a study wrote.*--overwrite"):
+            refuse_another(study, folder)
 
 
 def test_at_compute_is_of_the_baseline_it_names(stores: dict[str, Any]) -> None:

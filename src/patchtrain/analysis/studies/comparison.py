@@ -8,7 +8,6 @@ finished and trains the rest. Runs that lost or failed stay in the folder and in
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,8 +16,15 @@ from typing import Any
 from patchtrain.analysis.studies import comparison_results as results
 from patchtrain.analysis.studies.question import BASELINE, Contender, Question
 from patchtrain.analysis.studies.runner import Keep, Say, train_runs
-from patchtrain.analysis.studies.study import Arm, Study, claim, run_folder
-from patchtrain.errors import PatchtrainError, UsageError
+from patchtrain.analysis.studies.study import (
+    Arm,
+    Study,
+    claim,
+    read_written,
+    refuse_changed,
+    run_folder,
+)
+from patchtrain.errors import PatchtrainError
 from patchtrain.files import write_json
 from patchtrain.machine import usable_cores
 from patchtrain.runs import RunFolder, versions
@@ -151,7 +157,7 @@ class Work:
         file = self.folder / "study.json"
         now = study.to_dict()
         now["about"] = {}  # does not change what a run is
-        before = _read(file) if file.is_file() else now
+        before = read_written(file) if file.is_file() else now
         known = {arm["name"]: arm for arm in before.get("arms", [])}
         changed = [key for key in ("name", "held_equal", "recipe") if before.get(key) != now[key]]
         changed += [
@@ -159,12 +165,7 @@ class Work:
             for arm in now["arms"]
             if known.get(arm["name"], arm).get("recipe") != arm["recipe"]
         ]
-        if changed:
-            raise UsageError(
-                f"{self.folder} holds another study: {', '.join(changed)} differ"
-                f"{'s' * (len(changed) == 1)} from {file}; name another --out, or start over with "
-                f"--overwrite"
-            )
+        refuse_changed(file, changed)
         known.update({arm["name"]: arm for arm in now["arms"]})
         write_json(file, {**now, "arms": list(known.values()), "versions": versions()})
 
@@ -214,11 +215,3 @@ def run_comparison(
         name, reason = next(iter(work.failed.items()))
         raise PatchtrainError(f"no run of the study got to its end; {name}: {reason}")
     return found
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise PatchtrainError(f"{file}: not valid JSON; --overwrite starts over") from error
-    return values if isinstance(values, dict) else {}

@@ -13,7 +13,7 @@ from typing import Any
 from patchtrain.analysis.studies.study import Arm, Equality, Study
 from patchtrain.errors import UsageError
 from patchtrain.plan import Plan
-from patchtrain.planning import Planned, planned_recipe
+from patchtrain.planning import PASS_SEQUENCES, Planned, planned_recipe
 from patchtrain.recipe import Recipe
 
 _FEW = 1000  # steps of the first try
@@ -60,7 +60,7 @@ def check_data(study: Study) -> None:
     problems = []
     for arm in study.arms:
         run = plan_of(study, arm)
-        sequences = run.recipe.training.get("per_device_train_batch_size", 8)
+        sequences = run.recipe.training.get("per_device_train_batch_size", PASS_SEQUENCES)
         try:
             run.plan.spec.resolve(store_tokens=run.store_tokens, device_sequences=sequences)
         except UsageError as error:

@@ -17,7 +17,7 @@ from patchtrain.analysis.studies.equal import check_data, held_at, measured, pla
 from patchtrain.analysis.studies.study import Arm, Equality, Study
 from patchtrain.errors import UsageError, nearest
 from patchtrain.patch_settings import used
-from patchtrain.plan import PlanSpec
+from patchtrain.plan import PRESETS, PlanSpec
 from patchtrain.planning import Planned
 from patchtrain.recipe import Recipe
 from patchtrain.yaml_reader import read_yaml
@@ -36,7 +36,7 @@ LENGTHS = ("plan.steps", "plan.tokens", "plan.epochs")
 _STAGES = ("plan.patch_fraction", "plan.step_fraction", "plan.stages")
 _PLAN_KEYS = tuple(PlanSpec.__dataclass_fields__)
 # What a preset decides, and what a contender that is a preset does not take from the recipe.
-_DECIDED = ("hold", "schedule", "schedule_scope", "optimizer_at_switch", "slot_weights")
+_DECIDED = tuple(PRESETS["paper"])
 _AT_SWITCH = {
     "carry": "optimizer carried",
     "reset": "optimizer reset",

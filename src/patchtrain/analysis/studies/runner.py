@@ -58,7 +58,6 @@ class _Progress:
 
     total: float  # FLOPs of all runs
     done: float  # of those that are finished
-    waiting: int
     say: Say
     begun: float = field(default_factory=time.monotonic)
     first: float | None = None
@@ -88,7 +87,7 @@ def run_study(
     *,
     say: Say = print,
     quiet: bool = False,
-    keep: Literal["models", "results"] = "models",
+    keep: Keep = "models",
 ) -> dict[str, Any]:
     """Train, count, and write ``results.json`` and ``report.html``; returns the results.
 
@@ -183,7 +182,7 @@ def train_runs(
     runs = finished + len(waiting)
     if finished:
         say(f"{finished} of {runs} runs are there already")
-    progress = _Progress(total, done, len(waiting), say)
+    progress = _Progress(total, done, say)
     children: list[tuple[_Child, float]] = []
     try:
         while waiting or children:

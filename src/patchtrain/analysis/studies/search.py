@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from patchtrain.analysis.studies.question import RATE
+from patchtrain.analysis.studies.study import read_written
 from patchtrain.analysis.studies.sweep import Axis, Range, Sweep
-from patchtrain.errors import PatchtrainError, UsageError, one_line
+from patchtrain.errors import UsageError, one_line
 from patchtrain.extras import require
 from patchtrain.files import write_json
 
@@ -127,10 +128,7 @@ class Search:
         """The trials of an earlier call; those that failed are tried again."""
         if not file.is_file():
             return []
-        try:
-            known = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise PatchtrainError(f"{file}: not valid JSON; --overwrite starts over") from error
+        known = read_written(file)
         if known.get("asked") != self._asked():
             raise UsageError(
                 f"{file} is of another search; name another --out, or start over with --overwrite"

@@ -17,7 +17,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -164,19 +164,32 @@ def refuse_another(study: Study, folder: Path) -> None:
     file = folder / "study.json"
     if not file.is_file():
         return
-    try:
-        before = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise PatchtrainError(f"{file}: not valid JSON; --overwrite starts over") from error
-    now = study.to_dict()
+    before, now = read_written(file), study.to_dict()
     changed = [
         key for key in now if key != "seeds" and before.get(key) != now[key]
     ]  # what else the file has (versions, times) may differ
+    refuse_changed(file, changed)
+
+
+def refuse_changed(file: Path, changed: Sequence[str]) -> None:
+    """``UsageError`` where anything is ``changed`` against the study in ``file``."""
     if changed:
         raise UsageError(
-            f"{folder} holds another study: {', '.join(changed)} differ{'s' * (len(changed) == 1)}"
-            f" from {file}; name another --out, or start over with --overwrite"
+            f"{file.parent} holds another study: {', '.join(changed)} "
+            f"differ{'s' * (len(changed) == 1)} from {file}; name another --out, or start over "
+            f"with --overwrite"
         )
+
+
+def read_written(file: Path) -> dict[str, Any]:
+    """A JSON object that an earlier call left in a study's folder."""
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        raise PatchtrainError(f"{file} is not what a study wrote; --overwrite starts over")
+    return values
 
 
 def _equal(equality: Equality) -> dict[str, Any]:
