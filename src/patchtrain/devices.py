@@ -53,9 +53,7 @@ def device(name: str) -> Device:
     """The device of a name; ``UsageError`` names the nearest ones."""
     known = devices()
     if name.lower() not in known:
-        raise UsageError(
-            f"no device '{name}'{nearest(name.lower(), list(known))}; known are {', '.join(known)}"
-        )
+        raise UsageError(f"no device '{name}'{nearest(name.lower(), list(known))}")
     return known[name.lower()]
 
 

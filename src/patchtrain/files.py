@@ -5,6 +5,7 @@ A process that dies leaves at most a folder or file whose name says it is partia
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -88,6 +89,12 @@ def whole_folder(path: Path, replace: bool = False) -> Iterator[Path]:
             with suppress(OSError):  # somebody else uses it by now
                 folder.rmdir()
         raise
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_inside(folder: Path, name: str) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from patchtrain.errors import UsageError, one_line
+from patchtrain.files import sha256
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -74,9 +75,7 @@ def fingerprint(folder: Path) -> str:
     total = hashlib.sha256()
     for file in sorted(folder.iterdir()):
         if file.suffix in (".safetensors", ".json", ".jinja", ".model") and file.is_file():
-            with file.open("rb") as opened:
-                digest = hashlib.file_digest(opened, "sha256").hexdigest()
-            total.update(f"{file.name} {digest}\n".encode())
+            total.update(f"{file.name} {sha256(file)}\n".encode())
     return total.hexdigest()
 
 

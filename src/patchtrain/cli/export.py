@@ -106,12 +106,11 @@ def _gguf(folder: Path, name: str, args: argparse.Namespace) -> int:
 
 
 def _hf(folder: Path, args: argparse.Namespace) -> int:
-    import shutil
-
     import torch
 
     from patchtrain.evaluation.loading import load_model
     from patchtrain.files import whole_folder
+    from patchtrain.model_folder import keep_card
 
     out = Path(args.out)
     if out.resolve() == folder.resolve():
@@ -125,8 +124,7 @@ def _hf(folder: Path, args: argparse.Namespace) -> int:
     with whole_folder(out, replace=True) as temporary:
         loaded.model.save_pretrained(temporary)
         loaded.tokenizer.save_pretrained(temporary)
-        if (folder / "README.md").is_file():
-            shutil.copy(folder / "README.md", temporary)
+        keep_card(folder, temporary)
     dtype = str(loaded.model.dtype).removeprefix("torch.")
     if args.json:
         results.show_json({"path": str(out), "dtype": dtype})

@@ -263,14 +263,7 @@ def _text_size(
 def _reading(bar: Progress, job: str, files: Sequence[TokenFile]) -> Advance:
     """A bar for a job that reads all of ``files``."""
     bar.start(job, sum(file.tokens * file.dtype.itemsize for file in files))
-    done = 0
-
-    def advance(size: int) -> None:
-        nonlocal done
-        done += size
-        bar.update(done)
-
-    return advance
+    return bar.advance
 
 
 def _write(path: Path, array: np.ndarray) -> dict[str, Any]:

@@ -36,7 +36,15 @@ from patchtrain.data.split_files import SplitWriter
 from patchtrain.data.store_record import SPLITS
 from patchtrain.data.tokenising import Encoding, Tokenising
 from patchtrain.errors import PatchtrainError, UsageError, one_line
-from patchtrain.files import HeldError, clear_partial, locked, whole_folder, write_json, write_text
+from patchtrain.files import (
+    HeldError,
+    clear_partial,
+    locked,
+    sha256,
+    whole_folder,
+    write_json,
+    write_text,
+)
 from patchtrain.progress import Progress
 
 FORMAT = "patchtrain parts"
@@ -141,9 +149,7 @@ class Parts:
             for name in (
                 f"{split}.{kind}.bin" for split in SPLITS for kind in ("tokens", "offsets")
             ):
-                with (folder / name).open("rb") as file:
-                    digest = hashlib.file_digest(file, "sha256").hexdigest()
-                if digest != record["files"][name]["sha256"]:
+                if sha256(folder / name) != record["files"][name]["sha256"]:
                     return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None

@@ -275,12 +275,12 @@ def _hold_out_one(writer: StoreWriter, lowest: Lowest) -> None:
         return
     if documents <= len(lowest.documents):
         raise UsageError(
-            f"the corpus has {_plural(documents)}, too few to hold one out for "
+            f"the corpus has {_too_few(documents)}, too few to hold one out for "
             "validation; give more text, --document-separator TEXT to split it, or "
             "--validation-fraction 0"
         )
     writer.move_to_validation(lowest.documents, lowest.utf8_bytes, lowest.words)
 
 
-def _plural(documents: int) -> str:
+def _too_few(documents: int) -> str:
     return "only one document" if documents == 1 else f"{documents:,} documents, all equal"

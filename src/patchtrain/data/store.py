@@ -22,7 +22,6 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -42,7 +41,7 @@ from patchtrain.data.store_record import (
 )
 from patchtrain.data.token_files import Pieces, check_unchanged
 from patchtrain.errors import PatchtrainError, UsageError, one_line
-from patchtrain.files import write_json
+from patchtrain.files import sha256, write_json
 
 VERIFIED_BYTES = 1 << 30
 """Stores up to this size are verified before each use: about a second."""
@@ -129,9 +128,7 @@ class TokenStore:
             file = self.path / name
             if not file.is_file():
                 raise PatchtrainError(f"{file} is missing from the token store")
-            with file.open("rb") as handle:
-                digest = hashlib.file_digest(handle, "sha256").hexdigest()
-            if digest != entry["sha256"]:
+            if sha256(file) != entry["sha256"]:
                 raise PatchtrainError(
                     f"{file} is damaged: its SHA-256 is not the one in store.json; {self._again}"
                 )
@@ -261,12 +258,7 @@ class StoreWriter:
     def __enter__(self) -> StoreWriter:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for split in self._splits.values():
             split.close()
 

@@ -24,6 +24,7 @@ from patchtrain.data.hub import quiet, reachable
 from patchtrain.data.store import is_store
 from patchtrain.data.store_record import MOST_IDS
 from patchtrain.errors import PatchtrainError, UsageError, one_line
+from patchtrain.model_folder import has_tokenizer
 
 KINDS = ("bpe", "unigram", "char", "byte")
 END_OF_TEXT = "<|endoftext|>"
@@ -39,15 +40,6 @@ _EOS_NAMES = (
     "<eos>",
     "<|eos|>",
     "[EOS]",
-)
-
-_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "spiece.model",
-    "vocab.json",
-    "vocab.txt",
 )
 
 
@@ -246,7 +238,7 @@ def _from_transformers(location: str | Path, name: str) -> Any:
     from transformers import AutoTokenizer
 
     if isinstance(location, Path):
-        if not any((location / file).is_file() for file in _FILES):
+        if not has_tokenizer(location):
             raise UsageError(f"no tokenizer in {location}: it has no tokenizer.json")
         local, failed = True, f"no usable tokenizer in {location}"
     elif reachable():

@@ -93,10 +93,8 @@ def _levels_figure(
     for index, model in enumerate(models):
         for level in model["levels"]:
             name = f"K = {level['patch_size']}"
-            lines.append((
-                f"{model['model']}, {name}" if len(models) > 1 else name,
-                *map(list, points(level)),
-            ))  # fmt: skip
+            xs, ys = points(level)
+            lines.append((f"{model['model']}, {name}" if len(models) > 1 else name, xs, ys))
             dashes.append(_DASHES[(len(models) - 1 - index) % len(_DASHES)])
     return patch_views.lines_figure(lines, x, y, dashes)
 

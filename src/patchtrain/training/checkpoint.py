@@ -16,7 +16,6 @@ last. Opening one executes nothing: it is JSON and safetensors (``state.py``).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from patchtrain.errors import PatchtrainError
-from patchtrain.files import sync, write_text
+from patchtrain.files import sha256, sync, write_text
 from patchtrain.training.checkpoint_record import (
     FORMAT,
     FORMAT_VERSION,
@@ -99,7 +98,7 @@ class Checkpoint:
                 raise DamagedError(f"{file} is missing")
             if (size := file.stat().st_size) != entry["bytes"]:
                 raise DamagedError(f"{file} has {size:,} of {entry['bytes']:,} bytes")
-            if _digest(file) != entry["sha256"]:
+            if sha256(file) != entry["sha256"]:
                 raise DamagedError(f"{file} is damaged: its SHA-256 is not right")
         check_state(self.path, self.step)
 
@@ -216,7 +215,7 @@ class Checkpoints:
                 for name in mine:
                     sync(partial / name)
                     size = (partial / name).stat().st_size
-                    entries.append((name, {"bytes": size, "sha256": _digest(partial / name)}))
+                    entries.append((name, {"bytes": size, "sha256": sha256(partial / name)}))
             known = dict(entry for part in gather(entries) for entry in part)
             with together():
                 if first:
@@ -290,8 +289,3 @@ def _has_parts(checkpoint: Path) -> bool:
 
 def _files(folder: Path) -> list[Path]:
     return [file for file in folder.rglob("*") if file.is_file()]
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()

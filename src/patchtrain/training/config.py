@@ -159,7 +159,7 @@ class PatchConfig(TrainingArguments):
             self.use_cpu = True  # so that bf16 is allowed there too
         if self.fsdp:
             check_fsdp(self.fsdp_config)
-        elif os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        elif self.wants_fsdp():
             check_fsdp({"version": int(os.environ.get("FSDP_VERSION", 2))})
         if os.environ.get("ACCELERATE_USE_PARALLELISM_CONFIG", "false").lower() == "true":
             raise UsageError(
