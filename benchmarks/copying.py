@@ -12,8 +12,8 @@ not at all. Here the held-out tokens of a study's runs are parted by what the co
 
 and the loss of each part is given for every run whose model is still there.
 
-    python benchmarks/evidence.py demo --keep models --kept /tmp/kept --work /tmp/evidence
-    python benchmarks/copying.py /tmp/evidence/demo                     under a minute on one core
+    python benchmarks/evidence.py long --keep models --kept /tmp/kept --work /tmp/evidence
+    python benchmarks/copying.py /tmp/evidence/long                     under a minute on one core
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from table_parts import head, line, verdict
-from tables_of_quality import boundaries, evidence, instructions, study, zero_shot
+from tables_of_quality import boundaries, copying, evidence, instructions, study, zero_shot
 
 from patchtrain.advice.ranges import short
 from patchtrain.files import write_text
@@ -306,7 +306,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "loss": loss, "stages": stages, "overhead": overhead, "loader": loader, "cost": cost,
     "resume": resume, "scaling": scaling, "advice": advice, "memory": memory, "traces": traces,
     "zero_shot": zero_shot,
-    "boundaries": boundaries, "instructions": instructions,
+    "boundaries": boundaries, "copying": copying, "instructions": instructions,
     "study-ablation": study, "study-tokenizers": study,
 }  # fmt: skip
 

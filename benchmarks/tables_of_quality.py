@@ -140,6 +140,22 @@ def evidence(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def copying(result: dict[str, Any]) -> list[str]:
+    """The loss of each run on what its context has to copy, the best copyist first."""
+    names = {
+        "new": "nothing to copy",
+        "one": "last token's follower",
+        "two": "last two tokens' follower",
+        "misleads": "another follower",
+    }
+    columns = (f"{title}: {result['shares'][name]:.0%}" for name, title in names.items())
+    lines = head("run", "loss, nats a token", *columns)
+    for row in sorted(result["rows"], key=lambda row: float(row["losses"]["two"])):
+        cells = (f"{row['losses'][name]:.3f}" for name in names)
+        lines.append(line(f"`{row['run']}`", f"{row['loss']:.3f}", *cells))
+    return lines
+
+
 def instructions(result: dict[str, Any]) -> list[str]:
     """A model before and after a short tuning."""
     kinds = [(level, kind) for level in ("prompt", "instruction") for kind in ("strict", "loose")]

@@ -279,7 +279,7 @@ def test_a_verdict_follows_the_numbers(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [*TABLES, "tables", "demo", "collect_points", "zero_shot", "study"]
+    "name", [*TABLES, "tables", "copying", "collect_points", "zero_shot", "study"]
 )
 def test_help_says_what_is_measured(name: str) -> None:
     done = run(name, "--help")

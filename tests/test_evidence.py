@@ -1,17 +1,19 @@
 """Evidence is kept: runs are lines of a file, trained once wherever that file is."""
 
 import json
+import runpy
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from patchtrain.analysis.studies import runner
 from tests.analysis.studies.tiny import Here
 from tests.cli.corpus import write_corpus
-from tests.test_benchmarks import Done, run
+from tests.test_benchmarks import BENCHMARKS, Done, result, run
 
 RECIPE: dict[str, Any] = {
     "model": {
@@ -104,6 +106,34 @@ def test_what_is_kept_is_not_trained_again(place: Place) -> None:
     assert "| k2 | patches of 2 for 50% of the positions, then tokens" in table
     assert f"| {best:g} |" in table
     assert "results/evidence/small.json" in table
+
+
+def test_copying_is_measured_on_models_that_are_kept(place: Place) -> None:
+    place.study["rates"] = [0.01]
+    (place.path / "none" / "runs").mkdir(parents=True)
+    missing = run("copying", str(place.path / "none"))
+    assert missing.returncode == 1
+    assert "no run with a model; train it with --keep models" in missing.stderr
+    assert place("small", "--keep", "models").returncode == 0
+    out = place.path / "results" / "copying.json"
+    found = result("copying", out, str(place.path / "work" / "small"), "--windows", "20")
+    assert sum(found["shares"].values()) == pytest.approx(1)
+    assert [row["run"] for row in found["rows"]] == list(place.rows())
+    for row in found["rows"]:
+        parts = [row["losses"][name] * share for name, share in found["shares"].items()]
+        assert row["loss"] == pytest.approx(sum(parts), rel=1e-5)
+    assert run("tables", "--results", str(out.parent)).returncode == 0
+    assert "| `k2-rate-0.01-seed-0` | " in out.with_suffix(".md").read_text()
+
+
+def test_two_tokens_that_stood_before_decide_over_one() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        script = runpy.run_path(str(BENCHMARKS / "copying.py"))
+    window = np.array([5, 6, 7, 5, 6, 7, 8, 7, 5, 9])
+    names = [script["PARTS"][part] for part in script["parts_of"](window)]
+    expected = ["new", "new", "new", "one", "two", "misleads", "new", "misleads", "misleads"]
+    assert names == expected
 
 
 def test_counting_trains_nothing(place: Place) -> None:

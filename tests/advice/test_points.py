@@ -9,47 +9,60 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from patchtrain.advice import points
 
 ROOT = Path(__file__).parents[2]
+EVIDENCE = ROOT / "results" / "evidence"
 COLLECT: dict[str, Any] = runpy.run_path(str(ROOT / "benchmarks" / "collect_points.py"))
 
 
 def test_own_points_are_what_the_results_hold() -> None:
     shipped = files("patchtrain.advice").joinpath("own.json").read_text(encoding="utf-8")
-    made = COLLECT["text"](COLLECT["collect"](ROOT / "results"))
+    made = COLLECT["text"](COLLECT["collect"](EVIDENCE))
     assert shipped == made, "run python benchmarks/collect_points.py"
 
 
 def test_own_points_keep_every_run_and_seed() -> None:
-    demo = json.loads((ROOT / "results" / "demo.json").read_text(encoding="utf-8"))
+    kept = [json.loads(line) for line in (EVIDENCE / "demo.jsonl").read_text("utf-8").splitlines()]
     shipped = json.loads(files("patchtrain.advice").joinpath("own.json").read_text("utf-8"))
-    assert [run["loss"] for run in shipped["runs"]] == [run["loss"] for run in demo["runs"]]
+    losses = sorted(run["loss"] for run in shipped["runs"])
+    assert losses == sorted(row["info"]["result"]["loss"] for row in kept)
     own = points.own()
-    assert list(own.gains) == pytest.approx([-gap for gap in demo["summary"]["patch_minus_token"]])
+    assert len(own.gains) == len(shipped["seeds"]) >= 5
     assert own.parameters == 133_440
     # 6 FLOPs a parameter and position and 6 * layers * width * T of attention: the size fits.
-    per_position = demo["runs"][0]["flops"] / own.tokens
-    assert per_position == 6 * own.parameters + 6 * 2 * 64 * 128
+    (flops,) = (row["info"]["flops"] for row in kept if row["run"] == "token-rate-0.012-seed-0")
+    assert flops / own.tokens == 6 * own.parameters + 6 * 2 * 64 * 128
 
 
 def test_collecting_follows_the_results(tmp_path: Path) -> None:
-    demo = json.loads((ROOT / "results" / "demo.json").read_text(encoding="utf-8"))
-    (token,) = (
-        r for r in demo["runs"] if (r["arm"], r["rate"], r["seed"]) == ("token-level", 0.008, 1)
-    )
-    token["loss"] += 0.5
-    (tmp_path / "demo.json").write_text(json.dumps(demo))
-    (tmp_path / "demo-output.txt").write_text("a model of 1,234 parameters")
-    made = COLLECT["collect"](tmp_path)
-    assert made["parameters"] == 1234
-    now, before = made["gains"], points.own().gains
+    found = json.loads((EVIDENCE / "demo.json").read_text(encoding="utf-8"))
+    (chosen,) = (item["chosen"] for item in found["contenders"] if item["name"] == "token")
+    (arm,) = (arm for arm in found["arms"] if arm["name"] == chosen)
+    (run,) = (run for run in arm["runs"] if run["seed"] == 1)
+    run["loss"] += 0.5
+    (tmp_path / "demo.json").write_text(json.dumps(found))
+    now, before = COLLECT["collect"](tmp_path)["gains"], points.own().gains
     assert now[1] == pytest.approx(before[1] + 0.5)
-    assert (now[0], now[2]) == pytest.approx((before[0], before[2]))
-    (tmp_path / "demo-output.txt").write_text("nothing")
-    with pytest.raises(SystemExit, match="names no model size"):
-        COLLECT["collect"](tmp_path)
+    assert (now[0], *now[2:]) == pytest.approx((before[0], *before[2:]))
+
+
+def test_the_demo_is_what_was_measured() -> None:
+    asked = yaml.safe_load((ROOT / "benchmarks" / "evidence.yaml").read_text(encoding="utf-8"))
+    study, store = asked["studies"]["demo"], asked["stores"]["python-512"]
+    settings = yaml.safe_load(files("patchtrain.demo").joinpath("demo.yaml").read_text("utf-8"))
+    assert store["sources"] == ["stdlib"]
+    assert [store["tokenizer"], store["vocab_size"]] == list(settings["tokenizer"].values())
+    assert settings["recipe"]["model"] == study["recipe"]["model"]
+    patches = settings["arms"][1]["plan"]
+    plan = {**settings["recipe"]["plan"], **settings["lengths"]["full"], **patches}
+    assert plan.pop("schedule_scope") == "run"  # the preset's own
+    assert plan == study["recipe"]["plan"]
+    assert study["arms"]["k2"] == {"K": patches["patch_size"], "r": patches["step_fraction"]}
+    shipped = json.loads(files("patchtrain.advice").joinpath("own.json").read_text("utf-8"))
+    assert set(shipped["best_rate"].values()) == {settings["recipe"]["training"]["learning_rate"]}
 
 
 def test_every_table_names_a_source() -> None:

@@ -1,4 +1,4 @@
-"""See patch-level training work: about ten minutes on two CPU cores, no download.
+"""See patch-level training work: about five minutes on two CPU cores, no download.
 
 examples:
   patchtrain demo            # the whole demo; called again, it reuses what is there
@@ -20,7 +20,7 @@ from patchtrain.cli.parser import general
 if TYPE_CHECKING:
     from patchtrain.demo import DemoResult
 
-HELP = "see it work: two small models at equal compute, in ten minutes"
+HELP = "see it work: two small models at equal compute, in five minutes"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

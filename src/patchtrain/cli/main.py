@@ -61,7 +61,7 @@ Train causal language models at a fraction of the compute, on patches of K token
 single tokens; the result is a plain Hugging Face checkpoint.
 
 examples:
-  patchtrain demo                                   # see it work, about ten minutes, no download
+  patchtrain demo                                   # see it work, about five minutes, no download
   patchtrain doctor                                 # what this machine has, what will be slow
   patchtrain prepare corpus/ --out stores/text
   patchtrain link openwebtext/ --tokenizer gpt2 --out stores/owt    # token files you have

@@ -1,4 +1,4 @@
-"""The whole of patchtrain in ten minutes, on text that every machine has.
+"""The whole of patchtrain in some minutes, on text that every machine has.
 
 ``run_demo`` tokenises the Python standard library's sources, trains the same small model twice at
 equal compute (token level only; patch level, then token level), evaluates both, and writes plain
@@ -34,7 +34,7 @@ from patchtrain.training.run import run_recipe
 
 Say = Callable[[str], None]
 MARKER = ".patchtrain-demo"
-SEED = 1  # the middle one, by outcome, of the three in results/demo.md: no lucky draw
+SEED = 1  # the middle one, by outcome, of those in results/evidence/demo.json: no lucky draw
 ARMS = ("token level only", "patch level, then token level")
 
 
