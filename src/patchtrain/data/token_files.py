@@ -17,6 +17,7 @@ import numpy as np
 
 from patchtrain.errors import PatchtrainError, UsageError
 
+COPY_AGAIN = "copy it again from where it was made, or make it again"
 LINK_AGAIN = "link the files again with `patchtrain link`"
 # A map keeps its file open, and many systems allow a process 1,024 open files.
 _OPEN_FILES = 256

@@ -8,10 +8,10 @@ from typing import Any
 
 from patchtrain.devices import recognised
 from patchtrain.doctor.finding import Finding
+from patchtrain.doctor.packages import DRIVER
 from patchtrain.machine import Cores, Memory, cores, cpu_model, memory
 
 _SMALL_MEMORY = 2 * 10**9  # torch, transformers and a small model take about one
-_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def processor(threads: int, found: Cores | None = None, name: str | None = None) -> Finding:
@@ -57,7 +57,7 @@ def main_memory(found: Memory | None = None) -> Finding:
     return Finding("memory", "ok", text, data=data)
 
 
-def accelerators(torch: Any, driver: Path = _DRIVER) -> Iterator[Finding]:
+def accelerators(torch: Any, driver: Path = DRIVER) -> Iterator[Finding]:
     """Each GPU as torch sees it, or why there is none."""
     try:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0

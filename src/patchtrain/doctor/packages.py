@@ -15,7 +15,7 @@ from patchtrain.doctor.finding import Finding
 
 # Extras for those who change patchtrain or run its examples; and the one that is all others.
 _NOT_FOR_USERS = ("all", "dev", "docs", "examples")
-_DRIVER = Path("/proc/driver/nvidia/version")
+DRIVER = Path("/proc/driver/nvidia/version")
 
 # The version of an installed package; ``PackageNotFoundError`` if there is none.
 Version = Callable[[str], str]
@@ -59,7 +59,7 @@ def python_and_packages(
             yield Finding(f"extra {extra}", "ok", _listed(found), data=found)
 
 
-def torch_build(torch: Any, driver: Path = _DRIVER) -> Finding:
+def torch_build(torch: Any, driver: Path = DRIVER) -> Finding:
     """What torch was built for, and whether that is what this machine has."""
     cuda, rocm = torch.version.cuda, getattr(torch.version, "hip", None)
     target = f"CUDA {cuda}" if cuda else f"ROCm {rocm}" if rocm else "the CPU only"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from patchtrain.data.token_files import TokenFile
+from patchtrain.data.token_files import COPY_AGAIN, TokenFile
 from patchtrain.errors import UsageError
 
 _HEADER = np.dtype(("<i4", 256))
@@ -31,7 +31,9 @@ def read_headed(path: Path, dtype: np.dtype | None) -> list[TokenFile]:
     """A file of llm.c or modded-nanogpt; see ``patchtrain.data.formats.read``."""
     size = path.stat().st_size
     if size < _HEADER.itemsize:
-        raise UsageError(f"{path} is cut off: {size:,} bytes are less than the header of llm.c")
+        raise UsageError(
+            f"{path} is cut off: {size:,} bytes are less than the header of llm.c; {COPY_AGAIN}"
+        )
     magic, version, count = (int(number) for number in np.fromfile(path, "<i4", 3))
     if magic == _EVALUATION:
         raise UsageError(
@@ -44,7 +46,8 @@ def read_headed(path: Path, dtype: np.dtype | None) -> list[TokenFile]:
     if count < 0 or found != count * own.itemsize:
         raise UsageError(
             f"{path} is cut off or damaged: its header (version {version}) counts {count:,} "
-            f"{own.name} tokens, but {found:,} bytes follow it, not {count * own.itemsize:,}"
+            f"{own.name} tokens, but {found:,} bytes follow it, not {count * own.itemsize:,}; "
+            f"{COPY_AGAIN}"
         )
     return [TokenFile(path, own, _HEADER.itemsize, count)]
 
@@ -55,7 +58,7 @@ def read_plain(path: Path, dtype: np.dtype | None) -> list[TokenFile]:
     if size % chosen.itemsize:
         raise UsageError(
             f"{path} is cut off, or not of {chosen.name}: {size:,} bytes are not a whole number of "
-            f"tokens of {chosen.itemsize} bytes"
+            f"tokens of {chosen.itemsize} bytes; {COPY_AGAIN}, or name another --dtype"
         )
     file = TokenFile(path, chosen, 0, size // chosen.itemsize)
     if dtype is None and file.tokens and _is_wider(file.map()[:_SAMPLED]):

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from patchtrain.data.formats import bins
-from patchtrain.data.token_files import TokenFile
+from patchtrain.data.token_files import COPY_AGAIN, TokenFile
 from patchtrain.errors import UsageError
 
 _DTYPES: dict[int, np.dtype] = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
@@ -26,7 +26,9 @@ def read(path: Path, dtype: np.dtype | None) -> list[TokenFile]:
         known = _DTYPES.get(width) if width else None
         return bins.read_plain(path, dtype or known)
     if (length := index.stat().st_size) % 8:
-        raise UsageError(f"{index} is cut off: {length:,} bytes are not a whole number of entries")
+        raise UsageError(
+            f"{index} is cut off: {length:,} bytes are not a whole number of entries; {COPY_AGAIN}"
+        )
     ends = np.fromfile(index, "<u8").astype(np.int64)
     total = int(ends[-1]) if len(ends) else 0
     # The index alone tells the width: it counts the tokens.
@@ -34,7 +36,7 @@ def read(path: Path, dtype: np.dtype | None) -> list[TokenFile]:
     if own is None or (np.diff(ends) < 0).any() or (ends < 0).any():
         raise UsageError(
             f"{path} is cut off or not of its index: it has {size:,} bytes, and {index.name} "
-            f"counts {total:,} tokens of 2 or 4 bytes"
+            f"counts {total:,} tokens of 2 or 4 bytes; {COPY_AGAIN}"
         )
     if total and width and _DTYPES.get(width) != own:
         raise UsageError(

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BaseModel, Field, StrictStr, ValidationError
 
-from patchtrain.data.token_files import TokenFile
+from patchtrain.data.token_files import COPY_AGAIN, TokenFile
 from patchtrain.errors import UsageError, first_problem, one_line
 from patchtrain.files import is_inside
 
@@ -91,7 +91,9 @@ def _dtype(file: Path, data_format: list[str]) -> np.dtype:
 
 def _chunk(path: Path, chunk: _Chunk, dtype: np.dtype) -> TokenFile:
     if not path.is_file():
-        raise UsageError(f"{path} is missing, which {path.parent / 'index.json'} names")
+        raise UsageError(
+            f"{path} is missing, which {path.parent / 'index.json'} names; {COPY_AGAIN}"
+        )
     header = 4 * (chunk.chunk_size + 2)
     if chunk.dim is None:
         raise UsageError(
@@ -102,11 +104,12 @@ def _chunk(path: Path, chunk: _Chunk, dtype: np.dtype) -> TokenFile:
     if size != wanted or chunk.chunk_bytes not in (size, size - header):
         raise UsageError(
             f"{path} is cut off or damaged: it has {size:,} bytes, and {chunk.chunk_size:,} items "
-            f"of {chunk.dim:,} {dtype.name} tokens, which index.json counts, have {wanted:,}"
+            f"of {chunk.dim:,} {dtype.name} tokens, which index.json counts, have {wanted:,}; "
+            f"{COPY_AGAIN}"
         )
     numbers = np.fromfile(path, "<u4", chunk.chunk_size + 2).astype(np.int64)
     ends = (numbers[2:] - header) // dtype.itemsize
     whole = numbers[0] == chunk.chunk_size and numbers[1] == header and numbers[-1] == size
     if not whole or (np.diff(numbers) < 0)[1:].any():
-        raise UsageError(f"{path} is damaged: its items do not follow one another")
+        raise UsageError(f"{path} is damaged: its items do not follow one another; {COPY_AGAIN}")
     return TokenFile(path, dtype, header, chunk.dim, ends)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from patchtrain.data.token_files import TokenFile
+from patchtrain.data.token_files import COPY_AGAIN, TokenFile
 from patchtrain.errors import UsageError
 
 _MAGIC = b"MMIDIDX\0\0"
@@ -54,12 +54,14 @@ def read(prefix: Path, dtype: np.dtype | None) -> list[TokenFile]:
         or documents[-1] != sequences
         or (np.diff(documents) < 0).any()
     ):
-        raise UsageError(f"{index} is damaged: its documents do not span its sequences")
+        raise UsageError(
+            f"{index} is damaged: its documents do not span its sequences; {COPY_AGAIN}"
+        )
     total = int(ends[-1]) if sequences else 0
     if (size := data.stat().st_size) != total * own.itemsize:
         raise UsageError(
             f"{data} is cut off or not of this index: it has {size:,} bytes, and {index.name} "
-            f"counts {total:,} {own.name} tokens, {total * own.itemsize:,} bytes"
+            f"counts {total:,} {own.name} tokens, {total * own.itemsize:,} bytes; {COPY_AGAIN}"
         )
     bounds = np.concatenate([[0], ends])
     return [TokenFile(data, own, 0, total, bounds[documents[1:]])]
@@ -71,7 +73,7 @@ def _arrays(index: Path, sequences: int, entries: int) -> tuple[np.ndarray, ...]
     if size not in (wanted, wanted + sequences):
         raise UsageError(
             f"{index} is cut off or damaged: it has {size:,} bytes, not the {wanted:,} of "
-            f"{sequences:,} sequences and {max(entries - 1, 0):,} documents"
+            f"{sequences:,} sequences and {max(entries - 1, 0):,} documents; {COPY_AGAIN}"
         )
     whole = np.fromfile(index, np.uint8, offset=_HEADER.size)
     kinds = whole[wanted - _HEADER.size :]
