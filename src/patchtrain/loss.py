@@ -27,7 +27,7 @@ from patchtrain.patches import IGNORE
 # Rows whose logits are formed at a time: enough for full-speed matrix products, of which each also
 # adds once to the head's whole gradient; few enough that the logits are a small part of the memory.
 # Where the vocabulary is small, rows of so many logits in all. A GPU wants larger products.
-CHUNK_ROWS = 416
+CHUNK_ROWS = 512
 CHUNK_ELEMENTS, CHUNK_ELEMENTS_GPU = 2**20, 2**25
 
 
@@ -148,7 +148,9 @@ class _PatchLoss(torch.autograd.Function):
         loss = torch.zeros((), dtype=wide, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         # fp32, whatever the dtype: the gradient of one row of the head sums over all chunks.
-        grad_weight = torch.zeros_like(weight, dtype=wide) if need_weight else None
+        # The first chunk fills it, so that it need not be cleared and read before.
+        make = torch.empty_like if len(hidden) else torch.zeros_like
+        grad_weight = make(weight, dtype=wide) if need_weight else None
         grad_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and need_bias else None
         with torch.autocast(hidden.device.type, enabled=False):
             rows = _chunk_rows(hidden, weight.shape[0])
@@ -190,14 +192,19 @@ class _PatchLoss(torch.autograd.Function):
                     grad_bias.addmv_(grad.T, factor.squeeze(-1))
                 fold = dtype == wide
                 narrow = grad if fold else grad.mul_(factor).to(dtype)
-                if grad_hidden is not None:
-                    product = narrow @ head
-                    grad_hidden[part] = product.mul_(factor) if fold else product
-                if grad_weight is not None:
-                    if fold:
-                        grad_weight.addmm_(narrow.T, states * factor)
-                    else:
-                        grad_weight += narrow.T @ states
+                rows_of_hidden = None if grad_hidden is None else grad_hidden[part]
+                if grad_weight is not None and fold:
+                    # The rows of the other gradient hold the scaled states until it is formed.
+                    scaled = torch.mul(states, factor, out=rows_of_hidden)
+                    grad_weight.addmm_(narrow.T, scaled, beta=int(start > 0))
+                elif grad_weight is not None and start:
+                    grad_weight += narrow.T @ states
+                elif grad_weight is not None:
+                    grad_weight.copy_(narrow.T @ states)
+                if rows_of_hidden is not None and fold:
+                    torch.mm(narrow, head, out=rows_of_hidden).mul_(factor)
+                elif rows_of_hidden is not None:
+                    rows_of_hidden.copy_(narrow @ head)
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)
         return loss
