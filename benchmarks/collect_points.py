@@ -44,7 +44,7 @@ def collect(kept: Path) -> dict[str, Any]:
     }
     seeds = sorted(losses[TOKEN].keys() & losses[PATCH].keys())
     base = arms[contenders[TOKEN]["chosen"]]["runs"][0]
-    plan = arms[contenders[PATCH]["chosen"]]["recipe"]["plan"]
+    changed = arms[contenders[PATCH]["chosen"]]["recipe"]
     return {
         "about": "The project's own comparison: the demo's small model, token level against "
         "patches first. Gains in nats a token, one a seed, each arm at its best rate, which was "
@@ -54,8 +54,8 @@ def collect(kept: Path) -> dict[str, Any]:
         "parameters": base["parameters"],
         "tokens": base["total_tokens"],
         "steps": base["total_steps"],
-        "patch_size": plan["patch_size"],
-        "step_fraction": plan["step_fraction"],
+        "patch_size": changed["plan.patch_size"],
+        "step_fraction": changed["plan.step_fraction"],
         "best_rate": {name: contenders[name]["learning_rate"] for name in (TOKEN, PATCH)},
         "seeds": seeds,
         "gains": [losses[TOKEN][seed] - losses[PATCH][seed] for seed in seeds],
