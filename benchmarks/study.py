@@ -18,7 +18,6 @@ from pathlib import Path
 from common import about, write
 
 from patchtrain.cli.main import main as patchtrain
-from patchtrain.cli.study import KINDS
 
 ROOT = Path(__file__).parents[1]
 
@@ -27,7 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("study", choices=KINDS)
+    parser.add_argument("study", choices=["ablation", "tokenizers"])
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the study's recipe")
     parser.add_argument("--out", type=Path, help="default: results/study-NAME.json")
     parser.add_argument("--work", type=Path, help="the study's folder (default: studies/NAME)")

@@ -279,3 +279,8 @@ def test_a_recipe_is_read_no_further_than_a_recipe_is_long(tmp_path: Path) -> No
 def test_a_config_with_a_key_that_is_no_text() -> None:
     with pytest.raises(UsageError, match=r"model\.config\.7.*valid string"):
         Recipe.check({**GOOD, "model": {"config": {7: 8}}})
+
+
+def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no recipe at .*; it is a folder$"):
+        Recipe.load(tmp_path)

@@ -403,21 +403,6 @@ def largest_divisor(number: int, limit: int) -> int:
     return max(size for part in small for size in (part, number // part) if size <= limit)
 
 
-def multiple_of_stages(values: Mapping[str, Any]) -> int:
-    """The least number that every patch size divides, as far as ``values`` can be read unchecked.
-
-    For who chooses ``tokens_per_step`` for a plan that has yet to be checked.
-    """
-    sizes = [values.get("patch_size", PlanSpec.patch_size)]
-    if isinstance(stages := values.get("stages"), list):
-        sizes = [
-            item.get("patch_size") if isinstance(item, Mapping) else item[0]
-            for item in stages
-            if isinstance(item, Mapping) or (isinstance(item, list) and item)
-        ]
-    return math.lcm(*(size for size in sizes if isinstance(size, int) and 0 < size <= 1024))
-
-
 def _count(value: Any) -> Any:
     """``360B`` as the number it stands for; anything else as it is, to be judged elsewhere."""
     sizes = {"M": 10**6, "B": 10**9, "T": 10**12}

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from patchtrain.cost import ModelSize
 from patchtrain.data.store import TokenStore
 from patchtrain.errors import UsageError, one_line
-from patchtrain.plan import Plan, PlanSpec, multiple_of_stages
+from patchtrain.plan import Plan, PlanSpec
 from patchtrain.recipe import Recipe, apply_override, build_config
+from patchtrain.rehearsal import multiple_of_stages
 from patchtrain.sizing import meta_model, model_size
 
 if TYPE_CHECKING:

@@ -100,7 +100,8 @@ class Recipe(BaseModel):
         """
         file = Path(file)
         if not file.is_file():
-            raise UsageError(f"no recipe at {file}{_other_recipes(file)}")
+            found = "; it is a folder" if file.is_dir() else _other_recipes(file)
+            raise UsageError(f"no recipe at {file}{found}")
         try:
             with file.open(encoding="utf-8") as stream:
                 text = stream.read(LONGEST + 1)

@@ -7,11 +7,12 @@ configs of transformers share; a config's other numbers stay.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
 from patchtrain.patch_settings import AFTER_SWITCH
-from patchtrain.plan import multiple_of_stages
+from patchtrain.plan import PlanSpec
 
 # The most of each number of a config that a rehearsal keeps.
 _MOST = {
@@ -89,3 +90,18 @@ def _least(value: Any, most: int) -> Any:
 
 def _whole(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def multiple_of_stages(values: Mapping[str, Any]) -> int:
+    """The least number that every patch size divides, as far as ``values`` can be read unchecked.
+
+    For who chooses ``tokens_per_step`` for a plan that has yet to be checked.
+    """
+    sizes = [values.get("patch_size", PlanSpec.patch_size)]
+    if isinstance(stages := values.get("stages"), list):
+        sizes = [
+            item.get("patch_size") if isinstance(item, Mapping) else item[0]
+            for item in stages
+            if isinstance(item, Mapping) or (isinstance(item, list) and item)
+        ]
+    return math.lcm(*(size for size in sizes if isinstance(size, int) and 0 < size <= 1024))

@@ -3,6 +3,7 @@
 import json
 import math
 import runpy
+import statistics
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import yaml
 
 from patchtrain.advice import points
+from patchtrain.demo import SEED
 
 ROOT = Path(__file__).parents[2]
 EVIDENCE = ROOT / "results" / "evidence"
@@ -32,9 +34,9 @@ def test_own_points_keep_every_run_and_seed() -> None:
     own = points.own()
     assert len(own.gains) == len(shipped["seeds"]) >= 5
     assert own.parameters == 133_440
-    # 6 FLOPs a parameter and position and 6 * layers * width * T of attention: the size fits.
+    # 6 FLOPs a parameter and position and 6 * layers * width * T of attention, and little else.
     (flops,) = (row["info"]["flops"] for row in kept if row["run"] == "token-rate-0.012-seed-0")
-    assert flops / own.tokens == 6 * own.parameters + 6 * 2 * 64 * 128
+    assert flops / own.tokens == pytest.approx(6 * own.parameters + 6 * 2 * 64 * 128, rel=3e-3)
 
 
 def test_collecting_follows_the_results(tmp_path: Path) -> None:
@@ -62,6 +64,8 @@ def test_the_demo_is_what_was_measured() -> None:
     assert plan == study["recipe"]["plan"]
     assert study["arms"]["k2"] == {"K": patches["patch_size"], "r": patches["step_fraction"]}
     shipped = json.loads(files("patchtrain.advice").joinpath("own.json").read_text("utf-8"))
+    gains = dict(zip(shipped["seeds"], shipped["gains"], strict=True))
+    assert gains[SEED] == statistics.median(gains.values())  # the demo shows no lucky draw
     assert set(shipped["best_rate"].values()) == {settings["recipe"]["training"]["learning_rate"]}
 
 

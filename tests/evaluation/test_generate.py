@@ -127,11 +127,22 @@ def test_streaming_shows_exactly_what_comes_before_a_stop(
 ) -> None:
     shown: list[str] = []
     streamed = Streamed(tiny_tokenizer_once(), shown.append, stop=stop)
+    whole = ""
     for part in parts:
+        if not any(one in whole for one in stop):  # what comes after the first stop is not there
+            whole += part
         streamed.on_finalized_text(part)
-        assert before_stop("".join(parts), stop).startswith("".join(shown))
+        assert before_stop(whole, stop).startswith("".join(shown))
     streamed.on_finalized_text("", stream_end=True)
-    assert "".join(shown) == before_stop("".join(parts), stop)
+    assert "".join(shown) == before_stop(whole, stop)
+
+
+def test_a_stop_that_is_whole_decides_over_a_longer_one_that_began_before() -> None:
+    shown: list[str] = []
+    streamed = Streamed(tiny_tokenizer_once(), shown.append, stop=["a", "cac"])
+    for part in ("ca", "c"):
+        streamed.on_finalized_text(part)
+    assert "".join(shown) == "c"
 
 
 @cache

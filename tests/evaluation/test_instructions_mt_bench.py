@@ -127,15 +127,24 @@ def test_both_turns_are_judged_and_all_that_was_said_is_kept(
 def test_a_judge_that_is_ill_for_a_while_is_asked_again(
     run: Path, fake: FakeJudge, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ills: dict[int, Reply] = {
-        0: (500, b"oops", {}),
-        1: (429, b'{"error": "slow down"}', {"Retry-After": "0"}),
-        2: (200, b"<html>", {}),
-        3: (200, b'{"choices": []}', {}),
-        4: completion(None),
-        5: (503, b"", {"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}),
-    }
-    fake.reply = lambda body, number: ills.get(number) or graded(body)
+    ills: list[Reply] = [
+        (500, b"oops", {}),
+        (429, b'{"error": "slow down"}', {"Retry-After": "0"}),
+        (200, b"<html>", {}),
+        (200, b'{"choices": []}', {}),
+        completion(None),
+        (503, b"", {"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}),
+    ]
+    failed: dict[str, Reply] = {}  # each request is refused once, whoever comes first
+
+    def reply(body: dict[str, Any], number: int) -> Reply:
+        asked = json.dumps(body)
+        if asked in failed:
+            return graded(body)
+        failed[asked] = ills[len(failed)]
+        return failed[asked]
+
+    fake.reply = reply
     assert main(words(run, fake)) == 0
     assert len(fake.bodies) == 6 + len(ills)
     assert RunFolder(run).evaluation()["instructions"]["mt-bench"]["rated"] == 5

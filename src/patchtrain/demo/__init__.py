@@ -34,7 +34,7 @@ from patchtrain.training.run import run_recipe
 
 Say = Callable[[str], None]
 MARKER = ".patchtrain-demo"
-SEED = 1  # the middle one, by outcome, of those in results/evidence/demo.json: no lucky draw
+SEED = 3  # the middle one, by outcome, of those in results/evidence/demo.json: no lucky draw
 ARMS = ("token level only", "patch level, then token level")
 
 
