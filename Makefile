@@ -1,6 +1,6 @@
 # The two commands of a newcomer, and what continuous integration runs.
 #
-#   make demo     set up .venv and run the demo (about ten minutes on two cores)
+#   make demo     set up .venv and run the demo (about six minutes on two cores)
 #   make test     set up .venv and run all tests
 #   make check    lint, format and types
 #   make package  build sdist and wheel into dist/ and try the wheel outside of the clone

@@ -282,5 +282,5 @@ def test_a_config_with_a_key_that_is_no_text() -> None:
 
 
 def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no recipe at .*; it is a folder$"):
+    with pytest.raises(UsageError, match=r"no recipe at .*; it is a folder$"):
         Recipe.load(tmp_path)
