@@ -16,7 +16,7 @@ from patchtrain.report.compare_words import (
     lost_notes,
     rate_rows,
 )
-from patchtrain.report.formats import accuracy, part_of
+from patchtrain.report.formats import NONE, accuracy, part_of
 from patchtrain.report.study_page import arm_rows, difference_rows
 
 
@@ -133,7 +133,7 @@ def evidence(result: dict[str, Any]) -> list[str]:
         names, rows = rate_rows(result)
         lines += ["", *head("with the first seed at rate", *names[1:])]
         lines += [line(*row) for row in rows]
-    if rows := loss_rows(result):
+    if rows := [row for row in loss_rows(result) if row[1] != NONE]:
         lines += ["", *head("at equal loss", "compute ratio", "95 % interval", "seeds inside")]
         lines += [line(*row[:3], row[5]) for row in rows]
     lines += ["", *held(result), *(f"- {note}" for note in lost_notes(result))]
