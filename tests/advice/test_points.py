@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from transformers import AutoConfig
 
 from patchtrain.advice import points
 from patchtrain.demo import SEED
+from patchtrain.sizing import meta_model, model_size
 
 ROOT = Path(__file__).parents[2]
 EVIDENCE = ROOT / "results" / "evidence"
@@ -34,9 +36,11 @@ def test_own_points_keep_every_run_and_seed() -> None:
     own = points.own()
     assert len(own.gains) == len(shipped["seeds"]) >= 5
     assert own.parameters == 133_440
-    # 6 FLOPs a parameter and position and 6 * layers * width * T of attention, and little else.
+    # What is counted for a position of this model, to the last operation: the size fits.
     (flops,) = (row["info"]["flops"] for row in kept if row["run"] == "token-rate-0.012-seed-0")
-    assert flops / own.tokens == pytest.approx(6 * own.parameters + 6 * 2 * 64 * 128, rel=3e-3)
+    config = kept[0]["recipe"]["model"]["config"]
+    size = model_size(meta_model(AutoConfig.for_model(**config, vocab_size=512)))
+    assert flops / own.tokens == size.flops_per_position(128).total
 
 
 def test_collecting_follows_the_results(tmp_path: Path) -> None:
