@@ -73,9 +73,7 @@ class Stage:
 
     @property
     def last_position(self) -> int:
-        """The position that a model gives the last patch, or token, of a sequence."""
-        patches = self.context_length - self.tail
-        return patches * self.position_scale + self.tail - (1 if self.tail else self.position_scale)
+        return last_position(self.context_length, self.position_scale, self.tail)
 
     @property
     def positions_per_step(self) -> int:
@@ -142,6 +140,12 @@ def sequence_tokens(
 ) -> int:
     """Raw tokens of one sequence: K a position, but one where single tokens are read."""
     return (context_length - tail) * (1 if ablation == "output-only" else patch_size) + tail
+
+
+def last_position(context_length: int, position_scale: int, tail: int) -> int:
+    """The position that a model gives the last patch, or token of the tail, of a sequence."""
+    within = max(tail - 1, 0)  # places in the tail, if any
+    return (context_length - 1 - within) * position_scale + within
 
 
 def slot_weights(patch_size: int, kind: SlotWeights = "uniform") -> tuple[float, ...]:
