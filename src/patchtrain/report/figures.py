@@ -22,7 +22,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from patchtrain.report import curve
-from patchtrain.report.formats import is_number, scale
+from patchtrain.report.formats import is_number, loss_range, scale
 from patchtrain.report.summary import Row, RunSummary
 
 # Readable on white and on near-black, and apart for the colour-blind (after Okabe and Ito).
@@ -95,7 +95,7 @@ def loss_figure(runs: Sequence[RunSummary], axis: Axis) -> go.Figure:
     """Losses of all runs against one axis, with a line at every switch and what else befell."""
     figure = go.Figure()
     label_lines = 0
-    shown = _loss_range(runs)
+    shown = _shown_range(runs)
     for number, run in enumerate(runs):
         colour = COLOURS[number % len(COLOURS)]
         for stage in run.stages:
@@ -255,21 +255,12 @@ def _mark_switches(
     return len(switches)
 
 
-def _loss_range(runs: Sequence[RunSummary]) -> list[float] | None:
-    """The range worth seeing: the fall of the first steps would flatten all the rest."""
-    every: list[float] = []
-    shown: list[float] = []
-    for run in runs:
-        rows = _train(run) + _drawable(run, "eval")
-        last = max((row["step"] for row in rows), default=0)
-        every += [row["loss"] for row in rows]
-        shown += [row["loss"] for row in rows if row["step"] >= 0.04 * last]
-    if len(every) < 3 or not shown:
-        return None
-    shown.sort()
-    low, high = shown[0], shown[min(len(shown) - 1, int(0.985 * len(shown)))]
-    space = 0.06 * (high - low or 1)
-    return [low - space, high + space]
+def _shown_range(runs: Sequence[RunSummary]) -> list[float] | None:
+    """The losses that the figure shows; None leaves it to plotly, where there are but two."""
+    lines = [
+        [(row["step"], row["loss"]) for row in _train(run) + _drawable(run, "eval")] for run in runs
+    ]
+    return list(loss_range(lines)) if sum(map(len, lines)) > 2 else None
 
 
 def _train(run: RunSummary) -> list[Row]:
