@@ -35,7 +35,7 @@ def test_points_stand_where_they_belong() -> None:
     points = sorted((rng.uniform(1, 10), rng.uniform(2, 3)) for _ in range(30))
     low, high = loss_range([points])
     width, height = 50, 14
-    found = dots(plot([Curve(points, "", joined=False)], width + 10, height + 2, "x").plain)
+    found = dots(plot([Curve([point], "") for point in points], width + 10, height + 2, "x").plain)
     expected = {
         (round(x / points[-1][0] * (2 * width - 1)),
          round((high - y) / (high - low) * (4 * height - 1)))
@@ -50,7 +50,7 @@ def test_joined_points_leave_no_gap() -> None:
 
 
 def test_a_mark_is_a_line_from_top_to_bottom() -> None:
-    text = plot([Curve([(0, 2), (10, 2.0)], "", joined=False)], 60, 12, "x", marks=[5]).plain
+    text = plot([Curve([(0, 2)], ""), Curve([(10, 2)], "")], 60, 12, "x", marks=[5]).plain
     column = 50  # the middle of 100
     assert {y for x, y in dots(text) if abs(x - column) <= 1} >= set(range(0, 40, 2))
 

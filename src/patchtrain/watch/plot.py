@@ -21,11 +21,10 @@ _LABEL = 8  # columns of the loss axis
 
 @dataclass(frozen=True)
 class Curve:
-    """Points to draw, ordered by x; joined to a line, or single dots."""
+    """Points to draw, ordered by x and joined to a line."""
 
     points: Sequence[tuple[float, float]]
     style: str
-    joined: bool = True
 
 
 @dataclass
@@ -75,7 +74,7 @@ def plot(
         before = None
         for x, y in curve.points:
             here = place(x, y)
-            for column, row in _line(before, here) if curve.joined and before else [here]:
+            for column, row in _line(before, here) if before else [here]:
                 dot(column, row, curve.style)
             before = here
     return _text(cells, low, high, x_label, ascii_only)
