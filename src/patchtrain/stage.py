@@ -47,7 +47,7 @@ class Stage:
 
     @property
     def name(self) -> str:
-        name = "tokens" if self.patch_size == 1 else f"patches of {self.patch_size}"
+        name = stage_name(self.patch_size)
         if self.tail:
             name += f" and {self.tail} tokens"
         return f"{name}, {self.ablation}" if self.ablation else name
@@ -133,6 +133,11 @@ class Stage:
         derived = ("name", "tokens_per_step", "positions_per_step", "tokens", "positions")
         values = {**asdict(self), **{name: getattr(self, name) for name in derived}}
         return {name: value for name, value in values.items() if value is not None}
+
+
+def stage_name(patch_size: int) -> str:
+    """What a stage reads, in words: ``patches of 4``, or ``tokens``."""
+    return "tokens" if patch_size == 1 else f"patches of {patch_size}"
 
 
 def sequence_tokens(

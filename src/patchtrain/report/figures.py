@@ -24,6 +24,7 @@ from plotly.offline import get_plotlyjs
 from patchtrain.report import curve
 from patchtrain.report.formats import is_number, loss_range, scale
 from patchtrain.report.summary import Row, RunSummary
+from patchtrain.stage import stage_name
 
 # Readable on white and on near-black, and apart for the colour-blind (after Okabe and Ito).
 COLOURS = ("#d5641c", "#2f7fc1", "#159a7a", "#b9599b", "#a38a1d", "#6f6fd0")
@@ -230,8 +231,6 @@ def _mark_switches(
     switches = [row for row in run.events("switch") if is_number(row.get(axis.counter))]
     for number, row in enumerate(switches, label_line):
         x = row[axis.counter] / axis.divisor
-        to = int(row.get("patch_size", 1))
-        text = f"switch to {'tokens' if to == 1 else f'patches of {to}'}"
         figure.add_shape(
             type="line",
             x0=x,
@@ -248,7 +247,7 @@ def _mark_switches(
             yanchor="bottom",
             yshift=2 + 17 * (number % _LABEL_LINES),
             xanchor="right" if row[axis.counter] > 0.6 * largest else "left",
-            text=text,
+            text=f"switch to {stage_name(int(row.get('patch_size', 1)))}",
             showarrow=False,
             font={"color": colour, "size": 12},
         )
