@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from patchtrain.data.readers import text_size
 from patchtrain.data.store import VERIFIED_BYTES, Split, TokenStore
 from patchtrain.data.token_files import Pieces
 from patchtrain.errors import PatchtrainError, UsageError, one_line
@@ -37,7 +38,7 @@ from patchtrain.evaluation.perplexity import (
     stream_loss,
 )
 from patchtrain.evaluation.tally import Tally
-from patchtrain.evaluation.text_loss import TextLoss, text_size
+from patchtrain.evaluation.text_loss import TextLoss
 from patchtrain.plan import CHOICES
 
 READINGS = ("separate", "mixed", "blocks")
