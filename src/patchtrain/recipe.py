@@ -232,7 +232,7 @@ def _check_place(name: str, trust_remote_code: bool) -> None:
     if Path(name).is_dir():
         check_model_folder(Path(name), trust_remote_code)
         return
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+    if hub.looks_like_path(name):
         raise UsageError(f"model.pretrained: no folder {name}")
     if not hub.offline() and not hub.reachable():
         raise UsageError(
