@@ -183,6 +183,8 @@ def build_model(
     import torch
     from transformers import AutoModelForCausalLM, set_seed
 
+    from patchtrain.sizing import meta_model
+
     section = recipe.model
     dtype = getattr(torch, section.dtype)
     if section.pretrained is not None:
@@ -203,8 +205,7 @@ def build_model(
     else:
         config = build_config(recipe, vocab_size, special_tokens)
         try:
-            with torch.device("meta"):  # shapes only
-                shapes = AutoModelForCausalLM.from_config(config, dtype=dtype)
+            shapes = meta_model(config, dtype=section.dtype)
             check_size(sum(weight.numel() for weight in shapes.parameters()), dtype.itemsize)
             set_seed(recipe.seed)
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)
