@@ -27,7 +27,7 @@ import numpy as np
 from patchtrain import __version__
 from patchtrain.data import formats
 from patchtrain.data import tokenizer as tokenizers
-from patchtrain.data.prepare import VALIDATION_FRACTION, check_out
+from patchtrain.data.prepare import VALIDATION_FRACTION, check_fraction, check_out
 from patchtrain.data.readers import text_size
 from patchtrain.data.scanning import Advance, Scanned, choose, document_batches, scan
 from patchtrain.data.store import TokenStore, save_tokenizer, vocabulary_of
@@ -208,8 +208,8 @@ def link(
 
 
 def _fraction(asked: float | None, held_out: Sequence[formats.Item]) -> float:
-    if asked is not None and not 0 <= asked < 1:
-        raise UsageError(f"--validation-fraction is {asked}, it must be at least 0 and below 1")
+    if asked is not None:
+        check_fraction(asked)
     if held_out and asked:
         raise UsageError(
             f"there are files for validation ({held_out[0].path}) and --validation-fraction: leave "
