@@ -114,6 +114,11 @@ class Parts:
     def names(self) -> set[str]:
         return {_name(number) for number in range(len(self.shards))}
 
+    @property
+    def engine(self) -> Path:
+        """Where the engine keeps its logs, and which shards are done."""
+        return self.path / "engine"
+
     def folder(self, number: int) -> Path:
         return self.path / _name(number)
 
@@ -214,7 +219,7 @@ class Parts:
         else:
             reason = "memory ran out" if isinstance(error, MemoryError) else one_line(error)
             kind = type(error).__name__
-            message = f"{self.describe(number)}: {kind}: {reason} ({self.path / 'engine'} has more)"
+            message = f"{self.describe(number)}: {kind}: {reason} ({self.engine} has more)"
         with suppress(OSError):  # a full disk, say: the engine's own log has it
             self.note_failure(number, message, code)
 
