@@ -73,22 +73,20 @@ class Loader:
         return asdict(self)
 
 
-def check_loaders(folder: Path, wanted: tuple[str, ...] = LOADERS) -> list[Loader]:
-    """What each of the ``wanted`` loaders says to the model in ``folder``, on the CPU."""
+def check_loaders(folder: Path) -> list[Loader]:
+    """What each of the ``LOADERS`` says to the model in ``folder``, on the CPU."""
     loaders = {name: Loader(name) for name in LOADERS}
     loaded = _guarded(loaders["transformers"], lambda: _transformers(loaders, folder))
-    if "vllm" in wanted:
-        _guarded(loaders["vllm"], lambda: _vllm(loaders["vllm"], folder))
-    if "gguf" in wanted or "llama.cpp" in wanted:
-        if loaded is None:
-            for name in ("gguf", "llama.cpp"):
-                loaders[name].refuse("transformers does not load the model")
-        else:
-            _guarded(loaders["gguf"], lambda: _gguf(loaders, loaded))
-            if loaders["gguf"].takes is not True and loaders["llama.cpp"].takes is True:
-                loaders["llama.cpp"].takes = loaders["gguf"].takes
-                loaders["llama.cpp"].notes.append("there is no GGUF file for it, see gguf")
-    return [loaders[name] for name in wanted]
+    _guarded(loaders["vllm"], lambda: _vllm(loaders["vllm"], folder))
+    if loaded is None:
+        for name in ("gguf", "llama.cpp"):
+            loaders[name].refuse("transformers does not load the model")
+    else:
+        _guarded(loaders["gguf"], lambda: _gguf(loaders, loaded))
+        if loaders["gguf"].takes is not True and loaders["llama.cpp"].takes is True:
+            loaders["llama.cpp"].takes = loaders["gguf"].takes
+            loaders["llama.cpp"].notes.append("there is no GGUF file for it, see gguf")
+    return list(loaders.values())
 
 
 def _guarded(loader: Loader, check: Callable[[], Any]) -> Any:
