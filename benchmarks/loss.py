@@ -62,7 +62,7 @@ def passes(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 def chunked_with_mm(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Our own function with torch's matrix products."""
-    with mock.patch.object(products, "prefers_onednn", lambda: False):
+    with mock.patch.object(products, "prefers_onednn", return_value=False):
         return patch_loss(hidden, weight, targets)  # the gradients come with the loss
 
 
