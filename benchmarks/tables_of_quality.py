@@ -15,6 +15,7 @@ from patchtrain.report.compare_words import (
     loss_rows,
     lost_notes,
     rate_rows,
+    tuned_on,
 )
 from patchtrain.report.formats import NONE, accuracy, part_of
 from patchtrain.report.study_page import arm_rows, difference_rows
@@ -131,7 +132,7 @@ def evidence(result: dict[str, Any]) -> list[str]:
         lines.append(line(row[0], words[row[0]].replace("|", "/"), *row[1 : len(columns)]))
     if len(result["rates"]) > 1:
         names, rows = rate_rows(result)
-        lines += ["", *head("with the first seed at rate", *names[1:])]
+        lines += ["", *head(f"with {tuned_on(result)} at rate", *names[1:])]
         lines += [line(*row) for row in rows]
     if rows := [row for row in loss_rows(result) if row[1] != NONE]:
         lines += ["", *head("at equal loss", "compute ratio", "95 % interval", "seeds inside")]

@@ -50,8 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="RATE",
-        help="peak learning rates that every arm is tried at, with the first seed (default: the "
-        "recipe's own, untuned)",
+        help="peak learning rates that every arm is tried at (default: the recipe's own, untuned)",
     )
     parser.add_argument(
         "--baseline-budgets",
@@ -91,6 +90,14 @@ def add_common(parser: argparse.ArgumentParser, seeds: list[int]) -> None:
         + " ".join(map(str, seeds))
         + ")",
     )
+    parser.add_argument(
+        "--tuning-seeds",
+        type=int,
+        default=1,
+        metavar="N",
+        help="how many of the seeds, from the first on, choose the learning rates (default: "
+        "%(default)s; more where runs of one arm differ much)",
+    )
     running(parser, "print what would be trained and what it costs")
 
 
@@ -125,6 +132,7 @@ def run(args: argparse.Namespace) -> int:
         held_equal=args.equal,
         seeds=args.seeds,
         rates=args.rates,
+        tuning=args.tuning_seeds,
         budgets=BUDGETS if asked == [] else asked or (),
         about=about,
     )
@@ -236,10 +244,12 @@ def question_summary(question: Question, folder: Path, trials: int = 0) -> dict[
         arms.append(arm_summary(item.name, item.words, planned, costs[item.name], off))
     rates, seeds = max(len(question.rates), 1), len(question.seeds)
     points = len(costs)
-    first, total = points * rates, sum(costs.values()) * rates
+    tried = rates * question.tuning
+    first, total = points * tried, sum(costs.values()) * tried
     repeated = points if question.confirm is None else min(2 * question.confirm, points + trials)
     average = sum(costs.values()) / points
-    later = repeated * (seeds - 1)
+    trials *= question.tuning
+    later = repeated * (seeds - question.tuning)
     runs = first + trials + later + len([b for b in question.budgets if b != 1]) * seeds
     total += average * (trials + later)
     if question.budgets:
@@ -250,7 +260,7 @@ def question_summary(question: Question, folder: Path, trials: int = 0) -> dict[
         "same": question.about.get("same", {}),
         "unfit": question.unfit,
         "held_equal": question.held_equal,
-        "first_seed": question.first_seed,
+        "tuning_seeds": list(question.tuning_seeds),
         "first_runs": first,
         "trials": trials,
         "budgets": list(question.budgets),
@@ -262,7 +272,7 @@ def question_summary(question: Question, folder: Path, trials: int = 0) -> dict[
 
 def print_question(asked: Mapping[str, Any]) -> None:
     """A ``question_summary`` in words."""
-    from patchtrain.report.formats import duration, flops
+    from patchtrain.report.formats import duration, flops, seeds_in_words
 
     print_arm_table(asked["arms"])
     for name, twin in asked["same"].items():
@@ -271,7 +281,7 @@ def print_question(asked: Mapping[str, Any]) -> None:
         print(f"not trained  {name}: {reason}")
     print(
         f"at most {asked['most_runs']} runs: {asked['first_runs']} for each arm at each rate with "
-        f"seed {asked['first_seed']}, "
+        f"{seeds_in_words(asked['tuning_seeds'])}, "
         + (f"{asked['trials']} trials, " if asked["trials"] else "")
         + f"the rest for the other seeds{' and the budgets' * bool(asked['budgets'])}; "
         f"{flops(asked['flops'])} in all, equal {asked['held_equal']} a run"

@@ -68,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
         args.over,
         held_equal=args.equal,
         seeds=args.seeds,
+        tuning=args.tuning_seeds,
         confirm=args.confirm or (None if is_grid else _CONFIRMED),
         about=about,
     )

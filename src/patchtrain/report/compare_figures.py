@@ -96,7 +96,7 @@ def needed(results: Row) -> go.Figure | None:
 
 
 def heat_map(results: Row) -> tuple[go.Figure, str] | None:
-    """The difference to token level on the first seed over two axes, and the axes in words.
+    """The difference to token level on the tuning seeds over two axes, and the axes in words.
 
     The axes are patch size and fraction where both vary, else those with the most values. Of what
     varies besides, a cell shows the best. Points of a range are marks instead of cells. None where

@@ -20,6 +20,7 @@ from patchtrain.report.compare_words import (
     loss_rows,
     lost_notes,
     rate_rows,
+    tuned_on,
     verdict,
 )
 from patchtrain.report.figures import to_html
@@ -118,8 +119,8 @@ def _heat_map(results: Row, figures: list[str]) -> list[str]:
         f"<h2>{html.escape(words)}</h2>",
         *_plot(figure, "heat-map", figures),
         note(
-            "Bits per byte less token level's on the first seed, each point at its own best "
-            "learning rate, and at the best of what varies besides; blue ended lower."
+            f"Bits per byte less token level's with {tuned_on(results)}, each point at its own "
+            f"best learning rate, and at the best of what varies besides; blue ended lower."
         ),
     ]
 
@@ -152,7 +153,7 @@ def _rates(results: Row) -> list[str]:
     return [
         "<h2>Learning rates</h2>",
         table(head, rows, "Learning rates"),
-        note(f"Bits per byte with seed {results['first_seed']}; * is the one that was taken."),
+        note(f"Bits per byte with {tuned_on(results)}; * is the one that was taken."),
     ]
 
 

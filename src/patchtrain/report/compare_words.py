@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from patchtrain.report.formats import NONE, count, duration, flops, number, significant
+from patchtrain.report.formats import (
+    NONE,
+    count,
+    duration,
+    flops,
+    number,
+    seeds_in_words,
+    significant,
+)
 from patchtrain.report.study_page import interval
 
 Row = Mapping[str, Any]
@@ -25,8 +33,9 @@ def verdict(results: Row) -> list[str]:
     if results["name"] == "sweep" and first:
         better = sum((first_difference(results, item) or 0) < 0 for item in first)
         sentences.append(
-            f"Of {len(first)} points {better} ended below token level on the first seed; the best "
-            f"of many is flattered by chance, which only the other seeds can tell."
+            f"Of {len(first)} points {better} ended below token level with "
+            f"{tuned_on(results)}; the best of many is flattered by chance, which only other "
+            f"seeds can tell."
         )
     return sentences
 
@@ -41,20 +50,20 @@ def held(results: Row) -> list[str]:
         + (f", {amount} a run" if target is not None and not _lengths(results) else "")
         + f". Seeds: {', '.join(map(str, seeds))}; runs with one seed are a pair."
     ]
-    rates = results["rates"]
+    rates, chose = results["rates"], "it" if len(results["tuning_seeds"]) == 1 else "them"
     if results["trials"]:
         sentences.append(
             f"{len(results['trials'])} trials searched, each a point at one learning rate with "
-            f"seed {results['first_seed']}; token level was tried at "
+            f"{tuned_on(results)}; token level was tried at "
             f"{', '.join(f'{rate:g}' for rate in rates) or 'the rate of the recipe'}. Each is "
-            f"taken at the best of its own; the column 'other seeds' leaves that seed out."
+            f"taken at the best of its own; the column 'other seeds' is without {chose}."
         )
     elif len(rates) > 1:
         listed = ", ".join(f"{rate:g}" for rate in rates)
         sentences.append(
-            f"Every arm was trained at the learning rates {listed} with seed "
-            f"{results['first_seed']}, and is taken at its own best of them. That seed "
-            f"is also among those compared; the column 'other seeds' leaves it out."
+            f"Every arm was trained at the learning rates {listed} with {tuned_on(results)}, and "
+            f"is taken at its own best of them. What chose the rates is also among what is "
+            f"compared; the column 'other seeds' is without {chose}."
         )
     else:
         sentences.append(
@@ -63,8 +72,8 @@ def held(results: Row) -> list[str]:
         )
     if results["confirm"] is not None and len(seeds) > 1:
         sentences.append(
-            f"Only the best {results['confirm']} points of the first seed, with what they are "
-            f"compared with, were trained on the other seeds."
+            f"Only the best {results['confirm']} points of {tuned_on(results)}, with what they "
+            f"are compared with, were trained on the other seeds."
         )
     if edges := [item["name"] for item in results["contenders"] if item.get("edge")]:
         sentences.append(
@@ -135,8 +144,13 @@ def loss_rows(results: Row) -> list[list[str]]:
     return rows
 
 
+def tuned_on(results: Row) -> str:
+    """``seed 0``, ``seeds 0, 1, 2``: what chose the learning rates."""
+    return seeds_in_words(results["tuning_seeds"])
+
+
 def rate_rows(results: Row) -> tuple[list[str], list[list[str]]]:
-    """Head and rows: what each contender ended at with the first seed, by learning rate."""
+    """Head and rows: what each contender ended at on the tuning seeds, by learning rate."""
     rates = sorted({t["learning_rate"] for item in results["contenders"] for t in item["tried"]
                     if t["learning_rate"] is not None})  # fmt: skip
     rows = []
@@ -152,7 +166,7 @@ def rate_rows(results: Row) -> tuple[list[str], list[list[str]]]:
 
 
 def first_difference(results: Row, item: Row) -> float | None:
-    """A contender's best on the first seed less its reference's; None where one is missing."""
+    """A contender's best on the tuning seeds less its reference's; None where one is missing."""
     reference = next((c for c in results["contenders"] if c["name"] == item["reference"]), None)
     ends = [first_end(side) for side in (item, reference) if side is not None]
     if len(ends) < 2 or ends[0] is None or ends[1] is None:
@@ -161,7 +175,7 @@ def first_difference(results: Row, item: Row) -> float | None:
 
 
 def first_end(item: Row) -> float | None:
-    """The best that a contender ended at with the first seed."""
+    """The best that a contender ended at on the tuning seeds."""
     ends = [t["bits_per_byte"] for t in item["tried"] if t["bits_per_byte"] is not None]
     return min(ends, default=None)
 

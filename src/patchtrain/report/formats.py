@@ -116,6 +116,11 @@ def with_error(value: Any, error: Any, digits: int) -> str:
     return number(value, digits) + (f" ± {number(error, digits)}" if is_number(error) else "")
 
 
+def seeds_in_words(seeds: Sequence[int]) -> str:
+    """``seed 0``, ``seeds 0, 1, 2``."""
+    return f"seed{'s' * (len(seeds) != 1)} {', '.join(map(str, seeds))}"
+
+
 def part_of(done: float | None, whole: float | None) -> str:
     """How much was done: ``1,000``, or ``200 of 1,000``."""
     return count(done) if done == whole or whole is None else f"{count(done)} of {count(whole)}"

@@ -15,6 +15,7 @@ from patchtrain.analysis.studies.question import compared, from_words, full_path
 from patchtrain.analysis.studies.study import Arm
 from patchtrain.errors import PatchtrainError, UsageError
 from patchtrain.plan import CHOICES
+from patchtrain.report.compare_words import held
 from tests.analysis.studies.pretend import End, Pretend, recipe
 
 
@@ -130,6 +131,34 @@ def test_differences_by_hand(tmp_path: Path, pretend: Any) -> None:
     assert difference["interval"] == pytest.approx(ends_of_interval, abs=1e-5)
     assert difference["unseen"] is None  # no rate was chosen
     assert found["complete"]
+
+
+def test_several_seeds_may_choose_the_rates(tmp_path: Path, pretend: Any) -> None:
+    def end(arm: Arm, seed: int) -> float:
+        # The first seed alone would choose the large rate, the mean of two the small one.
+        small = arm.notes["learning_rate"] == 1e-3
+        return {7: 2.1 if small else 2.0, 8: 2.1 if small else 2.5}.get(seed, 2.2)
+
+    trainer = pretend(end)
+    asked = compared(recipe(), ["recipe"], seeds=(7, 8, 9), rates=(1e-3, 2e-3), tuning=2)
+    found = run(asked, tmp_path / "c")
+    assert named(found, "recipe")["learning_rate"] == 1e-3
+    assert [item["bits_per_byte"] for item in named(found, "token")["tried"]] == [2.1, 2.25]
+    assert [run for run in trainer.trained if run[1] == 9] == [
+        ("token-rate-0.001", 9), ("recipe-rate-0.001", 9),
+    ]  # fmt: skip
+    assert len(trainer.trained) == 10
+    assert found["tuning_seeds"] == [7, 8]
+    assert named(found, "recipe")["difference"]["unseen"]["values"] == [0.0]
+    words = " ".join(held(found))
+    assert "with seeds 7, 8, and is taken" in words
+    assert "'other seeds' is without them" in words
+
+
+@pytest.mark.parametrize("tuning", [0, 4])
+def test_no_more_seeds_tune_than_there_are(tuning: int) -> None:
+    with pytest.raises(UsageError, match="--tuning-seeds is at least 1 and at most"):
+        compared(recipe(), ["recipe"], seeds=(7, 8, 9), tuning=tuning)
 
 
 def test_each_arm_is_taken_at_its_own_best_rate_of_the_first_seed_alone(

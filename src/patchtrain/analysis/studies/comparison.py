@@ -1,13 +1,15 @@
 """Train what a question asks, in its order, and write down what came out.
 
-First every contender at every learning rate, on the first seed; then each at the best of its own on
-all seeds, and the baseline at its budgets. Which runs come later depends on what the earlier ones
-ended at, and on nothing else: the same command again comes to the same runs, finds those that are
-finished and trains the rest. Runs that lost or failed stay in the folder and in the results.
+First every contender at every learning rate, on the first seed or few; then each at the best of
+its own on all seeds, and the baseline at its budgets. Which runs come later depends on what the
+earlier ones ended at, and on nothing else: the same command again comes to the same runs, finds
+those that are finished and trains the rest. Runs that lost or failed stay in the folder and in the
+results.
 """
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +28,7 @@ from patchtrain.analysis.studies.study import (
 )
 from patchtrain.files import write_json
 from patchtrain.machine import usable_cores
+from patchtrain.report.formats import seeds_in_words
 from patchtrain.runs import versions
 
 Rate = float | None  # None: the recipe's own
@@ -51,18 +54,24 @@ class Work:
     trials: list[dict[str, Any]] = field(default_factory=list)  # of a search
 
     def tune(self, contenders: Iterable[Contender], rates: Sequence[Rate] = ()) -> None:
-        """Train contenders at each of the rates (the question's if none) on the first seed."""
+        """Train contenders at each of the rates (the question's if none) on the tuning seeds."""
         variants = []
         for contender in contenders:
             tried = self.tried.setdefault(contender.name, {})
             for rate in rates or self.question.rates or (None,):
                 tried[rate] = self.question.variant(contender, rate)
                 variants.append(tried[rate])
-        self._tell(f"{len(variants)} runs with seed {self.question.first_seed}")
-        self.train([(arm, self.question.first_seed) for arm in variants])
+        seeds = self.question.tuning_seeds
+        self._tell(f"{len(variants) * len(seeds)} runs with {seeds_in_words(seeds)}")
+        self.try_out(variants)
+
+    def try_out(self, variants: Iterable[Arm]) -> None:
+        """Train variants on the tuning seeds."""
+        seeds = self.question.tuning_seeds
+        self.train([(arm, seed) for arm in variants for seed in seeds])
 
     def choose(self) -> None:
-        """Take each contender's best rate by the first seed, and by no other."""
+        """Take each contender's best rate by the tuning seeds, and by no other."""
         for name, variants in self.tried.items():
             ended = {rate: self.ended_at(arm) for rate, arm in variants.items()}
             good = [(end, rate or 0.0) for rate, end in ended.items() if end is not None]
@@ -85,7 +94,7 @@ class Work:
         )
 
     def confirmed(self) -> list[str]:
-        """The contenders that get all seeds: the best by the first, with their references."""
+        """The contenders that get all seeds: the best so far, with their references."""
         question = self.question
         ended = {name: self.ended_at(arm) for name, arm in self.chosen.items()}
         ends = {name: end for name, end in ended.items() if end is not None}
@@ -125,8 +134,10 @@ class Work:
         )
 
     def ended_at(self, arm: Arm) -> float | None:
-        """Bits per byte of a variant on the first seed, or None where it is not finished."""
-        return results.bits_per_byte(run_folder(self.folder, arm, self.question.first_seed))
+        """Mean bits per byte of a variant on the tuning seeds; None where one is not finished."""
+        runs = [run_folder(self.folder, arm, seed) for seed in self.question.tuning_seeds]
+        ends = [end for run in runs if (end := results.bits_per_byte(run)) is not None]
+        return statistics.fmean(ends) if len(ends) == len(runs) else None
 
     def add(self, contender: Contender) -> None:
         """One more contender, which a search came to."""

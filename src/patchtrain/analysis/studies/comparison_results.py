@@ -38,9 +38,9 @@ def summarise(work: Work) -> Row:
     """The results as they are now, JSON types.
 
     ``arms`` are all variants, those that lost too, as ``results.collect`` has them.
-    ``contenders`` have, each, ``tried`` (what it ended at on the first seed, by rate), ``chosen``
+    ``contenders`` have, each, ``tried`` (what it ended at on the tuning seeds, by rate), ``chosen``
     (a variant), ``bits_per_byte`` over the seeds, ``difference`` to its ``reference`` (with
-    ``unseen``: the same without the seed that chose the rates) and ``equal_loss``.
+    ``unseen``: the same without the seeds that chose the rates) and ``equal_loss``.
     """
     question = work.question
     arms = {name: _against(work, name) for name in work.arms}
@@ -52,7 +52,7 @@ def summarise(work: Work) -> Row:
     return {
         **found,
         "rates": list(question.rates),
-        "first_seed": question.first_seed,
+        "tuning_seeds": list(question.tuning_seeds),
         "confirm": question.confirm,
         "axes": {path: list(values) for path, values in question.axes.items()},
         "contenders": [_contender(work, item, rows) for item in question.contenders],
@@ -119,12 +119,12 @@ def _contender(work: Work, contender: Contender, rows: Mapping[str, Row]) -> Row
 
 
 def _unseen(work: Work, runs: Sequence[Row], other: Sequence[Row]) -> Row | None:
-    """The difference without the seed that chose the rates; None where nothing was chosen by it."""
+    """The difference without the seeds that chose the rates; None where nothing was chosen."""
     if len(work.question.rates) < 2 and not work.trials and not work.question.axes:
         return None
-    first = work.question.first_seed
+    seen = work.question.tuning_seeds
     own, others = (
-        {run["seed"]: run["bits_per_byte"] for run in side if run["seed"] != first}
+        {run["seed"]: run["bits_per_byte"] for run in side if run["seed"] not in seen}
         for side in (runs, other)
     )
     found = paired(own, others)

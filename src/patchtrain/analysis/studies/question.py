@@ -64,8 +64,9 @@ class Question:
     recipe: Mapping[str, Any]  # values of a Recipe, without seed and out
     contenders: tuple[Contender, ...]
     held_equal: str  # of HELD
-    seeds: tuple[int, ...]  # the first one also chooses the learning rates
+    seeds: tuple[int, ...]
     rates: tuple[float, ...] = ()  # tried for each contender; none: the recipe's own
+    tuning: int = 1  # how many of the seeds, from the first on, choose the learning rates
     budgets: tuple[float, ...] = ()  # of the baseline, as shares of its compute
     confirm: int | None = None  # the best contenders that get the other seeds; None: all
     axes: Mapping[str, Sequence[Any]] = field(default_factory=dict)
@@ -80,10 +81,15 @@ class Question:
                 raise UsageError(f"{option} are numbers above 0")
             if len(set(values)) < len(values):
                 raise UsageError(f"{option}: a value is there twice")
+        if not 1 <= self.tuning <= len(self.seeds):
+            raise UsageError(
+                f"--tuning-seeds is at least 1 and at most the number of seeds, {len(self.seeds)}"
+            )
 
     @property
-    def first_seed(self) -> int:
-        return self.seeds[0]
+    def tuning_seeds(self) -> tuple[int, ...]:
+        """The seeds that choose the learning rates."""
+        return self.seeds[: self.tuning]
 
     def contender(self, name: str) -> Contender:
         return next(item for item in self.contenders if item.name == name)
@@ -208,6 +214,7 @@ def compared(
     held_equal: str = "compute",
     seeds: Sequence[int] = (0, 1, 2),
     rates: Sequence[float] = (),
+    tuning: int = 1,
     budgets: Sequence[float] = (),
     about: Mapping[str, Any] | None = None,
 ) -> Question:
@@ -218,8 +225,9 @@ def compared(
         arms: names or ``NAME:entries``; empty for token, recipe, paper and superposition, of which
             one that is the same as another is left out.
         held_equal: ``"compute"`` or ``"data"``.
-        seeds: the first chooses the learning rate.
+        seeds: of weights and data order; runs with one seed are a pair.
         rates: peak learning rates that every arm is tried at.
+        tuning: how many of the seeds, from the first on, choose the learning rate.
         budgets: shares of its compute that the baseline is trained at, for the comparison at equal
             loss.
 
@@ -256,8 +264,8 @@ def compared(
         else:
             found.append(contender)
     question = replace(
-        bare, contenders=tuple(found), rates=tuple(sorted(rates)), budgets=tuple(sorted(budgets)),
-        about={**(about or {}), "same": same},
+        bare, contenders=tuple(found), rates=tuple(sorted(rates)), tuning=tuning,
+        budgets=tuple(sorted(budgets)), about={**(about or {}), "same": same},
     )  # fmt: skip
     if len(found) < 2:
         raise UsageError("there is nothing to compare: the recipe trains on tokens throughout")

@@ -1,6 +1,6 @@
 """Random and Bayesian search over the axes of a sweep, through optuna.
 
-Every trial is one point at one learning rate on the first seed. What comes next is a function of
+Every trial is one point at one learning rate on the tuning seeds. What comes next is a function of
 the trials so far and nothing else: each batch replays them into a fresh optuna study, whose sampler
 is seeded with their number. So a search that was cut short goes on as if it had not been, and
 nothing of optuna's is stored. As many trials as there are jobs are asked for at once.
@@ -119,7 +119,7 @@ class Search:
             arm = work.question.variant(contender, rate)
             work.tried.setdefault(name, {})[rate] = arm
             runs.append((trial, arm))
-        work.train([(arm, work.question.first_seed) for _, arm in runs])
+        work.try_out(arm for _, arm in runs)
         for trial, arm in runs:
             trial["value"] = work.ended_at(arm)
             trial["failed"] = trial["value"] is None

@@ -147,6 +147,7 @@ def swept(
     *,
     held_equal: str = "compute",
     seeds: Sequence[int] = (0,),
+    tuning: int = 1,
     confirm: int | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> Sweep:
@@ -156,7 +157,8 @@ def swept(
         recipe: what the axes do not say.
         over: ``PATH=values`` or ``PATH=low..high``, several.
         held_equal: ``"compute"`` or ``"data"``.
-        seeds: the first one tries every point; the others repeat the best.
+        seeds: those that try every point, and others that repeat the best.
+        tuning: how many of them, from the first on, try every point.
         confirm: how many; None: all.
 
     Raises:
@@ -183,7 +185,7 @@ def swept(
     names = ", ".join(path.rpartition(".")[2] for path in axes)
     bare = Question(
         "sweep", f"Sweep over {names}", shared_recipe(recipe), (), held_equal, tuple(seeds),
-        rates=tuple(sorted(listed)), confirm=confirm, axes=shown, about=about or {},
+        rates=tuple(sorted(listed)), tuning=tuning, confirm=confirm, axes=shown, about=about or {},
     )  # fmt: skip
     return Sweep(bare, axes, rates if isinstance(rates, Range) else bare.rates)
 
