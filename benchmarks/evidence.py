@@ -11,7 +11,7 @@ is there is not trained again, by anyone, on any machine; what is missing is tra
 every arm at its own best rate, the arms that lost too, is results/evidence/STUDY.json.
 
 TEXTS is the folder with the corpora that evidence.yaml names; `stdlib`, the Python standard
-library's sources, is on every machine.
+library's sources, is on every machine, and so are the files of a package, `PACKAGE:PATH`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -167,12 +168,18 @@ def make_store(name: str, asked: Mapping[str, Any], data: Path) -> Path:
     store = Path("stores") / name
     if not is_store(store):
         store.parent.mkdir(exist_ok=True)
-        sources = [
-            part if part == "stdlib" else str(data / part) for part in asked[name]["sources"]
-        ]
+        sources = [place(source, data) for source in asked[name]["sources"]]
         kind, size = asked[name]["tokenizer"], asked[name]["vocab_size"]
         prepare(sources, store, train_tokenizer=kind, vocab_size=size)
     return store
+
+
+def place(source: str, data: Path) -> str:
+    """A source of evidence.yaml as ``patchtrain prepare`` takes it."""
+    package, colon, path = source.partition(":")
+    if colon:
+        return str(files(package) / path)
+    return source if source == "stdlib" else str(data / source)
 
 
 def question_of(study: Mapping[str, Any], store: Path) -> Question:
@@ -183,6 +190,7 @@ def question_of(study: Mapping[str, Any], store: Path) -> Question:
         held_equal=study.get("held_equal", "compute"),
         seeds=study["seeds"],
         rates=study.get("rates", ()),
+        tuning=study.get("tuning", 1),
         budgets=study.get("budgets", ()),
         about={"corpus": store.name, "store": describe(TokenStore.open(store))},
     )
