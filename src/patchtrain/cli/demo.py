@@ -94,11 +94,11 @@ def _print_result(result: DemoResult, quick: bool) -> None:
     token, patch = (info["result"]["loss"] for info in infos)
     size = infos[0]["model"]
     verdict = "below" if patch < token else "above"
+    rates = " and ".join(f"{info['learning_rate']:g}" for info in infos)
     console.print(
         f"At equal compute, patches first ended {abs(token - patch):.4f} nats a token {verdict} "
-        f"token level only\n(lower is better; one seed, {infos[0]['seed']}; both arms at rate "
-        f"{infos[0]['learning_rate']:g}, the best tried for each; "
-        f"a model of {count(size['parameters'])} parameters)."
+        f"token level only\n(lower is better; one seed, {infos[0]['seed']}; learning rates "
+        f"{rates}, the best tried for each; a model of {count(size['parameters'])} parameters)."
     )
     if quick:
         console.print("A quick run is too short to compare the two; the full demo is not.")
