@@ -5,7 +5,9 @@ Every loss backend against two ways of doing without one:
     papers   the papers' formula: all logits in fp32, their log-softmax, K gathers
     passes   all logits, and one cross-entropy for each of the K targets
 
-for several vocabularies and patch sizes, on the same inputs, in one run. Times alternate between
+and, where our own function takes its matrix products from oneDNN (products.py), against the same
+function with torch's products (`chunked-mm`), to tell the two gains apart; for several vocabularies
+and patch sizes, on the same inputs, in one run. Times alternate between
 the methods and patch sizes, so that what else the machine does falls on all; given is the median
 (the papers' formula and our own function take part in every round, the others in every second).
 Memory is the peak beyond inputs and gradients: on a GPU of the allocator, on a CPU of the resident
@@ -27,19 +29,22 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from common import about, status, synchronize, write
 from torch import Tensor
 
+from patchtrain import products
 from patchtrain.errors import UsageError
+from patchtrain.loss import patch_loss
 from patchtrain.loss_backends import LOSSES, unavailable
 
 VERY_SLOW = 20.0  # seconds of a step: such a method is timed at the smallest and largest K only
 VOCABULARIES, PATCH_SIZES = [4096, 32000, 131072], [1, 2, 4, 8, 16]
 MOST_LOGITS = 2**26  # of a case: 2,048 rows at a vocabulary of 32,000
-BASELINES = ["papers", "passes"]
+BASELINES, WITH_MM = ["papers", "passes"], "chunked-mm"
 
 
 def papers(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -55,8 +60,21 @@ def passes(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     return torch.stack(losses).mean()
 
 
+def chunked_with_mm(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Our own function with torch's matrix products."""
+    with mock.patch.object(products, "prefers_onednn", return_value=False):
+        return patch_loss(hidden, weight, targets)  # the gradients come with the loss
+
+
 def method(name: str) -> Callable[..., Tensor]:
-    return {"papers": papers, "passes": passes}.get(name) or LOSSES[name]
+    others = {"papers": papers, "passes": passes, WITH_MM: chunked_with_mm}
+    return others.get(name) or LOSSES[name]
+
+
+def runs_here(name: str, device: str) -> bool:
+    if name == WITH_MM:
+        return device == "cpu" and products.prefers_onednn()
+    return name not in LOSSES or not unavailable(name, device)
 
 
 def main() -> None:
@@ -66,7 +84,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/loss.json"))
     parser.add_argument("--vocabularies", type=int, nargs="+", default=VOCABULARIES, metavar="V")
     parser.add_argument("--patch-sizes", type=int, nargs="+", default=PATCH_SIZES, metavar="K")
-    known = [*BASELINES, *LOSSES]
+    known = [*BASELINES, WITH_MM, *LOSSES]
     parser.add_argument("--methods", nargs="+", metavar="NAME", choices=known,
                         help=f"of {', '.join(known)}; default: all that run here")  # fmt: skip
     parser.add_argument("--rows", type=int, default=2048, help="positions; fewer where rows "
@@ -83,10 +101,7 @@ def main() -> None:
         name, vocab, patch_size = args.memory_of
         print(resident_peak(name, make(args, int(vocab), int(patch_size))))
         return
-    names = args.methods or [
-        *BASELINES,
-        *(name for name in LOSSES if not unavailable(name, args.device)),
-    ]
+    names = args.methods or [name for name in known if runs_here(name, args.device)]
     rows = []
     for vocab in args.vocabularies:
         rows += measure(args, names, vocab)

@@ -1,10 +1,11 @@
 """Cores and memory, on made-up machines."""
 
+import platform
 from pathlib import Path
 
 import pytest
 
-from patchtrain.machine import Cores, cores, cpu_model, memory, usable_cores
+from patchtrain.machine import Cores, cores, cpu_model, cpu_vendor, memory, usable_cores
 
 
 def write(root: Path, files: dict[str, str]) -> Path:
@@ -56,6 +57,25 @@ def test_a_machine_without_groups_is_used_whole(tmp_path: Path) -> None:
     assert room is not None
     assert (room.limit, room.usable) == (None, room.total)
     assert cpu_model(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "processor", "vendor"),
+    [
+        ("vendor_id\t: AuthenticAMD\nmodel name\t: Fast Chip\n", "", "AuthenticAMD"),
+        ("", "AMD64 Family 25 Model 97 Stepping 2, AuthenticAMD", "AuthenticAMD"),
+        ("CPU implementer\t: 0x41\n", "arm", None),
+    ],
+)
+def test_who_made_the_processor(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cpuinfo: str,
+    processor: str,
+    vendor: str | None,
+) -> None:
+    monkeypatch.setattr(platform, "processor", lambda: processor)
+    assert cpu_vendor(write(tmp_path, {"proc/cpuinfo": cpuinfo})) == vendor
 
 
 def test_there_is_always_one_core() -> None:

@@ -72,6 +72,18 @@ def test_evaluations_by_kind_and_name(run: RunFolder) -> None:
     assert run.evaluation() == {}
 
 
+def test_checkpoints_are_found_by_their_names(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    assert run.checkpoints() == {}
+    for name in ("checkpoint-40", "checkpoint-9", "checkpoint-50.aside", ".checkpoint-50.partial",
+                 "checkpoint-x", f"checkpoint-{'9' * 200}"):  # fmt: skip
+        (run.path / name).mkdir(parents=True)
+    (run.path / "checkpoint-60").touch()
+    assert list(run.checkpoints().items()) == [
+        (step, run.path / f"checkpoint-{step}") for step in (9, 40)
+    ]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

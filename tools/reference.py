@@ -129,6 +129,7 @@ def examples_page() -> str:
     """examples/README.md with the scripts it names."""
     readme = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
     readme = re.sub(r"\]\((\w+)\.py\)", r"](#\1py)", readme.split("\n", 2)[2].strip("\n"))
+    readme = readme.replace("](../docs/", "](../")
     parts = [readme]
     for file in sorted((ROOT / "examples").glob("*.py")):
         text = file.read_text(encoding="utf-8").rstrip("\n")

@@ -23,11 +23,12 @@ from torch.autograd.function import once_differentiable
 
 from patchtrain.errors import UsageError
 from patchtrain.patches import IGNORE
+from patchtrain.products import multiply
 
 # Rows whose logits are formed at a time: enough for full-speed matrix products, of which each also
 # adds once to the head's whole gradient; few enough that the logits are a small part of the memory.
 # Where the vocabulary is small, rows of so many logits in all. A GPU wants larger products.
-CHUNK_ROWS = 512
+CHUNK_ROWS = 416
 CHUNK_ELEMENTS, CHUNK_ELEMENTS_GPU = 2**20, 2**25
 
 
@@ -160,7 +161,7 @@ class _PatchLoss(torch.autograd.Function):
                 states, target, slot = hidden[part].to(dtype), targets[part], weighted[part]
                 logits = buffer[: len(states)]
                 if dtype == wide:
-                    torch.mm(states, head.T, out=logits)
+                    multiply(states, head.T, logits)
                 else:
                     logits.copy_(states @ head.T)
                 if bias is not None:
@@ -196,13 +197,14 @@ class _PatchLoss(torch.autograd.Function):
                 if grad_weight is not None and fold:
                     # The rows of the other gradient hold the scaled states until it is formed.
                     scaled = torch.mul(states, factor, out=rows_of_hidden)
-                    grad_weight.addmm_(narrow.T, scaled, beta=int(start > 0))
+                    multiply(narrow.T, scaled, grad_weight, add=start > 0)
                 elif grad_weight is not None and start:
                     grad_weight += narrow.T @ states
                 elif grad_weight is not None:
                     grad_weight.copy_(narrow.T @ states)
                 if rows_of_hidden is not None and fold:
-                    torch.mm(narrow, head, out=rows_of_hidden).mul_(factor)
+                    multiply(narrow, head, rows_of_hidden)
+                    rows_of_hidden.mul_(factor)
                 elif rows_of_hidden is not None:
                     rows_of_hidden.copy_(narrow @ head)
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)

@@ -227,10 +227,16 @@ def _plain(
     weights: Sequence[float] | None = None,
     total: Tensor | float | None = None,
 ) -> Tensor:
-    logits = F.linear(hidden, weight, bias) * scale
-    if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
+    logits = _full_logits(hidden, weight, bias, scale, softcap)
     return patch_loss_from_logits(logits, targets, weights=weights, total=total)
+
+
+def _full_logits(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, softcap: float | None
+) -> Tensor:
+    """``(..., V)`` from hidden states ``(..., D)``, scaled and capped as ``patch_loss`` says."""
+    logits = F.linear(hidden, weight, bias) * scale
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 
 # Each takes what ``patch_loss`` takes.
@@ -325,9 +331,9 @@ def check(name: str, found: Probe, weight: Tensor, bias: Tensor | None) -> str |
         except Exception as error:  # a kernel may fail in any way
             return f"it fails here ({' '.join(str(error).split())[:200]})"
         wide_bias = None if offset is None else offset.double()
-        logits = F.linear(states.double(), head.double(), wide_bias) * found.logit_scale
-        if found.softcap is not None:
-            logits = found.softcap * torch.tanh(logits / found.softcap)
+        logits = _full_logits(
+            states.double(), head.double(), wide_bias, found.logit_scale, found.softcap
+        )
         expected = patch_loss_reference(logits, targets, weights)
         pairs = zip(gradients, torch.autograd.grad(expected, inputs), strict=True)
     tolerance = 1e-3 if dtype in (torch.float32, torch.float64) else 5e-2

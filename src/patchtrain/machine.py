@@ -77,11 +77,23 @@ def memory(root: Path = _ROOT) -> Memory | None:
 
 def cpu_model(root: Path = _ROOT) -> str:
     """What the processor is called."""
+    told = _cpuinfo("model name", root) or platform.processor() or platform.machine()
+    return told or "an unknown processor"
+
+
+def cpu_vendor(root: Path = _ROOT) -> str | None:
+    """What an x86 processor says who made it, such as ``AuthenticAMD``; None: it does not tell."""
+    # Windows: "AMD64 Family 25 Model 97 Stepping 2, AuthenticAMD"
+    return _cpuinfo("vendor_id", root) or platform.processor().partition(", ")[2] or None
+
+
+def _cpuinfo(entry: str, root: Path) -> str:
+    """An entry of the first processor in /proc/cpuinfo."""
     for line in _read(root / "proc/cpuinfo").splitlines():
         name, _, value = line.partition(":")
-        if name.strip() == "model name":
+        if name.strip() == entry:
             return " ".join(value.split())
-    return platform.processor() or platform.machine() or "an unknown processor"
+    return ""
 
 
 def _quotas(root: Path) -> Iterator[float]:

@@ -26,7 +26,7 @@ from patchtrain.errors import UsageError, nearest
 from patchtrain.loss import patch_loss_from_logits
 from patchtrain.loss_backends import LOSSES, Backend, choose
 from patchtrain.patches import IGNORE, embed_patches, patch_positions, pool_embeddings
-from patchtrain.stage import ABLATIONS, SlotWeights, slot_weights
+from patchtrain.stage import ABLATIONS, SlotWeights, last_position, slot_weights
 
 
 @dataclass(frozen=True)
@@ -215,11 +215,7 @@ class PatchLevel:
         order = torch.arange(length, device=patches.device)
         within = (order - (length - self.tail)).clamp(min=0)  # places in the tail, if any
         positions = (order - within) * self.position_scale + within
-        last = (
-            (length - self.tail) * self.position_scale
-            + self.tail
-            - (1 if self.tail else self.position_scale)
-        )
+        last = last_position(length, self.position_scale, self.tail)
         longest = getattr(getattr(self.model, "config", None), "max_position_embeddings", None)
         if longest is not None and last >= longest:
             raise UsageError(

@@ -156,8 +156,7 @@ def _config(name: str, trust_remote_code: bool = False) -> Any:
             raise UsageError(f"{path} is no model folder: it has no config.json")
         name = str(path / "config.json")
     elif not path.is_file():
-        looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1
-        if looks_like_path or path.suffix == ".json":
+        if hub.looks_like_path(name):
             raise UsageError(f"there is no recipe, config file or model folder at {name}")
         if not hub.offline() and not hub.reachable():
             raise UsageError(

@@ -183,6 +183,8 @@ def build_model(
     import torch
     from transformers import AutoModelForCausalLM, set_seed
 
+    from patchtrain.sizing import meta_model
+
     section = recipe.model
     dtype = getattr(torch, section.dtype)
     if section.pretrained is not None:
@@ -203,8 +205,7 @@ def build_model(
     else:
         config = build_config(recipe, vocab_size, special_tokens)
         try:
-            with torch.device("meta"):  # shapes only
-                shapes = AutoModelForCausalLM.from_config(config, dtype=dtype)
+            shapes = meta_model(config, dtype=section.dtype)
             check_size(sum(weight.numel() for weight in shapes.parameters()), dtype.itemsize)
             set_seed(recipe.seed)
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)
@@ -232,7 +233,7 @@ def _check_place(name: str, trust_remote_code: bool) -> None:
     if Path(name).is_dir():
         check_model_folder(Path(name), trust_remote_code)
         return
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+    if hub.looks_like_path(name):
         raise UsageError(f"model.pretrained: no folder {name}")
     if not hub.offline() and not hub.reachable():
         raise UsageError(

@@ -94,6 +94,15 @@ class RunFolder:
                 found[int(name[1])] = path
         return dict(sorted(found.items()))
 
+    def checkpoints(self) -> dict[int, Path]:
+        """Those that are there, whole or damaged, by their steps, oldest first."""
+        found = {}
+        for path in self.path.iterdir() if self.path.is_dir() else ():
+            step = checkpoint_step(path.name)
+            if step is not None and path.is_dir():
+                found[step] = path
+        return dict(sorted(found.items()))
+
     @property
     def samples_file(self) -> Path:
         return self.path / "samples.json"
@@ -177,6 +186,12 @@ class RunFolder:
     def evaluation(self) -> dict[str, dict[str, dict[str, Any]]]:
         """What was measured on the model, by kind and name; empty where nothing was."""
         return read_evaluation(self.evaluation_file) if self.evaluation_file.is_file() else {}
+
+
+def checkpoint_step(name: str) -> int | None:
+    """N of a folder called ``checkpoint-N``; None of any other."""
+    found = re.fullmatch(r"checkpoint-(\d{1,12})", name)
+    return int(found[1]) if found else None
 
 
 def pretrained_name(recipe: str) -> str | None:

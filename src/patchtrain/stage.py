@@ -47,7 +47,7 @@ class Stage:
 
     @property
     def name(self) -> str:
-        name = "tokens" if self.patch_size == 1 else f"patches of {self.patch_size}"
+        name = stage_name(self.patch_size)
         if self.tail:
             name += f" and {self.tail} tokens"
         return f"{name}, {self.ablation}" if self.ablation else name
@@ -73,9 +73,7 @@ class Stage:
 
     @property
     def last_position(self) -> int:
-        """The position that a model gives the last patch, or token, of a sequence."""
-        patches = self.context_length - self.tail
-        return patches * self.position_scale + self.tail - (1 if self.tail else self.position_scale)
+        return last_position(self.context_length, self.position_scale, self.tail)
 
     @property
     def positions_per_step(self) -> int:
@@ -137,11 +135,22 @@ class Stage:
         return {name: value for name, value in values.items() if value is not None}
 
 
+def stage_name(patch_size: int) -> str:
+    """What a stage reads, in words: ``patches of 4``, or ``tokens``."""
+    return "tokens" if patch_size == 1 else f"patches of {patch_size}"
+
+
 def sequence_tokens(
     patch_size: int, context_length: int, ablation: str | None = None, tail: int = 0
 ) -> int:
     """Raw tokens of one sequence: K a position, but one where single tokens are read."""
     return (context_length - tail) * (1 if ablation == "output-only" else patch_size) + tail
+
+
+def last_position(context_length: int, position_scale: int, tail: int) -> int:
+    """The position that a model gives the last patch, or token of the tail, of a sequence."""
+    within = max(tail - 1, 0)  # places in the tail, if any
+    return (context_length - 1 - within) * position_scale + within
 
 
 def slot_weights(patch_size: int, kind: SlotWeights = "uniform") -> tuple[float, ...]:

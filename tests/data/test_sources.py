@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from patchtrain.data import hub, readers
-from patchtrain.data.readers import Counts, split_text
+from patchtrain.data.readers import Counts, split_text, text_size
 from patchtrain.data.sources import DOCUMENT_LIMIT, TEXT_LIMIT, open_corpus, read_documents
 from patchtrain.errors import PatchtrainError, UsageError
 
@@ -263,14 +263,6 @@ def test_a_dataset_that_cannot_be_reached(monkeypatch):
         assert "\n" not in str(caught.value)
 
 
-def test_offline_is_respected(monkeypatch):
-    asked = []
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("socket.create_connection", lambda *_: asked.append(1))
-    assert not hub.reachable()
-    assert not asked
-
-
 @pytest.mark.parametrize("ending", [".gz", ".xz", ".zst"])
 def test_damage_in_the_head_of_a_second_stream_is_no_end(tmp_path, ending):
     """The library's own reader of xz stops there without a word."""
@@ -327,3 +319,7 @@ def test_parquet_with_fewer_rows_than_it_says(tmp_path, monkeypatch):
 def test_a_user_who_is_not_there():
     with pytest.raises(UsageError, match="no file or folder ~nobody-here"):
         open_corpus(["~nobody-here/x.txt"])
+
+
+def test_text_size_counts_bytes_not_characters():
+    assert text_size(["naïve café", "日本 "]) == (12 + 7, 3)

@@ -227,7 +227,7 @@ def test_room_on_disk_and_in_shared_memory(
     free: int, disk: str, shm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", usage(free))
-    (found,) = places.run_folder(tmp_path / "new" / "run", write=False)
+    found = next(places.run_folder(tmp_path / "new" / "run"))
     assert found.status == disk
     assert str(tmp_path) in found.text
     assert training.shared_memory(tmp_path).status == shm

@@ -19,7 +19,7 @@ from patchtrain.evaluation.perplexity import (
     stream_loss,
     windows,
 )
-from patchtrain.evaluation.text_loss import TextLoss, text_size
+from patchtrain.evaluation.text_loss import TextLoss
 
 V = 53
 
@@ -174,10 +174,6 @@ def test_text_loss_without_words_or_beyond_floats_is_valid_json() -> None:
     values = TextLoss(nats=9e5, targets=10, utf8_bytes=0, words=1).to_dict()
     assert json.loads(json.dumps(values, allow_nan=False))["word_perplexity"] is None
     assert values["bits_per_byte"] is None
-
-
-def test_text_size_counts_bytes_not_characters() -> None:
-    assert text_size(["naïve café", "日本 "]) == (12 + 7, 3)
 
 
 @pytest.mark.parametrize(

@@ -37,3 +37,18 @@ from patchtrain.report import formats
 )
 def test_numbers(value: str, expected: str) -> None:
     assert value == expected
+
+
+def test_the_fall_of_the_first_steps_does_not_flatten_the_rest() -> None:
+    line = [(float(n), 3 + 10 * 0.5 ** (n / 5)) for n in range(1000)]
+    low, high = formats.loss_range([line])
+    assert low < 3 < high < 3.5
+    low, high = formats.loss_range([[(0, 9.0), (1, 2.0), (2, 3.0)], [], [(1000, 2.5)]])
+    assert low < 2
+    assert 3 < high < 4
+
+
+@pytest.mark.parametrize("loss", [0.0, 5.0, 1e30])
+def test_losses_that_are_all_the_same_have_a_range(loss: float) -> None:
+    low, high = formats.loss_range([[(-1.0, loss)] * 3])
+    assert low < loss < high

@@ -8,7 +8,8 @@ import random
 import pytest
 from rich.console import Console
 
-from patchtrain.watch.plot import Curve, loss_range, plot
+from patchtrain.report.formats import loss_range
+from patchtrain.watch.plot import Curve, plot
 from patchtrain.watch.terminal import averaged
 
 
@@ -32,9 +33,9 @@ def dots(text: str) -> set[tuple[int, int]]:
 def test_points_stand_where_they_belong() -> None:
     rng = random.Random(0)
     points = sorted((rng.uniform(1, 10), rng.uniform(2, 3)) for _ in range(30))
-    low, high = loss_range(points)
+    low, high = loss_range([points])
     width, height = 50, 14
-    found = dots(plot([Curve(points, "", joined=False)], width + 10, height + 2, "x").plain)
+    found = dots(plot([Curve([point], "") for point in points], width + 10, height + 2, "x").plain)
     expected = {
         (round(x / points[-1][0] * (2 * width - 1)),
          round((high - y) / (high - low) * (4 * height - 1)))
@@ -49,7 +50,7 @@ def test_joined_points_leave_no_gap() -> None:
 
 
 def test_a_mark_is_a_line_from_top_to_bottom() -> None:
-    text = plot([Curve([(0, 2), (10, 2.0)], "", joined=False)], 60, 12, "x", marks=[5]).plain
+    text = plot([Curve([(0, 2)], ""), Curve([(10, 2)], "")], 60, 12, "x", marks=[5]).plain
     column = 50  # the middle of 100
     assert {y for x, y in dots(text) if abs(x - column) <= 1} >= set(range(0, 40, 2))
 
@@ -73,12 +74,6 @@ def test_ascii_alone_where_the_terminal_has_no_more() -> None:
     assert text.plain.isascii()
     assert "*" in text.plain
     assert ":" in text.plain
-
-
-def test_the_fall_of_the_first_steps_does_not_flatten_the_rest() -> None:
-    points = [(float(n), 3 + 10 * 0.5 ** (n / 5)) for n in range(1000)]
-    low, high = loss_range(points)
-    assert low < 3 < high < 3.5
 
 
 def test_long_curves_are_averaged() -> None:

@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from patchtrain.cli.parser import general
+from patchtrain.cli.parser import at_least_one, general
 from patchtrain.cli.results import show_json
 
 if TYPE_CHECKING:
@@ -138,8 +138,7 @@ def load(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     from patchtrain.errors import UsageError
     from patchtrain.recipe import Recipe
 
-    if args.workers is not None and args.workers < 1:
-        raise UsageError(f"--workers must be at least 1, not {args.workers}")
+    at_least_one(args, "workers")
     recipe = Recipe.load(args.recipe, args.overrides)
     if args.equal == "data" and recipe.plan.get("documents") == "separate":
         raise UsageError(

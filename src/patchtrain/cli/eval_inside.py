@@ -123,11 +123,7 @@ def _read(args: argparse.Namespace, loaded: LoadedModel) -> tuple[Text, str]:
         return text, f"of {', '.join(args.text)}"
     store = TokenStore.open(args.store) if args.store else open_run_store(loaded)
     tokenizer = store.load_tokenizer()
-    if tokenizer.get_vocab() != loaded.tokenizer.get_vocab():
-        raise UsageError(
-            f"the token store {store.path} was made with another tokenizer than the model in "
-            f"{loaded.path}: its token ids mean something else"
-        )
+    loaded.check_tokenizer(tokenizer, store.path)
     text = text_of_store(store.validation, tokenizer, most)
     return text, f"of the validation split of {store.path}"
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from patchtrain.cli import results
+from patchtrain.cli.parser import at_least_one
 from patchtrain.errors import PatchtrainError, UsageError
 
 _NEEDS = {
@@ -118,10 +119,7 @@ def _check(args: argparse.Namespace) -> None:
             "--mt-bench needs a judge: --judge-url URL (such as http://localhost:8000/v1) and "
             "--judge-model NAME"
         )
-    for name in ("limit", "max_new_tokens", "batch_size"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UsageError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+    at_least_one(args, "limit", "max_new_tokens", "batch_size")
     if args.name is not None:
         results.checked_name(args.name)
         if sum(map(bool, (args.answers, args.ifeval, args.mt_bench))) > 1:
@@ -201,7 +199,7 @@ def _mt_bench(args: argparse.Namespace) -> Any:
         folder = _folder(file, "mt_bench")
         kept, judged = (KeptLines(folder / f"{name}.jsonl") for name in ("answers", "judgments"))
         with results.progress(total, "answers", "written", args.quiet) as advance:
-            answers = mt_bench.write_answers(loaded, questions, kept, most, 0, advance)
+            answers = mt_bench.write_answers(loaded, questions, kept, most, advance)
         with results.progress(total, "answers", "judged", args.quiet) as advance:
             ratings = mt_bench.judge_answers(judge, questions, answers, judged, advance)
         written = [row for rows in answers.values() for row in rows]

@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--dtype",
-        choices=("f32", "f16", "bf16", "q8_0"),
+        choices=_DTYPES["gguf"],
         help="type of the matrices (default: f16 for gguf, as it is for hf); q8_0 in gguf only",
     )
     parser.add_argument(

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from patchtrain.cli import sampling as sampling_options
-from patchtrain.cli.parser import general
+from patchtrain.cli.parser import at_least_one, general
 from patchtrain.cli.results import show_json_line
 from patchtrain.errors import UsageError, warning_line
 
@@ -143,11 +143,7 @@ def run(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> None:
     if args.prompt is not None and args.prompts is not None:
         raise UsageError("PROMPT and --prompts both say what to continue: give one")
-    for name in ("num_samples", "batch_size", "num_beams"):
-        if getattr(args, name) < 1:
-            raise UsageError(
-                f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}"
-            )
+    at_least_one(args, "num_samples", "batch_size", "num_beams")
     if args.num_beams > 1 and args.num_samples > args.num_beams:
         raise UsageError(
             f"{args.num_beams} beams give at most {args.num_beams} texts; ask for no more "

@@ -32,7 +32,7 @@ import time
 from typing import TYPE_CHECKING
 
 from patchtrain.cli.parser import general
-from patchtrain.cli.prepare import store_summary
+from patchtrain.cli.prepare import print_next, print_splits, store_summary
 from patchtrain.cli.results import show_json
 from patchtrain.errors import one_line
 
@@ -107,19 +107,13 @@ def run(args: argparse.Namespace) -> int:
         show_json(store_summary(store, args.out))
         return 0
     _show(store, time.monotonic() - began)
-    print(f"store      {args.out}")
-    print(f"next       patchtrain train recipes/small.yaml store={args.out}")
+    print_next(args.out)
     return 0
 
 
 def _show(store: TokenStore, seconds: float) -> None:
     made, linked = store.meta["made"], store.meta["linked"]
-    print(f"{'split':<12}{'documents':>14}{'tokens':>18}{'bytes':>18}{'bytes per token':>18}")
-    for part in (store.train, store.validation):
-        tokens = len(part.tokens)
-        size = f"{part.utf8_bytes:,}" if part.utf8_bytes else "-"
-        share = f"{part.utf8_bytes / tokens:.2f}" if part.utf8_bytes else "-"
-        print(f"{part.name:<12}{part.documents:>14,}{tokens:>18,}{size:>18}{share:>18}")
+    print_splits(store)
     size = sum(file["bytes"] for file in linked) / 1e6
     files = "file" if len(linked) == 1 else "files"
     print(f"\nfiles      {len(linked):,} {files} of {made['format']}, {store.meta['dtype']} tokens")

@@ -101,6 +101,14 @@ def reading(group: argparse._ActionsContainer) -> None:
     )
 
 
+def at_least_one(args: argparse.Namespace, *names: str) -> None:
+    """``UsageError`` where one of the options ``names`` is given, and below 1."""
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+
+
 def general(
     parser: argparse.ArgumentParser, *, json: str | None = None, quiet: bool = False
 ) -> None:

@@ -140,13 +140,7 @@ def run(args: argparse.Namespace) -> int:
         show_json(store_summary(store, args.out))
         return 0
     made, tokenizer = store.meta["made"], store.meta["tokenizer"]
-    print(f"{'split':<12}{'documents':>14}{'tokens':>18}{'bytes':>18}{'bytes per token':>18}")
-    for part in (store.train, store.validation):
-        tokens = len(part.tokens)
-        per_token = f"{part.utf8_bytes / tokens:.2f}" if tokens else "-"
-        print(
-            f"{part.name:<12}{part.documents:>14,}{tokens:>18,}{part.utf8_bytes:>18,}{per_token:>18}"
-        )
+    print_splits(store)
     size = (store.train.utf8_bytes + store.validation.utf8_bytes) / 1e6
     seconds = max(made["seconds"], 1e-3)
     origin = (
@@ -162,9 +156,24 @@ def run(args: argparse.Namespace) -> int:
     for key, note in _NOTES.items():
         if made[key]:
             print(f"note       {made[key]:,} {note}")
-    print(f"store      {args.out}")
-    print(f"next       patchtrain train recipes/small.yaml store={args.out}")
+    print_next(args.out)
     return 0
+
+
+def print_splits(store: TokenStore) -> None:
+    """The table of a store's splits; ``-`` where the size of the text is not known."""
+    print(f"{'split':<12}{'documents':>14}{'tokens':>18}{'bytes':>18}{'bytes per token':>18}")
+    for part in (store.train, store.validation):
+        tokens, size = len(part.tokens), part.utf8_bytes
+        shown = "-" if tokens and not size else f"{size:,}"
+        per_token = f"{size / tokens:.2f}" if size else "-"
+        print(f"{part.name:<12}{part.documents:>14,}{tokens:>18,}{shown:>18}{per_token:>18}")
+
+
+def print_next(out: str) -> None:
+    """Where the store is, and what trains on it."""
+    print(f"store      {out}")
+    print(f"next       patchtrain train recipes/small.yaml store={out}")
 
 
 def store_summary(store: TokenStore, out: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from patchtrain.cli.parser import at_least_one
 from patchtrain.errors import UsageError
 
 if TYPE_CHECKING:
@@ -75,8 +76,7 @@ def check(args: argparse.Namespace, num_beams: int = 1) -> None:
             f"{option} leaves nothing to chance, so --{given[0].replace('_', '-')} does nothing; "
             f"give one of the two"
         )
-    if args.max_new_tokens is not None and args.max_new_tokens < 1:
-        raise UsageError(f"--max-new-tokens must be at least 1, not {args.max_new_tokens}")
+    at_least_one(args, "max_new_tokens")
     if not 0 <= args.seed < 2**63:
         raise UsageError(f"--seed must be from 0 to 2^63 - 1, not {args.seed}")
     Sampling.of(None, **_given(args), num_beams=num_beams)

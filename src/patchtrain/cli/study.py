@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from patchtrain.cli import sweep
 from patchtrain.cli.compare import arm_summary, print_arm_table, running, say
+from patchtrain.cli.parser import at_least_one
 from patchtrain.cli.results import show_json
 
 if TYPE_CHECKING:
@@ -116,11 +117,8 @@ def run(args: argparse.Namespace) -> int:
     import shutil
 
     from patchtrain.analysis.studies.study import claim
-    from patchtrain.errors import UsageError
 
-    for name in ("steps", "workers"):
-        if (value := getattr(args, name)) is not None and value < 1:
-            raise UsageError(f"--{name} must be at least 1, not {value}")
+    at_least_one(args, "steps", "workers")
     claim(args.out)
     if args.overwrite:
         shutil.rmtree(args.out)

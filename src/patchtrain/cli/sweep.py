@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 
 from patchtrain.cli import compare
+from patchtrain.cli.parser import at_least_one
 
 _CONFIRMED = 3
 
@@ -58,10 +59,8 @@ def add(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 def run(args: argparse.Namespace) -> int:
     from patchtrain.analysis.studies.search import Search
     from patchtrain.analysis.studies.sweep import grid, searched, swept
-    from patchtrain.errors import UsageError
 
-    if args.confirm is not None and args.confirm < 1:
-        raise UsageError(f"--confirm must be at least 1, not {args.confirm}")
+    at_least_one(args, "confirm")
     recipe, about = compare.load(args)
     is_grid = args.search == "grid"
     sweep = swept(

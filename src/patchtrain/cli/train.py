@@ -78,11 +78,12 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--resume takes auto, yes or no, not '{args.resume}'")
     recipe = Recipe.load(args.recipe, args.overrides)
     from patchtrain.training import run as runs  # after the recipe's own errors: this takes seconds
+    from patchtrain.training.processes import is_first_process, restarted
 
     if args.dry_run:
         recipe.training["push_to_hub"] = False  # which makes a repository at once
         prepared = runs.prepare_run(recipe)
-        if runs.is_first_process():
+        if is_first_process():
             if args.json:
                 from patchtrain.cli.results import show_json
 
@@ -90,12 +91,12 @@ def run(args: argparse.Namespace) -> int:
             else:
                 print_plan(prepared)
         return 0
-    if runs.restarted() and args.resume is None:
+    if restarted() and args.resume is None:
         args.overwrite, args.resume = False, "auto"  # it was for the first start
     resume = args.resume or "no"
     changes = [name for name in args.allow_change.split(",") if name]
     folder = runs.run_recipe(recipe, args.overwrite, args.quiet, resume, changes)
-    if runs.is_first_process():
+    if is_first_process():
         if args.json:
             from patchtrain.cli.results import run_result, show_json
 

@@ -76,7 +76,7 @@ class SlurmShards(SlurmPipelineExecutor):
             job_name=given.pop("job-name", "patchtrain-prepare"),
             env_command=f"{path}\n{setup}",
             sbatch_args=given,
-            logging_dir=str(engine_folder(parts)),
+            logging_dir=str(parts.engine),
             job_id_retriever=self._note_job,
         )
 
@@ -96,13 +96,9 @@ class SlurmShards(SlurmPipelineExecutor):
         """Nothing: one more job, which would wait for ever where the array fails."""
 
 
-def engine_folder(parts: Parts) -> Path:
-    return parts.path / "engine"
-
-
 def mark_completed(parts: Parts) -> None:
     """Let datatrove see as complete the tasks whose part is there, and no others."""
-    folder = engine_folder(parts) / "completions"
+    folder = parts.engine / "completions"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for number in parts.there():
@@ -126,7 +122,7 @@ def run_local(parts: Parts, workers: int) -> None:
         [TokeniseShard(str(parts.path))],
         tasks=len(parts.shards),
         workers=workers,
-        logging_dir=str(engine_folder(parts)),
+        logging_dir=str(parts.engine),
         start_method=method,
     ).run()
 
@@ -142,7 +138,7 @@ def run_ray(parts: Parts, workers: int) -> None:
         [TokeniseShard(str(parts.path))],
         tasks=len(parts.shards),
         workers=workers,
-        logging_dir=str(engine_folder(parts)),
+        logging_dir=str(parts.engine),
     ).run()
 
 

@@ -38,6 +38,11 @@ def reachable() -> bool:
     return True
 
 
+def looks_like_path(name: str) -> bool:
+    """Whether ``name``, which is neither file nor folder, was meant as one and not as the hub's."""
+    return name.startswith((".", "/", "~")) or name.endswith(".json") or name.count("/") > 1
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep the libraries' own log lines and progress bars off the terminal."""

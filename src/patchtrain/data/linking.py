@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,8 @@ import numpy as np
 from patchtrain import __version__
 from patchtrain.data import formats
 from patchtrain.data import tokenizer as tokenizers
-from patchtrain.data.prepare import VALIDATION_FRACTION, check_out
+from patchtrain.data.prepare import VALIDATION_FRACTION, check_fraction, check_out
+from patchtrain.data.readers import text_size
 from patchtrain.data.scanning import Advance, Scanned, choose, document_batches, scan
 from patchtrain.data.store import TokenStore, save_tokenizer, vocabulary_of
 from patchtrain.data.store_record import (
@@ -186,7 +187,8 @@ def link(
             utf8_bytes = words = 0
             if name == "validation" and known.tokenizer is not None:
                 tokens = tokens_of(files, table, split.tokens, files[0].dtype)
-                utf8_bytes, words = _text_size(known.tokenizer, tokens, split.offsets, bar)
+                texts = _decoded(known.tokenizer, tokens, split.offsets, bar)
+                utf8_bytes, words = text_size(texts)
             record["splits"][name] = {
                 "tokens": split.tokens,
                 "documents": len(split.offsets) - 1,
@@ -206,8 +208,8 @@ def link(
 
 
 def _fraction(asked: float | None, held_out: Sequence[formats.Item]) -> float:
-    if asked is not None and not 0 <= asked < 1:
-        raise UsageError(f"--validation-fraction is {asked}, it must be at least 0 and below 1")
+    if asked is not None:
+        check_fraction(asked)
     if held_out and asked:
         raise UsageError(
             f"there are files for validation ({held_out[0].path}) and --validation-fraction: leave "
@@ -240,12 +242,11 @@ def _splits(
     return _Split.of(train.offsets, ~held), _Split.of(train.offsets, held)
 
 
-def _text_size(
+def _decoded(
     tokenizer: Any, tokens: np.ndarray | Pieces, offsets: np.ndarray, bar: Progress
-) -> tuple[int, int]:
-    """``(UTF-8 bytes, words)`` of a split's text, by decoding its documents."""
+) -> Iterator[str]:
+    """The text of a split's documents; of a long one in several parts."""
     bar.start("measuring the text of validation", len(tokens) * tokens.dtype.itemsize)
-    utf8_bytes = words = 0
     for first, last in document_batches(offsets, _DECODED_TOKENS):
         ids = []
         for begin, end in zip(offsets[first:last], offsets[first + 1 : last + 1], strict=True):
@@ -253,11 +254,8 @@ def _text_size(
             for start in range(int(begin), int(end), _DECODED_TOKENS):
                 part = tokens[start : min(start + _DECODED_TOKENS, int(end))]
                 ids.append(np.asarray(part).tolist())
-        for text in tokenizer.backend_tokenizer.decode_batch(ids, skip_special_tokens=True):
-            utf8_bytes += len(text.encode("utf-8"))
-            words += len(text.split())
+        yield from tokenizer.backend_tokenizer.decode_batch(ids, skip_special_tokens=True)
         bar.update(int(offsets[last]) * tokens.dtype.itemsize)
-    return utf8_bytes, words
 
 
 def _reading(bar: Progress, job: str, files: Sequence[TokenFile]) -> Advance:

@@ -32,7 +32,7 @@ import numpy as np
 
 from patchtrain import __version__
 from patchtrain.data.sources import DOCUMENT_LIMIT, PARTS_RECORD, TEXT_LIMIT, Corpus, Source
-from patchtrain.data.split_files import SplitWriter
+from patchtrain.data.split_files import SplitsWriter
 from patchtrain.data.store_record import SPLITS
 from patchtrain.data.tokenising import Encoding, Tokenising
 from patchtrain.errors import PatchtrainError, UsageError, one_line
@@ -114,6 +114,11 @@ class Parts:
     def names(self) -> set[str]:
         return {_name(number) for number in range(len(self.shards))}
 
+    @property
+    def engine(self) -> Path:
+        """Where the engine keeps its logs, and which shards are done."""
+        return self.path / "engine"
+
     def folder(self, number: int) -> Path:
         return self.path / _name(number)
 
@@ -182,12 +187,12 @@ class Parts:
         for entry in entries:
             _check_unchanged(entry)
         with whole_folder(self.folder(number), replace=True) as folder:
-            with PartWriter(folder, encoding.dtype) as writer:
+            with SplitsWriter(folder, encoding.dtype) as writer:
                 work = Tokenising(
                     corpus, writer, encoding, self.plan["validation_fraction"], Progress(False)
                 )
                 tally = work.run()
-                files = writer.finish()
+                files = writer.finish_files()
             for entry in entries:
                 _check_unchanged(entry)
             lowest = tally.lowest
@@ -214,7 +219,7 @@ class Parts:
         else:
             reason = "memory ran out" if isinstance(error, MemoryError) else one_line(error)
             kind = type(error).__name__
-            message = f"{self.describe(number)}: {kind}: {reason} ({self.path / 'engine'} has more)"
+            message = f"{self.describe(number)}: {kind}: {reason} ({self.engine} has more)"
         with suppress(OSError):  # a full disk, say: the engine's own log has it
             self.note_failure(number, message, code)
 
@@ -251,40 +256,6 @@ class Parts:
             with suppress(OSError, ValueError):  # done by now, or not yet written
                 found[int(file.read_text(encoding="utf-8"))] = int(file.name)
         return found
-
-
-class PartWriter:
-    """Writes the token files of one part; a ``Writer``."""
-
-    def __init__(self, folder: Path, dtype: np.dtype) -> None:
-        self._splits = {name: SplitWriter(folder, name, dtype) for name in SPLITS}
-
-    def __enter__(self) -> PartWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for split in self._splits.values():
-            split.close()
-
-    def add(
-        self, split: str, tokens: Any, lengths: Any, utf8_bytes: int = 0, words: int = 0
-    ) -> None:
-        self._splits[split].add(tokens, lengths, utf8_bytes, words)
-
-    def documents(self, split: str) -> int:
-        return self._splits[split].documents
-
-    def tokens(self, split: str) -> int:
-        return self._splits[split].total
-
-    def finish(self) -> dict[str, dict[str, Any]]:
-        files: dict[str, dict[str, Any]] = {}
-        for split in self._splits.values():
-            files |= split.finish()
-        return files
-
-    def counts(self) -> dict[str, dict[str, int]]:
-        return {name: split.counts() for name, split in self._splits.items()}
 
 
 @contextmanager

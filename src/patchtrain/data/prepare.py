@@ -81,10 +81,7 @@ def prepare(
     """
     started = time.monotonic()
     out = Path(out)
-    if not 0 <= validation_fraction < 1:
-        raise UsageError(
-            f"--validation-fraction is {validation_fraction}, it must be at least 0 and below 1"
-        )
+    check_fraction(validation_fraction)
     kind = _tokenizer_request(tokenizer, train_tokenizer, vocab_size)
     check_out(out, overwrite)
     corpus = open_corpus(
@@ -197,6 +194,12 @@ def _tokenizer_request(
     if vocab_size is not None:
         raise UsageError("--vocab-size is for --train-tokenizer; --tokenizer has its own size")
     return None
+
+
+def check_fraction(fraction: float) -> None:
+    """``UsageError`` where so large a share of the documents cannot be held out."""
+    if not 0 <= fraction < 1:
+        raise UsageError(f"--validation-fraction is {fraction}, it must be at least 0 and below 1")
 
 
 def check_out(out: Path, overwrite: bool) -> None:

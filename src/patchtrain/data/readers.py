@@ -250,6 +250,15 @@ def _cut_point(text: str, start: int, limit: int) -> int:
     return end
 
 
+def text_size(texts: Iterable[str]) -> tuple[int, int]:
+    """``(UTF-8 bytes, words separated by white space)`` of some texts."""
+    utf8_bytes = words = 0
+    for text in texts:
+        utf8_bytes += len(text.encode("utf-8"))
+        words += len(text.split())
+    return utf8_bytes, words
+
+
 def read_json(
     chunks: Iterable[bytes], name: str, column: str, before: Callable[[], int] | None = None
 ) -> Iterator[str | None]:

@@ -7,8 +7,14 @@ from typing import Any
 
 from patchtrain.data import hub
 from patchtrain.data.readers import Counts, read_bytes, read_objects
-from patchtrain.data.sources import Source
+from patchtrain.data.sources import Source, open_corpus
 from patchtrain.errors import UsageError
+
+
+def file_rows(file: str, refusal: str) -> Iterator[tuple[object, dict[str, Any]]]:
+    """Every row of what ``file`` names, a dataset on the hub too; see ``json_rows``."""
+    for source in open_corpus([file]).sources:
+        yield from json_rows(source, refusal)
 
 
 def json_rows(

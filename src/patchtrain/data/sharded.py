@@ -151,7 +151,7 @@ def _make_missing(parts: Parts, engine: Engine, bar: Progress) -> None:
     if missing := total - len(parts.there()):
         raise PatchtrainError(
             f"{missing:,} of {total:,} shards were not tokenised, and no worker said why; "
-            f"{parts.path / 'engine'} has the logs"
+            f"{parts.engine} has the logs"
         )
 
 
@@ -172,7 +172,7 @@ def _run_child(parts: Parts, engine: Engine, missing: int, bar: Progress) -> Non
     # Each worker's tokenizer would start a thread for every core.
     environment.setdefault("RAYON_NUM_THREADS", str(max(1, cores // workers)))
     command = [sys.executable, "-m", "patchtrain.data.engine"]
-    log = parts.path / "engine" / "log.txt"
+    log = parts.engine / "log.txt"
     with log.open("wb") as file:
         child = subprocess.Popen(
             [*command, str(parts.path), engine.executor, str(workers)],
@@ -216,7 +216,7 @@ def _run_slurm(parts: Parts, engine: Engine, bar: Progress) -> None:
         except subprocess.CalledProcessError as error:
             raise PatchtrainError(
                 f"sbatch refused the job (exit code {error.returncode}); its script is "
-                f"{parts.path}/engine/launch_script.slurm"
+                f"{parts.engine}/launch_script.slurm"
             ) from error
         bar.say(f"submitted Slurm job {', '.join(executor.jobs)}")
         asked = time.monotonic()
@@ -234,7 +234,7 @@ def _run_slurm(parts: Parts, engine: Engine, bar: Progress) -> None:
         if not _show(parts, bar) and parts.failure() is None:
             raise PatchtrainError(
                 f"Slurm job {', '.join(executor.jobs)} ended before all shards were tokenised; "
-                f"`sacct -j {executor.jobs[-1]}` and {parts.path}/engine/slurm_logs say why"
+                f"`sacct -j {executor.jobs[-1]}` and {parts.engine}/slurm_logs say why"
             )
 
 

@@ -282,7 +282,7 @@ def _format(path: Path) -> tuple[str | None, str | None]:
     return _ENDINGS.get(ending), compression
 
 
-def _file(path: Path, format: str | None, name: str | None = None) -> Source:
+def _file(path: Path, format: str | None) -> Source:
     found, compression = _format(path)
     if path.is_dir():
         raise UsageError(f"{path} is a folder")
@@ -291,7 +291,7 @@ def _file(path: Path, format: str | None, name: str | None = None) -> Source:
             f"{path}: the name does not tell the format; --format text, jsonl or parquet does"
         )
     size = path.stat().st_size
-    return Source(name or str(path), path, format or found or "text", compression, size)
+    return Source(str(path), path, format or found or "text", compression, size)
 
 
 def _folder(folder: Path, format: str | None, skipped: Counter[str]) -> list[Source]:

@@ -1,4 +1,4 @@
-"""The two files of one split, ``NAME.tokens.bin`` and ``NAME.offsets.bin``: written and mapped.
+"""The two files of each split, ``NAME.tokens.bin`` and ``NAME.offsets.bin``: written and mapped.
 
 A token store has them, and so has each part that shards are tokenised into.
 """
@@ -8,9 +8,11 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 import numpy as np
+
+from patchtrain.data.store_record import SPLITS
 
 COPY_BYTES = 4 << 20
 
@@ -97,6 +99,51 @@ class SplitWriter:
         data = np.ascontiguousarray(array).data.cast("B")
         self._hashes[kind].update(data)
         self._files[kind].write(data)
+
+
+class SplitsWriter:
+    """Writes the files of both splits into ``folder``, documents as they come.
+
+    Nothing is kept in memory: tokens and offsets go to disk at once, checksums are taken on the
+    way. Leaving the block closes the files.
+    """
+
+    def __init__(self, folder: Path, dtype: np.dtype) -> None:
+        self.folder = folder
+        self.dtype = dtype
+        self._splits = {name: SplitWriter(folder, name, dtype) for name in SPLITS}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for split in self._splits.values():
+            split.close()
+
+    def add(
+        self, split: str, tokens: Any, lengths: Any, utf8_bytes: int = 0, words: int = 0
+    ) -> None:
+        """Append documents: their ``tokens`` end to end, ``(N,)``, and the ``lengths`` of each.
+
+        Each document must already end with the end-of-text token; ``lengths`` add up to N.
+        """
+        self._splits[split].add(np.asarray(tokens), np.asarray(lengths), utf8_bytes, words)
+
+    def documents(self, split: str) -> int:
+        return self._splits[split].documents
+
+    def tokens(self, split: str) -> int:
+        return self._splits[split].total
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        return {name: split.counts() for name, split in self._splits.items()}
+
+    def finish_files(self) -> dict[str, dict[str, Any]]:
+        """Close the files; their sizes and checksums by name."""
+        files: dict[str, dict[str, Any]] = {}
+        for split in self._splits.values():
+            files |= split.finish()
+        return files
 
 
 def map_file(file: Path, dtype: np.dtype) -> np.ndarray:

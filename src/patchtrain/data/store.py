@@ -18,7 +18,6 @@ lack the tokenizer, and whether its documents end with an end-of-text token is u
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ import numpy as np
 
 from patchtrain.data.hub import quiet
 from patchtrain.data.linked_split import linked_files, linked_tokens
-from patchtrain.data.split_files import COPY_BYTES, SplitWriter, map_file
+from patchtrain.data.split_files import COPY_BYTES, SplitsWriter, SplitWriter, map_file
 from patchtrain.data.store_record import (
     FORMAT,
     FORMAT_VERSION,
@@ -232,12 +231,11 @@ def is_store(path: Path) -> bool:
         return False
 
 
-class StoreWriter:
+class StoreWriter(SplitsWriter):
     """Writes a store into an existing empty ``folder``, documents as they come.
 
-    Nothing is kept in memory: tokens and offsets go to disk at once, checksums are taken on the
-    way. ``finish`` writes ``store.json``, and only then does the folder count as a store. Use it
-    inside ``patchtrain.files.whole_folder``::
+    ``finish`` writes ``store.json``, and only then does the folder count as a store. Use it inside
+    ``patchtrain.files.whole_folder``::
 
         with whole_folder(out) as folder, StoreWriter(folder, tokenizer) as writer:
             writer.add("train", token_ids, lengths=[len(token_ids)], utf8_bytes=9, words=2)
@@ -249,33 +247,9 @@ class StoreWriter:
     def __init__(self, folder: Path, tokenizer: Any) -> None:
         if tokenizer.eos_token_id is None:
             raise UsageError("the tokenizer has no end-of-text (EOS) token; a store needs one")
-        self.folder = folder
         self.tokenizer = tokenizer
         self.vocab_size = vocabulary_of(tokenizer)
-        self.dtype = token_dtype(self.vocab_size)
-        self._splits = {name: SplitWriter(folder, name, self.dtype) for name in SPLITS}
-
-    def __enter__(self) -> StoreWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for split in self._splits.values():
-            split.close()
-
-    def add(
-        self, split: str, tokens: Any, lengths: Any, utf8_bytes: int = 0, words: int = 0
-    ) -> None:
-        """Append documents: their ``tokens`` end to end, ``(N,)``, and the ``lengths`` of each.
-
-        Each document must already end with the end-of-text token; ``lengths`` add up to N.
-        """
-        self._splits[split].add(np.asarray(tokens), np.asarray(lengths), utf8_bytes, words)
-
-    def documents(self, split: str) -> int:
-        return self._splits[split].documents
-
-    def tokens(self, split: str) -> int:
-        return self._splits[split].total
+        super().__init__(folder, token_dtype(self.vocab_size))
 
     def append(
         self, split: str, tokens: np.ndarray, offsets: np.ndarray, utf8_bytes: int, words: int
@@ -307,15 +281,12 @@ class StoreWriter:
 
     def finish(self, meta: dict[str, Any]) -> None:
         """Save the tokenizer and write ``store.json``; ``meta`` adds to what is recorded there."""
-        files: dict[str, dict[str, Any]] = {}
-        for split in self._splits.values():
-            files |= split.finish()
-        files |= save_tokenizer(self.tokenizer, self.folder)
+        files = self.finish_files() | save_tokenizer(self.tokenizer, self.folder)
         record = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "dtype": self.dtype.name,
-            "splits": {name: split.counts() for name, split in self._splits.items()},
+            "splits": self.counts(),
             "tokenizer": {
                 "vocab_size": self.vocab_size,
                 "eos_token": self.tokenizer.eos_token,
@@ -339,12 +310,10 @@ def vocabulary_of(tokenizer: Any) -> int:
 def save_tokenizer(tokenizer: Any, store: Path) -> dict[str, dict[str, Any]]:
     """Save a tokenizer into a store's folder; the entries of its files in ``store.json``."""
     tokenizer.save_pretrained(store / "tokenizer")
-    entries = {}
-    for file in sorted((store / "tokenizer").iterdir()):
-        data = file.read_bytes()
-        digest = hashlib.sha256(data).hexdigest()
-        entries[f"tokenizer/{file.name}"] = {"bytes": len(data), "sha256": digest}
-    return entries
+    return {
+        f"tokenizer/{file.name}": {"bytes": file.stat().st_size, "sha256": sha256(file)}
+        for file in sorted((store / "tokenizer").iterdir())
+    }
 
 
 def _open_split(path: Path, name: str, meta: dict[str, Any]) -> Split:

@@ -120,6 +120,12 @@ class Pieces:
         return found
 
 
+def check_dtype(file: Path, own: np.dtype, asked: np.dtype | None) -> None:
+    """``UsageError`` where a ``file`` that says its dtype is asked to have another one."""
+    if asked is not None and asked != own:
+        raise UsageError(f"{file} says itself that its tokens are {own.name}: leave --dtype out")
+
+
 def tokens_of(
     files: Sequence[TokenFile], table: np.ndarray, length: int, dtype: np.dtype
 ) -> np.ndarray | Pieces:

@@ -18,30 +18,19 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from patchtrain.data.background import Background
 from patchtrain.data.readers import Counts
 from patchtrain.data.sources import Corpus
+from patchtrain.data.split_files import SplitsWriter
 from patchtrain.progress import Progress
 
 # Enough documents for every core, few enough to hold several batches in memory at once.
 _BATCH_CHARACTERS = min(max(2_000_000, 200_000 * (os.cpu_count() or 1)), 8_000_000)
 _TRIM_BATCHES = 4
-
-
-class Writer(Protocol):
-    """What takes the documents: a ``StoreWriter``, or the writer of one part."""
-
-    def add(
-        self, split: str, tokens: Any, lengths: Any, utf8_bytes: int = 0, words: int = 0
-    ) -> None: ...
-
-    def documents(self, split: str) -> int: ...
-
-    def tokens(self, split: str) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -107,7 +96,12 @@ class Tokenising:
     """One pass: batches are read, encoded and written."""
 
     def __init__(
-        self, corpus: Corpus, writer: Writer, encoding: Encoding, fraction: float, bar: Progress
+        self,
+        corpus: Corpus,
+        writer: SplitsWriter,
+        encoding: Encoding,
+        fraction: float,
+        bar: Progress,
     ) -> None:
         self.corpus, self.writer, self.encoding, self.bar = corpus, writer, encoding, bar
         self.tally = Tally()
@@ -186,7 +180,7 @@ class Tokenising:
             number += 1
 
 
-def note(writer: Writer) -> str:
+def note(writer: SplitsWriter) -> str:
     """What was written so far, for a progress bar."""
     documents = writer.documents("train") + writer.documents("validation")
     tokens = writer.tokens("train") + writer.tokens("validation")

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from patchtrain.data.hub import quiet, reachable
+from patchtrain.data.hub import looks_like_path, quiet, reachable
 from patchtrain.data.store import is_store
 from patchtrain.data.store_record import MOST_IDS
 from patchtrain.errors import PatchtrainError, UsageError, one_line
@@ -87,7 +87,7 @@ def load(name: str | Path) -> Any:
     if path.is_dir():
         return _from_transformers(path / "tokenizer" if is_store(path) else path, str(name))
     text = str(name)
-    if text.startswith((".", "/", "~")) or text.endswith(".json") or text.count("/") > 1:
+    if looks_like_path(text):
         raise UsageError(f"no tokenizer at {text}: there is no such file or folder")
     return _from_transformers(text, text)
 

@@ -22,12 +22,10 @@ _SETTINGS = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "PYTORCH_ALLOC_CONF",
              "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "TOKENIZERS_PARALLELISM")  # fmt: skip
 
 
-def run_folder(folder: Path, write: bool = True) -> Iterator[Finding]:
-    """Room and, with ``write``, what becomes of a file there, which is deleted again."""
+def run_folder(folder: Path) -> Iterator[Finding]:
+    """Room, and then what becomes of a file there, which is deleted again."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
     yield _room(there)
-    if not write:
-        return
     try:
         with tempfile.TemporaryDirectory(prefix=".patchtrain-doctor-", dir=there) as name:
             yield _speed(Path(name))

@@ -1,6 +1,6 @@
 """What ``patchtrain eval`` measures: a run's validation split, or any text by document.
 
-Documents are read in one of three ways (``READINGS``):
+Documents are read in one of three ways:
 
 * ``separate``: each on its own. Of a store each has its end-of-text token; of other text nothing
   is appended. Each starts with the BOS (or EOS) token, which is not scored.
@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from patchtrain.data.readers import text_size
 from patchtrain.data.store import VERIFIED_BYTES, Split, TokenStore
 from patchtrain.data.token_files import Pieces
 from patchtrain.errors import PatchtrainError, UsageError, one_line
@@ -37,10 +38,8 @@ from patchtrain.evaluation.perplexity import (
     stream_loss,
 )
 from patchtrain.evaluation.tally import Tally
-from patchtrain.evaluation.text_loss import TextLoss, text_size
+from patchtrain.evaluation.text_loss import TextLoss
 from patchtrain.plan import CHOICES
-
-READINGS = ("separate", "mixed", "blocks")
 
 
 @dataclass(frozen=True)
@@ -114,18 +113,15 @@ def evaluate_store(
 ) -> Measured:
     """Score the validation split of ``store``, or its first ``max_tokens``.
 
-    ``documents`` is one of ``READINGS``. A store small enough is verified first.
+    ``documents`` is one of the three ways. A store small enough is verified first.
 
     ``UsageError``: an empty split, or a store of another tokenizer than the model's.
     ``PatchtrainError``: a damaged store.
     """
     store.verify(at_most=VERIFIED_BYTES)
     tokenizer, own = store.load_tokenizer() if store.has_tokenizer else None, loaded.own_tokenizer
-    if tokenizer is not None and own is not None and tokenizer.get_vocab() != own.get_vocab():
-        raise UsageError(
-            f"the token store {store.path} was made with another tokenizer than the model in "
-            f"{loaded.path}: its token ids mean something else"
-        )
+    if tokenizer is not None and own is not None:
+        loaded.check_tokenizer(tokenizer, store.path)
     split = store.validation
     if len(split.tokens) < 2:
         raise UsageError(f"the validation split of {store.path} is empty")
@@ -174,7 +170,7 @@ def split_loss(
     max_tokens: int | None = None,
     tally: Tally | None = None,
 ) -> tuple[float, int]:
-    """``(nats, targets)`` of a store's split, its documents read as one of ``READINGS``."""
+    """``(nats, targets)`` of a store's split, its documents read in one of the three ways."""
     tokens, rest = split.tokens, (batch_size, progress)
     if documents != "separate":
         return _joined_loss(
@@ -247,8 +243,8 @@ def evaluate_text(
     """Score the documents of some files; the tally knows how many there were.
 
     ``files`` are whatever ``patchtrain prepare`` reads: text (one document a file), JSON lines,
-    Parquet, also compressed; ``file_format`` is for names that do not tell. ``documents`` is one of
-    ``READINGS``. With ``max_tokens`` the document that reaches it is cut there.
+    Parquet, also compressed; ``file_format`` is for names that do not tell. ``documents`` is one
+    of the three ways. With ``max_tokens`` the document that reaches it is cut there.
     """
     from patchtrain.data.sources import read_documents
 

@@ -293,17 +293,15 @@ def complete(
     prompts: Sequence[str],
     max_new_tokens: int = 64,
     sampling: Sampling = SAMPLES,
-    context_length: int | None = None,
     seed: int = 0,
 ) -> list[dict[str, str]]:
     """``[{"prompt": ..., "completion": ...}, ...]``, one for each prompt.
 
     The result depends on ``seed`` only and leaves the global random state as it was, so that a
-    training run may call it at any time. ``context_length``: see ``encode_prompt``; the default is
-    the model's ``max_position_embeddings``. A completion takes at most half of it.
+    training run may call it at any time. A completion takes at most half of the context, which is
+    the model's ``max_position_embeddings``.
     """
-    if context_length is None:
-        context_length = getattr(model.config, "max_position_embeddings", None)
+    context_length = getattr(model.config, "max_position_embeddings", None)
     if context_length is not None:
         max_new_tokens = min(max_new_tokens, max(1, context_length // 2))
     device = device_of(model)

@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from patchtrain import chat
-from patchtrain.data.rows import json_rows
-from patchtrain.data.sources import open_corpus
+from patchtrain.data.rows import file_rows
 from patchtrain.errors import PatchtrainError, UsageError, one_line
 from patchtrain.evaluation.answering import Decoding, answer_prompts
 from patchtrain.evaluation.kept_lines import KeptLines, key_of
@@ -51,7 +50,7 @@ def read_prompts(file: str | None, first: int | None = None) -> list[dict[str, A
         PatchtrainError: a row is no prompt of IFEval, with its file and line.
     """
     found = []
-    for where, row in _rows(file or HUB_PROMPTS):
+    for where, row in file_rows(file or HUB_PROMPTS, "holds no prompts: give JSON lines"):
         names, values = row.get("instruction_id_list"), row.get("kwargs")
         lists = isinstance(names, list) and isinstance(values, list) and len(names) == len(values)
         if not isinstance(row.get("prompt"), str) or not names or not lists:
@@ -66,11 +65,6 @@ def read_prompts(file: str | None, first: int | None = None) -> list[dict[str, A
     if not found:
         raise UsageError(f"there is no prompt in {file}")
     return found
-
-
-def _rows(file: str) -> Iterator[tuple[object, dict[str, Any]]]:
-    for source in open_corpus([file]).sources:
-        yield from json_rows(source, "holds no prompts: give JSON lines")
 
 
 def ifeval(

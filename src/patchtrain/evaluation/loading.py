@@ -44,6 +44,14 @@ class LoadedModel:
             )
         return self.own_tokenizer
 
+    def check_tokenizer(self, other: Any, store: Path) -> None:
+        """``UsageError`` where ``other``, the tokenizer of a store, is not the model's."""
+        if other.get_vocab() != self.tokenizer.get_vocab():
+            raise UsageError(
+                f"the token store {store} was made with another tokenizer than the model in "
+                f"{self.path}: its token ids mean something else"
+            )
+
     @property
     def start_token_id(self) -> int:
         """What a document begins with: the BOS token, or the EOS that ends the one before it."""

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
 
 from patchtrain import chat
-from patchtrain.data.rows import json_rows
-from patchtrain.data.sources import open_corpus
+from patchtrain.data.rows import file_rows
 from patchtrain.errors import PatchtrainError, UsageError
 from patchtrain.evaluation.answering import Decoding, answer
 from patchtrain.evaluation.judge import Judge, text_of
@@ -33,6 +32,7 @@ TURNS = 2
 _TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1,
                  "extraction": 0.0, "math": 0.0, "coding": 0.0, "reasoning": 0.0}  # fmt: skip
 _OTHER_TEMPERATURE = 0.7
+_SEED = 0
 _AT_A_TIME = 4  # requests to the judge
 _RATING = re.compile(r"\[\[\s*(\d+(?:\.\d+)?)\s*(?:/\s*10\s*)?\]\]")
 
@@ -68,7 +68,7 @@ def read_questions(file: str | None, first: int | None = None) -> list[Question]
         PatchtrainError: a row is no question of MT-Bench, with its file and line.
     """
     found: list[Question] = []
-    for where, row in _rows(file or HUB_QUESTIONS):
+    for where, row in file_rows(file or HUB_QUESTIONS, "holds no questions: give JSON lines"):
         turns: Any = row.get("turns", row.get("prompt"))
         reference: Any = row.get("reference") or []
         if not _texts(turns) or len(turns) != TURNS or not isinstance(row.get("category"), str):
@@ -94,17 +94,11 @@ def _texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(text, str) and text for text in value)
 
 
-def _rows(file: str) -> Iterator[tuple[object, dict[str, Any]]]:
-    for source in open_corpus([file]).sources:
-        yield from json_rows(source, "holds no questions: give JSON lines")
-
-
 def write_answers(
     loaded: LoadedModel,
     questions: Sequence[Question],
     kept: KeptLines,
     max_new_tokens: int = MAX_NEW_TOKENS,
-    seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
     """The model's two answers to each question, by its id; taken from ``kept`` where they are.
@@ -119,7 +113,7 @@ def write_answers(
         temperature = _TEMPERATURES.get(question.category, _OTHER_TEMPERATURE)
         for turn, text in enumerate(question.turns):
             talk.append({"role": "user", "content": text})
-            own = zlib.crc32(f"{seed} {question.id} {turn}".encode())
+            own = zlib.crc32(f"{_SEED} {question.id} {turn}".encode())
             how = Decoding(max_new_tokens, temperature, own)
             prompt = chat.render(loaded.tokenizer, talk, "a question of MT-Bench", prompt=True)
             key = key_of(model, prompt, max_new_tokens, temperature, own)

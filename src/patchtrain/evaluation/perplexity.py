@@ -140,33 +140,28 @@ def blocks_loss(
 
 
 def rows_loss(
-    model: torch.nn.Module,
-    rows: np.ndarray,
-    batch_size: int | None = None,
-    counted: int | None = None,
+    model: torch.nn.Module, rows: np.ndarray, counted: int | None = None
 ) -> tuple[float, int]:
     """Next-token loss of separate spans of equal length, ``(rows, length)`` token ids.
 
     Each span is scored from its second token. Of the rows only the first ``counted`` count; the
     others are run all the same. Returns ``(nats, targets)``; see ``stream_loss``.
     """
-    size = _batch_size(model, rows.shape[1] - 1, batch_size)
+    size = _batch_size(model, rows.shape[1] - 1)
     counted = len(rows) if counted is None else counted
     spans = [_Span(row, 1 if number < counted else len(row)) for number, row in enumerate(rows)]
     batches = (spans[begin : begin + size] for begin in range(0, len(spans), size))
     return _loss(model, batches, None)
 
 
-def packed_loss(
-    model: torch.nn.Module, rows: Mapping[str, np.ndarray], batch_size: int | None = None
-) -> tuple[float, int]:
+def packed_loss(model: torch.nn.Module, rows: Mapping[str, np.ndarray]) -> tuple[float, int]:
     """Next-token loss of rows in which documents are packed and do not see each other.
 
     ``rows``: ``input_ids``, ``labels`` (not shifted, ``-100`` for no target) and ``position_ids``
     that restart at each document, ``(n, length)`` int64. Returns ``(nats, targets)``.
     """
     check_token_ids(model, int(rows["input_ids"].max()))
-    size = _batch_size(model, rows["input_ids"].shape[1], batch_size)
+    size = _batch_size(model, rows["input_ids"].shape[1])
     device, nats = device_of(model), 0.0
     parts = {name: torch.from_numpy(value).split(size) for name, value in rows.items()}
     with evaluating(model):
@@ -316,7 +311,7 @@ def _padded_batches(spans: Iterable[_Span], batch_size: int) -> Iterator[list[_S
             yield ahead[begin : begin + batch_size]
 
 
-def _batch_size(model: torch.nn.Module, context_length: int, batch_size: int | None) -> int:
+def _batch_size(model: torch.nn.Module, context_length: int, batch_size: int | None = None) -> int:
     if batch_size is not None:
         if batch_size < 1:
             raise UsageError(f"the batch size must be at least 1, not {batch_size}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,15 +53,6 @@ class TextLoss:
             "words": self.words,
         }
         return {key: value if math.isfinite(value) else None for key, value in values.items()}
-
-
-def text_size(texts: Iterable[str]) -> tuple[int, int]:
-    """``(UTF-8 bytes, words separated by white space)`` of some texts."""
-    utf8_bytes = words = 0
-    for text in texts:
-        utf8_bytes += len(text.encode("utf-8"))
-        words += len(text.split())
-    return utf8_bytes, words
 
 
 def _ratio(total: float, count: int) -> float:

@@ -19,8 +19,6 @@ from patchtrain.extras import require
 from patchtrain.files import whole_file
 from patchtrain.model_folder import check_model_folder, weight_files
 
-DTYPES = ("f32", "f16", "bf16", "q8_0")
-
 
 @dataclass(frozen=True)
 class Written:
@@ -51,7 +49,7 @@ def write_gguf(
     Args:
         folder: a plain model folder with its tokenizer.
         out: the file to write.
-        dtype: of the matrices, one of ``DTYPES``.
+        dtype: of the matrices: ``f32``, ``f16``, ``bf16`` or ``q8_0``.
         name: what the file says it is (default: the folder's name).
         advance: told of the bytes of each weight that was read.
 
@@ -78,7 +76,8 @@ def write_gguf(
         writer = gguf.GGUFWriter(temporary, architecture)
         try:
             writer.add_name(name or folder.resolve().name)
-            writer.add_file_type(_file_type(dtype))
+            most = "ALL" if dtype == "f32" else "MOSTLY"
+            writer.add_file_type(int(gguf.LlamaFileType[f"{most}_{dtype.upper()}"]))
             writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
             gguf_model.add_settings(writer, config)
             words.add_to(writer)
@@ -140,7 +139,7 @@ def _plan(folder: Path, config: Any, architecture: str, dtype: str) -> list[_Wei
     from safetensors import safe_open
 
     kinds = gguf.GGMLQuantizationType
-    wanted = {"f32": kinds.F32, "f16": kinds.F16, "bf16": kinds.BF16, "q8_0": kinds.Q8_0}[dtype]
+    wanted = kinds[dtype.upper()]
     number = {arch: key for key, arch in gguf.MODEL_ARCH_NAMES.items()}[architecture]
     names = gguf.get_tensor_name_map(number, config.num_hidden_layers)
     plan = []
@@ -174,20 +173,6 @@ def _read(plan: list[_Weight]) -> Iterator[tuple[_Weight, torch.Tensor]]:
 
 def _rows(plan: list[_Weight]) -> int:
     return next(weight.shape[0] for weight in plan if weight.name == "token_embd.weight")
-
-
-def _file_type(dtype: str) -> int:
-    import gguf
-
-    types = gguf.LlamaFileType
-    return int(
-        {
-            "f32": types.ALL_F32,
-            "f16": types.MOSTLY_F16,
-            "bf16": types.MOSTLY_BF16,
-            "q8_0": types.MOSTLY_Q8_0,
-        }[dtype]
-    )
 
 
 def _open(folder: Path) -> tuple[Any, Any]:

@@ -25,6 +25,7 @@ from patchtrain.evaluation.loading import LoadedModel, load_model
 from patchtrain.exporting import gguf_file, gguf_model, llama_cpp
 from patchtrain.extras import how_to_install
 from patchtrain.model_folder import weight_files
+from patchtrain.sizing import meta_model
 
 LOADERS = ("transformers", "gguf", "llama.cpp", "vllm")
 
@@ -72,22 +73,20 @@ class Loader:
         return asdict(self)
 
 
-def check_loaders(folder: Path, wanted: tuple[str, ...] = LOADERS) -> list[Loader]:
-    """What each of the ``wanted`` loaders says to the model in ``folder``, on the CPU."""
+def check_loaders(folder: Path) -> list[Loader]:
+    """What each of the ``LOADERS`` says to the model in ``folder``, on the CPU."""
     loaders = {name: Loader(name) for name in LOADERS}
     loaded = _guarded(loaders["transformers"], lambda: _transformers(loaders, folder))
-    if "vllm" in wanted:
-        _guarded(loaders["vllm"], lambda: _vllm(loaders["vllm"], folder))
-    if "gguf" in wanted or "llama.cpp" in wanted:
-        if loaded is None:
-            for name in ("gguf", "llama.cpp"):
-                loaders[name].refuse("transformers does not load the model")
-        else:
-            _guarded(loaders["gguf"], lambda: _gguf(loaders, loaded))
-            if loaders["gguf"].takes is not True and loaders["llama.cpp"].takes is True:
-                loaders["llama.cpp"].takes = loaders["gguf"].takes
-                loaders["llama.cpp"].notes.append("there is no GGUF file for it, see gguf")
-    return [loaders[name] for name in wanted]
+    _guarded(loaders["vllm"], lambda: _vllm(loaders["vllm"], folder))
+    if loaded is None:
+        for name in ("gguf", "llama.cpp"):
+            loaders[name].refuse("transformers does not load the model")
+    else:
+        _guarded(loaders["gguf"], lambda: _gguf(loaders, loaded))
+        if loaders["gguf"].takes is not True and loaders["llama.cpp"].takes is True:
+            loaders["llama.cpp"].takes = loaders["gguf"].takes
+            loaders["llama.cpp"].notes.append("there is no GGUF file for it, see gguf")
+    return list(loaders.values())
 
 
 def _guarded(loader: Loader, check: Callable[[], Any]) -> Any:
@@ -210,25 +209,22 @@ def unlikely(loaded: LoadedModel, prompt: list[int], new: list[int]) -> int | No
 
 def _vllm(loader: Loader, folder: Path) -> None:
     """What vLLM's loader reads of a folder: architecture, weights by name, tokenizer."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     names = config.architectures or []
     if not names:
         loader.refuse("config.json names no architectures")
         return
-    own = _vllm_registry()
+    own, model = _vllm_registry(), meta_model(config)
     if any(name in own for name in names):
         loader.done.append(f"{names[0]} is in its registry")
+    elif getattr(model, "_supports_attention_backend", False):
+        loader.done.append(f"{names[0]} can run through its transformers backend")
     else:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-        if getattr(model, "_supports_attention_backend", False):
-            loader.done.append(f"{names[0]} can run through its transformers backend")
-        else:
-            loader.refuse(f"{names[0]} is not known to be in its registry, and transformers' code "
-                          f"for it does not leave the attention to vLLM")  # fmt: skip
-    _whole(loader, folder, config)
+        loader.refuse(f"{names[0]} is not known to be in its registry, and transformers' code "
+                      f"for it does not leave the attention to vLLM")  # fmt: skip
+    _whole(loader, folder, model)
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         if not (folder / name).is_file():
             what = loader.notes.append if "generation" in name else loader.refuse
@@ -247,10 +243,9 @@ def _vllm_registry() -> frozenset[str]:
     return frozenset(ModelRegistry.get_supported_archs())
 
 
-def _whole(loader: Loader, folder: Path, config: Any) -> None:
+def _whole(loader: Loader, folder: Path, model: Any) -> None:
     """Whether the safetensors hold each weight of the model once, and none that is tied."""
     from safetensors import safe_open
-    from transformers import AutoModelForCausalLM
 
     found: list[str] = []
     for file in weight_files(folder):
@@ -263,8 +258,6 @@ def _whole(loader: Loader, folder: Path, config: Any) -> None:
             loader.refuse(f"index and files disagree on {len(missing)} weights: {missing[0]}")
     if double := sorted(name for name, times in Counter(found).items() if times > 1):
         loader.refuse(f"{len(double)} weights are there twice: {double[0]}")
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
     wanted = {name for name, _ in model.named_parameters()}  # a tied one has one name
     tied = set(getattr(model, "all_tied_weights_keys", {}) or {})
     if missing := sorted(wanted - set(found) - tied):

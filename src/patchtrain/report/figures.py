@@ -22,8 +22,9 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from patchtrain.report import curve
-from patchtrain.report.formats import is_number, scale
+from patchtrain.report.formats import is_number, loss_range, scale
 from patchtrain.report.summary import Row, RunSummary
+from patchtrain.stage import stage_name
 
 # Readable on white and on near-black, and apart for the colour-blind (after Okabe and Ito).
 COLOURS = ("#d5641c", "#2f7fc1", "#159a7a", "#b9599b", "#a38a1d", "#6f6fd0")
@@ -95,7 +96,7 @@ def loss_figure(runs: Sequence[RunSummary], axis: Axis) -> go.Figure:
     """Losses of all runs against one axis, with a line at every switch and what else befell."""
     figure = go.Figure()
     label_lines = 0
-    shown = _loss_range(runs)
+    shown = _shown_range(runs)
     for number, run in enumerate(runs):
         colour = COLOURS[number % len(COLOURS)]
         for stage in run.stages:
@@ -230,8 +231,6 @@ def _mark_switches(
     switches = [row for row in run.events("switch") if is_number(row.get(axis.counter))]
     for number, row in enumerate(switches, label_line):
         x = row[axis.counter] / axis.divisor
-        to = int(row.get("patch_size", 1))
-        text = f"switch to {'tokens' if to == 1 else f'patches of {to}'}"
         figure.add_shape(
             type="line",
             x0=x,
@@ -248,28 +247,19 @@ def _mark_switches(
             yanchor="bottom",
             yshift=2 + 17 * (number % _LABEL_LINES),
             xanchor="right" if row[axis.counter] > 0.6 * largest else "left",
-            text=text,
+            text=f"switch to {stage_name(int(row.get('patch_size', 1)))}",
             showarrow=False,
             font={"color": colour, "size": 12},
         )
     return len(switches)
 
 
-def _loss_range(runs: Sequence[RunSummary]) -> list[float] | None:
-    """The range worth seeing: the fall of the first steps would flatten all the rest."""
-    every: list[float] = []
-    shown: list[float] = []
-    for run in runs:
-        rows = _train(run) + _drawable(run, "eval")
-        last = max((row["step"] for row in rows), default=0)
-        every += [row["loss"] for row in rows]
-        shown += [row["loss"] for row in rows if row["step"] >= 0.04 * last]
-    if len(every) < 3 or not shown:
-        return None
-    shown.sort()
-    low, high = shown[0], shown[min(len(shown) - 1, int(0.985 * len(shown)))]
-    space = 0.06 * (high - low or 1)
-    return [low - space, high + space]
+def _shown_range(runs: Sequence[RunSummary]) -> list[float] | None:
+    """The losses that the figure shows; None leaves it to plotly, where there are but two."""
+    lines = [
+        [(row["step"], row["loss"]) for row in _train(run) + _drawable(run, "eval")] for run in runs
+    ]
+    return list(loss_range(lines)) if sum(map(len, lines)) > 2 else None
 
 
 def _train(run: RunSummary) -> list[Row]:

@@ -1,9 +1,13 @@
-"""Numbers as a reader wants them: short, with a unit, and a dash where there is none."""
+"""Numbers as a reader wants them: short, with a unit, and a dash where there is none.
+
+And which range of losses is worth drawing.
+"""
 
 from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from typing import Any, TypeGuard
 
 NONE = "\N{EN DASH}"
@@ -115,3 +119,19 @@ def with_error(value: Any, error: Any, digits: int) -> str:
 def part_of(done: float | None, whole: float | None) -> str:
     """How much was done: ``1,000``, or ``200 of 1,000``."""
     return count(done) if done == whole or whole is None else f"{count(done)} of {count(whole)}"
+
+
+def loss_range(lines: Sequence[Sequence[tuple[float, float]]]) -> tuple[float, float]:
+    """The range worth drawing: the fall of the first steps would flatten all the rest.
+
+    Each line is its points, of place and loss; there is at least one point. ``live.js`` has the
+    same rule.
+    """
+    shown = []
+    for line in lines:
+        last = max((place for place, _ in line), default=0.0)
+        shown += [loss for place, loss in line if place >= 0.04 * last]
+    shown = sorted(shown or [loss for line in lines for _, loss in line])
+    low, high = shown[0], shown[min(len(shown) - 1, int(0.985 * len(shown)))]
+    space = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
+    return low - space, high + space

@@ -14,6 +14,7 @@ from patchtrain.analysis.spikes import Spike, Switch, find_spikes, find_switches
 from patchtrain.evaluation.throughput import in_order, spent
 from patchtrain.report.formats import count, is_number
 from patchtrain.runs import RunFolder
+from patchtrain.stage import stage_name
 
 Row = dict[str, Any]
 
@@ -159,9 +160,7 @@ def _stages(info: Row, rows: list[Row]) -> list[StageSummary]:
             and row.get("stage") == index
             and is_number(row.get("learning_rate"))
         ]
-        name = str(
-            stage.get("name") or (f"patches of {patch_size}" if patch_size > 1 else "tokens")
-        )
+        name = str(stage.get("name") or stage_name(patch_size))
         stages.append(
             StageSummary(index, name, patch_size, stage.get("steps"), spent(index, rows), rates)
         )

@@ -26,6 +26,7 @@ from typing import Any
 
 from patchtrain.errors import PatchtrainError
 from patchtrain.files import sha256, sync, write_text
+from patchtrain.runs import RunFolder, checkpoint_step
 from patchtrain.training.checkpoint_record import (
     FORMAT,
     FORMAT_VERSION,
@@ -44,7 +45,6 @@ from patchtrain.training.processes import (
     together,
 )
 
-_NAME = re.compile(r"checkpoint-(\d+)")
 _PARTIAL = re.compile(r"\.checkpoint-\d+(\.old)?\.partial")
 _PARTS = ("weights", "optimizer", "random")
 
@@ -60,10 +60,10 @@ class Checkpoint:
     def at(cls, path: str | Path) -> Checkpoint:
         """The checkpoint at ``path``; ``PatchtrainError`` if the folder is not named like one."""
         path = Path(path)
-        name = _NAME.fullmatch(path.resolve().name)
-        if name is None or not path.is_dir():
+        step = checkpoint_step(path.resolve().name)
+        if step is None or not path.is_dir():
             raise PatchtrainError(f"{path} is not a checkpoint: no folder of the name checkpoint-N")
-        return cls(path, int(name[1]))
+        return cls(path, step)
 
     def info(self) -> dict[str, Any]:
         """``checkpoint.json``, checked (``checkpoint_record.read_record``)."""
@@ -126,14 +126,8 @@ class Checkpoints:
 
     def all(self) -> list[Checkpoint]:
         """What is there, oldest first. Folders that are not checkpoints of ours are left out."""
-        if not self.run.is_dir():
-            return []
-        found = [
-            Checkpoint(path, int(name[1]))
-            for path in self.run.iterdir()
-            if (name := _NAME.fullmatch(path.name)) and path.is_dir()
-        ]
-        return sorted(found, key=lambda checkpoint: checkpoint.step)
+        found = RunFolder(self.run).checkpoints()
+        return [Checkpoint(path, step) for step, path in found.items()]
 
     def newest_whole(
         self, tell: Callable[[str], None], most: int | None = None

@@ -34,6 +34,17 @@ def rank() -> int:
     return dist.get_rank() if several() else 0
 
 
+def is_first_process() -> bool:
+    """Whether this is the only process, or the first of torchrun's; also before they connect."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def restarted() -> bool:
+    """Whether a scheduler or torchrun has started this run before and starts it again."""
+    counts = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
+    return any(os.environ.get(name, "0") not in ("", "0") for name in counts)
+
+
 def share(items: list[Any]) -> list[Any]:
     """This process's part of ``items``, which are the same on all of them."""
     return items[rank() :: dist.get_world_size()] if several() else items

@@ -81,7 +81,9 @@ class Resuming(Trainer):
         found = self.checkpoints.newest_whole(self.tell, most=self.state.global_step)
         if found is None:
             return None
-        self._restore(found)
+        self._load_from_checkpoint(str(found.path))
+        self._read_optimizer(found)
+        self._load_rng_state(str(found.path))
         return found.step
 
     def plain_model(self) -> nn.Module:
@@ -96,15 +98,14 @@ class Resuming(Trainer):
         if self.is_world_process_zero():
             print(message, file=sys.stderr, flush=True)
 
-    def _restore(self, checkpoint: Checkpoint) -> None:
+    def _read_optimizer(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """Take the optimizer's state and the mean of weights from there; returns its record."""
         plain = self.plain_model()
         with together():
-            read_weights(plain, checkpoint.path)
-        with together():
-            rest = checkpoint.info()["optimizer"]
-            read_optimizer(plain, self.optimizer, checkpoint.path, rest)
-            self.weight_mean.read(plain, checkpoint.path, checkpoint.info().get("averaged", 0))
-        self._load_rng_state(str(checkpoint.path))
+            info = checkpoint.info()
+            read_optimizer(plain, self.optimizer, checkpoint.path, info["optimizer"])
+            self.weight_mean.read(plain, checkpoint.path, info.get("averaged", 0))
+        return info
 
     def _foreign_scheduler(self) -> dict[str, Any] | None:
         """The state of a scheduler that the user brought; the plan's own is computed."""
@@ -194,11 +195,7 @@ class Resuming(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
-        info = Checkpoint.at(checkpoint).info()
-        with together():
-            plain, folder = self.plain_model(), Path(checkpoint)
-            read_optimizer(plain, self.optimizer, folder, info["optimizer"])
-            self.weight_mean.read(plain, folder, info.get("averaged", 0))
+        info = self._read_optimizer(Checkpoint.at(checkpoint))
         if info["scheduler"] is None:
             self._set_rate()
         else:

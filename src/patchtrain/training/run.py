@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
@@ -39,7 +38,12 @@ from patchtrain.stage import Stage
 from patchtrain.training.config import PatchConfig
 from patchtrain.training.identity import check_allowed, refuse_changes
 from patchtrain.training.measuring import step_seconds, too_large
-from patchtrain.training.processes import ending_with_the_others, of_first, together
+from patchtrain.training.processes import (
+    ending_with_the_others,
+    is_first_process,
+    of_first,
+    together,
+)
 from patchtrain.training.trainer import PatchTrainer
 
 SAMPLE_TOKENS = 64
@@ -124,17 +128,6 @@ def _no_new_folders(path: Path) -> Iterator[None]:
         for folder in missing:
             with suppress(OSError):  # not empty, or never made
                 folder.rmdir()
-
-
-def is_first_process() -> bool:
-    """Whether this is the only process, or the first that torchrun started."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
-def restarted() -> bool:
-    """Whether a scheduler or torchrun has started this run before and starts it again."""
-    counts = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
-    return any(os.environ.get(name, "0") not in ("", "0") for name in counts)
 
 
 def check_out(out: Path, overwrite: bool, resume: str = "no") -> None:

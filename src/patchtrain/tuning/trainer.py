@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from trl import SFTTrainer
 
 from patchtrain.files import sync
 from patchtrain.progress import LINE_SECONDS, clock
+from patchtrain.runs import RunFolder
 from patchtrain.training.record import RunRecord
 from patchtrain.training.signals import StopRequest
 
@@ -32,27 +32,17 @@ class AnswerTrainer(SFTTrainer):
             (written,) = self._saving.iterdir()
             for path in (*sorted(written.rglob("*")), written):
                 sync(path)
-            older = checkpoints(out)
+            older = RunFolder(out).checkpoints()
             written.replace(out / written.name)
             sync(out)
         finally:
             shutil.rmtree(self._saving, ignore_errors=True)
             del self._saving
-        for path in older:
+        for path in older.values():
             shutil.rmtree(path)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(getattr(self, "_saving", None) or super()._get_output_dir(trial))
-
-
-def checkpoints(out: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first."""
-    named = {
-        int(found[1]): path
-        for path in out.glob("checkpoint-*")
-        if (found := re.fullmatch(r"checkpoint-(\d+)", path.name))
-    }
-    return [named[step] for step in sorted(named)]
 
 
 class Recording(TrainerCallback):

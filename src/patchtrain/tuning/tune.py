@@ -157,9 +157,7 @@ class _Tuner:
             with suppress(OSError):  # the disk may be what failed
                 self.record.stop(error)
             raise
-        from patchtrain.tuning.trainer import checkpoints
-
-        for path in checkpoints(self.folder.path):
+        for path in self.folder.checkpoints().values():
             shutil.rmtree(path)
 
     def _hold_out(self) -> None:
@@ -175,7 +173,7 @@ class _Tuner:
             self._keep(self.loaded.run, self.loaded.path, self.before)
 
     def _train(self, resume: bool) -> None:
-        from patchtrain.tuning.trainer import AnswerTrainer, Recording, checkpoints
+        from patchtrain.tuning.trainer import AnswerTrainer, Recording
 
         model = self.loaded.model.float()  # an update of 2e-5 is lost in the rounding of bf16
         recording = Recording(
@@ -192,7 +190,7 @@ class _Tuner:
         # The first step of a warm-up learns nothing, which matters where it is one of few.
         warm_up = int(_WARM_UP * self._steps(trainer))
         trainer.args.warmup_steps = warm_up if warm_up > 1 else 0
-        found = checkpoints(self.folder.path) if resume else []
+        found = list(self.folder.checkpoints().values()) if resume else []
         if not self.quiet:
             print(self._announcement(), file=sys.stderr, flush=True)
         with recording.stop.listening():

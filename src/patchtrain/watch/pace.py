@@ -15,7 +15,7 @@ from typing import Any
 
 from patchtrain.cost import AttentionLayers, ModelSize
 from patchtrain.report.formats import is_number
-from patchtrain.stage import Stage
+from patchtrain.stage import Stage, stage_name
 from patchtrain.watch.history import History, Point
 
 _RECENT = 50  # logged steps of a stage that its speed is taken from
@@ -59,11 +59,10 @@ def planned_stages(info: Mapping[str, Any]) -> list[PlannedStage]:
         first, steps, tokens, positions = (
             float(number) for number in numbers if number is not None
         )
-        name = "tokens" if patch_size == 1 else f"patches of {patch_size}"
         found.append(
             PlannedStage(
                 index,
-                str(values.get("name") or name),
+                str(values.get("name") or stage_name(int(patch_size))),
                 int(patch_size),
                 int(first),
                 int(steps),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from rich.text import Text
 
-from patchtrain.report.formats import significant
+from patchtrain.report.formats import loss_range, significant
 
 # The bit of each dot of a cell in Unicode's braille block, by row and column.
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
@@ -21,11 +21,10 @@ _LABEL = 8  # columns of the loss axis
 
 @dataclass(frozen=True)
 class Curve:
-    """Points to draw, ordered by x; joined to a line, or single dots."""
+    """Points to draw, ordered by x and joined to a line."""
 
     points: Sequence[tuple[float, float]]
     style: str
-    joined: bool = True
 
 
 @dataclass
@@ -52,7 +51,7 @@ def plot(
     if not points:
         return Text("no losses yet", style="dim")
     right = max(x for x, _ in points) or 1.0
-    low, high = loss_range(points)
+    low, high = loss_range([points])
     cells = [[_Cell() for _ in range(columns)] for _ in range(rows)]
 
     def place(x: float, y: float) -> tuple[int, int]:
@@ -75,19 +74,10 @@ def plot(
         before = None
         for x, y in curve.points:
             here = place(x, y)
-            for column, row in _line(before, here) if curve.joined and before else [here]:
+            for column, row in _line(before, here) if before else [here]:
                 dot(column, row, curve.style)
             before = here
     return _text(cells, low, high, x_label, ascii_only)
-
-
-def loss_range(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """The range worth seeing: the fall of the first steps would flatten all the rest."""
-    right = max(x for x, _ in points)
-    shown = sorted(y for x, y in points if x >= 0.04 * right) or sorted(y for _, y in points)
-    low, high = shown[0], shown[min(len(shown) - 1, int(0.985 * len(shown)))]
-    space = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
-    return low - space, high + space
 
 
 def _line(start: tuple[int, int], end: tuple[int, int]) -> list[tuple[int, int]]:

@@ -8,7 +8,6 @@ was killed. What cannot be read is a problem to name, never an error.
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import time
 from collections.abc import Mapping
@@ -256,12 +255,8 @@ class Watched:
 
     def _newest_checkpoint(self) -> tuple[int, float] | None:
         try:
-            found = {
-                int(name[1]): path
-                for path in self.run.path.iterdir()
-                if (name := re.fullmatch(r"checkpoint-(\d{1,12})", path.name))
-            }
-            return (step := max(found)), found[step].stat().st_mtime
+            *_, (step, path) = self.run.checkpoints().items()
+            return step, path.stat().st_mtime
         except (OSError, ValueError):  # none, or deleted in this moment
             return None
 

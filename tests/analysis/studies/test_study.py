@@ -130,7 +130,7 @@ def test_too_little_text_is_told_before_anything_is_trained(stores: dict[str, An
         ({"arms": ()}, "at least one arm"),
         ({"seeds": ()}, "and one seed"),
         ({"seeds": (1, 1)}, "a seed is there twice"),
-        ({"held_equal": "time"}, "is one of compute, data, loss"),
+        ({"held_equal": "time"}, "is one of compute, data, not time"),
         ({"seeds": tuple(range(1001))}, "more than 1000"),
     ],
 )

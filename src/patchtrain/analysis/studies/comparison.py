@@ -15,7 +15,7 @@ from typing import Any
 
 from patchtrain.analysis.studies import comparison_results as results
 from patchtrain.analysis.studies.question import BASELINE, Contender, Question
-from patchtrain.analysis.studies.runner import Keep, Say, train_runs
+from patchtrain.analysis.studies.runner import Keep, Say, concluding, train_runs
 from patchtrain.analysis.studies.study import (
     Arm,
     Study,
@@ -24,10 +24,9 @@ from patchtrain.analysis.studies.study import (
     refuse_changed,
     run_folder,
 )
-from patchtrain.errors import PatchtrainError
 from patchtrain.files import write_json
 from patchtrain.machine import usable_cores
-from patchtrain.runs import RunFolder, versions
+from patchtrain.runs import versions
 
 Rate = float | None  # None: the recipe's own
 
@@ -140,7 +139,9 @@ class Work:
         self.question = replace(self.question, unfit={**self.question.unfit, name: reason})
 
     def conclude(self) -> dict[str, Any]:
-        """Count what is finished and write it down, with the page."""
+        """Count what is finished and write it down, with the page; nothing before the first run."""
+        if not self.arms:  # refused, or cut short at once
+            return {}
         from patchtrain.report.compare_page import write_compare_page
 
         found = results.summarise(self)
@@ -199,19 +200,11 @@ def run_comparison(
     """
     claim(folder)
     work = Work(question, folder, jobs or usable_cores(), say, quiet, keep, count_only)
-    with RunFolder(folder).locked():
-        for name in ("recipes", "runs", "logs"):
-            (folder / name).mkdir(exist_ok=True)
-        try:
-            work.tune(question.contenders)
-            if search is not None:
-                search(work)
-            work.choose()
-            work.repeat()
-            work.spend()
-        finally:
-            found = work.conclude() if work.arms else {}  # none: refused, or cut short at once
-    if work.failed and not any(arm["runs"] for arm in found["arms"]):
-        name, reason = next(iter(work.failed.items()))
-        raise PatchtrainError(f"no run of the study got to its end; {name}: {reason}")
+    with concluding(folder, work.failed, work.conclude) as found:
+        work.tune(question.contenders)
+        if search is not None:
+            search(work)
+        work.choose()
+        work.repeat()
+        work.spend()
     return found

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from patchtrain.analysis.studies.equal import check_data, held_at, measured, plan_of
-from patchtrain.analysis.studies.study import Arm, Equality, Study
+from patchtrain.analysis.studies.study import HELD, Arm, Equality, Study
 from patchtrain.errors import UsageError, nearest
 from patchtrain.patch_settings import used
 from patchtrain.plan import PRESETS, PlanSpec
@@ -24,7 +24,6 @@ from patchtrain.yaml_reader import read_yaml
 
 BASELINE = "token"
 RATE = "training.learning_rate"
-HOLDS = ("compute", "data")
 BUDGETS = (0.4, 0.5, 0.63, 0.8, 1.0, 1.26)
 ALIASES = {
     "K": "plan.patch_size",
@@ -64,7 +63,7 @@ class Question:
     title: str
     recipe: Mapping[str, Any]  # values of a Recipe, without seed and out
     contenders: tuple[Contender, ...]
-    held_equal: str  # of HOLDS
+    held_equal: str  # of HELD
     seeds: tuple[int, ...]  # the first one also chooses the learning rates
     rates: tuple[float, ...] = ()  # tried for each contender; none: the recipe's own
     budgets: tuple[float, ...] = ()  # of the baseline, as shares of its compute
@@ -74,8 +73,8 @@ class Question:
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.held_equal not in HOLDS:
-            raise UsageError(f"--equal is one of {', '.join(HOLDS)}, not {self.held_equal}")
+        if self.held_equal not in HELD:
+            raise UsageError(f"--equal is one of {', '.join(HELD)}, not {self.held_equal}")
         for option, values in (("--rates", self.rates), ("--baseline-budgets", self.budgets)):
             if any(not 0 < value < 1e6 for value in values):
                 raise UsageError(f"{option} are numbers above 0")

@@ -16,7 +16,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -105,19 +106,36 @@ def run_study(
     """
     claim(folder)
     refuse_another(study, folder)
+    failed: dict[str, str] = {}
+    with concluding(folder, failed, lambda: conclude(study, folder, failed)) as found:
+        write_json(folder / "study.json", {**study.to_dict(), "versions": versions()})
+        train_runs(study, folder, jobs or usable_cores(), failed, say, quiet, keep=keep)
+    return found
+
+
+@contextmanager
+def concluding(
+    folder: Path, failed: Mapping[str, str], conclude: Callable[[], dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """Hold a study's folder for a block that trains its runs, and conclude however that ends.
+
+    Yields the dict that the results are in after the block: what ``conclude`` returns.
+
+    Raises:
+        UsageError: another study is running in the folder.
+        PatchtrainError: runs have ``failed``, and none got to its end.
+    """
+    found: dict[str, Any] = {}
     with RunFolder(folder).locked():
         for name in ("recipes", "runs", "logs"):
             (folder / name).mkdir(exist_ok=True)
-        write_json(folder / "study.json", {**study.to_dict(), "versions": versions()})
-        failed: dict[str, str] = {}
         try:
-            train_runs(study, folder, jobs or usable_cores(), failed, say, quiet, keep=keep)
+            yield found
         finally:
-            found = conclude(study, folder, failed)
+            found.update(conclude())
     if failed and not any(arm["runs"] for arm in found["arms"]):
         name, reason = next(iter(failed.items()))
         raise PatchtrainError(f"no run of the study got to its end; {name}: {reason}")
-    return found
 
 
 def conclude(study: Study, folder: Path, failed: dict[str, str]) -> dict[str, Any]:

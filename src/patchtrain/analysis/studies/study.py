@@ -27,7 +27,7 @@ from patchtrain.files import claim_folder
 from patchtrain.recipe import Recipe
 from patchtrain.runs import RunFolder
 
-HELD = ("compute", "data", "loss")
+HELD = ("compute", "data")
 MARKER = ".patchtrain-study"
 MOST_RUNS = 1000
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from patchtrain.data.token_files import COPY_AGAIN, TokenFile
+from patchtrain.data.token_files import COPY_AGAIN, TokenFile, check_dtype
 from patchtrain.errors import UsageError
 
 _HEADER = np.dtype(("<i4", 256))
@@ -40,8 +40,7 @@ def read_headed(path: Path, dtype: np.dtype | None) -> list[TokenFile]:
             f"{path} has multiple-choice questions of llm.c in it, no text to train on"
         )
     own = np.dtype(_DTYPES[magic])
-    if dtype is not None and dtype != own:
-        raise UsageError(f"{path} says itself that its tokens are {own.name}: leave --dtype out")
+    check_dtype(path, own, dtype)
     found = size - _HEADER.itemsize
     if count < 0 or found != count * own.itemsize:
         raise UsageError(

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BaseModel, Field, StrictStr, ValidationError
 
-from patchtrain.data.token_files import COPY_AGAIN, TokenFile
+from patchtrain.data.token_files import COPY_AGAIN, TokenFile, check_dtype
 from patchtrain.errors import UsageError, first_problem, one_line
 from patchtrain.files import is_inside
 
@@ -69,8 +69,7 @@ def read(folder: Path, dtype: np.dtype | None) -> list[TokenFile]:
                 f"place; write them without, as optimize(..., compression=None) of litdata does"
             )
     own = _dtype(file, config.data_format)
-    if dtype is not None and dtype != own:
-        raise UsageError(f"{file} says itself that its tokens are {own.name}: leave --dtype out")
+    check_dtype(file, own, dtype)
     for chunk in index.chunks:
         if not is_inside(folder, chunk.filename):
             raise UsageError(f"{file} names a chunk outside its folder: {chunk.filename}")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from patchtrain.data.token_files import COPY_AGAIN, TokenFile
+from patchtrain.data.token_files import COPY_AGAIN, TokenFile, check_dtype
 from patchtrain.errors import UsageError
 
 _MAGIC = b"MMIDIDX\0\0"
@@ -40,8 +40,7 @@ def read(prefix: Path, dtype: np.dtype | None) -> list[TokenFile]:
             f"{index} says that its numbers are of type {code}: those are no token ids"
         )
     own = np.dtype(_DTYPES[code])
-    if dtype is not None and dtype != own:
-        raise UsageError(f"{index} says itself that its tokens are {own.name}: leave --dtype out")
+    check_dtype(index, own, dtype)
     lengths, begins, documents = _arrays(index, sequences, entries)
     ends = np.cumsum(lengths, dtype=np.int64)
     if (lengths < 0).any() or (begins != (ends - lengths) * own.itemsize).any():
