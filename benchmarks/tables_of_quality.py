@@ -10,6 +10,7 @@ from table_parts import head, line, verdict
 
 from patchtrain.report.compare_words import (
     CONTENDER_HEAD,
+    budget_rows,
     contender_rows,
     held,
     loss_rows,
@@ -137,6 +138,10 @@ def evidence(result: dict[str, Any]) -> list[str]:
     if rows := [row for row in loss_rows(result) if row[1] != NONE]:
         lines += ["", *head("at equal loss", "compute ratio", "95 % interval", "seeds inside")]
         lines += [line(*row[:3], row[5]) for row in rows]
+    names, rows = budget_rows(result)
+    if len(names) > 2 and rows:
+        lines += ["", *head("less token level with that much compute", *names[1:])]
+        lines += [line(*row) for row in rows]
     lines += ["", *held(result), *(f"- {note}" for note in lost_notes(result))]
     return lines
 

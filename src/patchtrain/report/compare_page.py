@@ -15,6 +15,7 @@ from patchtrain.report import compare_figures
 from patchtrain.report.compare_words import (
     CONTENDER_HEAD,
     LOSS_HEAD,
+    budget_rows,
     contender_rows,
     held,
     loss_rows,
@@ -105,6 +106,11 @@ def _equal_loss(results: Row, figures: list[str]) -> list[str]:
             f"end higher. Never beyond: where an arm ended outside, there is only a bound. "
             f"Geometric mean over the seeds. Time is what each run took, with whatever else the "
             f"machine did meanwhile."
+        ),
+        table(*budget_rows(results), "Less token level with other shares of its compute"),
+        note(
+            "Bits per byte less token level's with that share of the compute, and the interval "
+            "over the seeds that both have."
         ),
         *_plot(compare_figures.needed(results), "compute-needed", figures),
     ]

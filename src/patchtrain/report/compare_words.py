@@ -144,6 +144,23 @@ def loss_rows(results: Row) -> list[list[str]]:
     return rows
 
 
+def budget_rows(results: Row) -> tuple[list[str], list[list[str]]]:
+    """Head and rows: each contender less token level with shares of its compute, with intervals."""
+    budgets = list(results["budgets"])
+    rows = []
+    for item in ranking(results):
+        against = (item["equal_loss"] or {}).get("against") or {}
+        cells = [
+            f"{_signed(found['mean'])} ({interval(found)})"
+            if (found := against.get(budget))
+            else ""
+            for budget in budgets
+        ]
+        if any(cells):
+            rows.append([item["name"], *cells])
+    return ["arm", *(f"{budget} x" for budget in budgets)], rows
+
+
 def tuned_on(results: Row) -> str:
     """``seed 0``, ``seeds 0, 1, 2``: what chose the learning rates."""
     return seeds_in_words(results["tuning_seeds"])

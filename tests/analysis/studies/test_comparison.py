@@ -15,7 +15,7 @@ from patchtrain.analysis.studies.question import compared, from_words, full_path
 from patchtrain.analysis.studies.study import Arm
 from patchtrain.errors import PatchtrainError, UsageError
 from patchtrain.plan import CHOICES
-from patchtrain.report.compare_words import held
+from patchtrain.report.compare_words import budget_rows, held
 from tests.analysis.studies.pretend import End, Pretend, recipe
 
 
@@ -234,6 +234,14 @@ def test_at_equal_loss_by_the_baselines_own_runs(tmp_path: Path, pretend: Any) -
     assert compute["mean"] == pytest.approx(0.5, rel=0.02)  # but for whole steps
     assert compute["inside"] == 2
     assert set(found["budgets"]) == {"0.5", "1", "2"}
+    against = named(found, "recipe")["equal_loss"]["against"]
+    assert {budget: row["mean"] for budget, row in against.items()} == pytest.approx(
+        {"0.5": -1.0, "1": -0.5, "2": 0.0}
+    )
+    head, rows = budget_rows(found)
+    assert head == ["arm", "0.5 x", "1 x", "2 x"]
+    assert rows == [["recipe", "-1.0000 (-1.0000 to -1.0000)", "-0.5000 (-0.5000 to -0.5000)",
+                     "+0.0000 (+0.0000 to +0.0000)"]]  # fmt: skip
     budgets = {arm["name"]: arm["runs"][0]["flops"] for arm in found["arms"]}
     assert budgets["token-budget-0.5"] == pytest.approx(budgets["token"] / 2, rel=0.02)
 

@@ -143,7 +143,10 @@ def _own_rate(rows: Mapping[str, Row], name: str) -> float | None:
 
 
 def _equal_loss(work: Work, runs: Sequence[Row], rows: Mapping[str, Row]) -> Row:
-    """Ratios of compute and of time at equal loss, over the seeds that all budgets have."""
+    """Ratios of compute and of time at equal loss, over the seeds that all budgets have.
+
+    ``against`` has the difference to the baseline at each of its budgets, over paired seeds.
+    """
     found: Row = {}
     for kind, spent in _SPENT.items():
         ratios = {}
@@ -157,6 +160,14 @@ def _equal_loss(work: Work, runs: Sequence[Row], rows: Mapping[str, Row]) -> Row
             if len(points) == len(work.budgets):
                 ratios[run["seed"]] = equal_loss.ratio(points, run[spent], run["bits_per_byte"])
         found[kind] = equal_loss.over_seeds(ratios) if ratios else None
+    found["against"] = {}
+    for budget, arm in sorted(work.budgets.items()):
+        own, others = (
+            {run["seed"]: run["bits_per_byte"] for run in side}
+            for side in (runs, rows[arm.name]["runs"])
+        )
+        if difference := paired(own, others):
+            found["against"][f"{budget:g}"] = difference.to_dict()
     return found
 
 
