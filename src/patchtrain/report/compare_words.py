@@ -150,12 +150,8 @@ def budget_rows(results: Row) -> tuple[list[str], list[list[str]]]:
     rows = []
     for item in ranking(results):
         against = (item["equal_loss"] or {}).get("against") or {}
-        cells = [
-            f"{_signed(found['mean'])} ({interval(found)})"
-            if (found := against.get(budget))
-            else ""
-            for budget in budgets
-        ]
+        there = [against.get(budget) for budget in budgets]
+        cells = [f"{_signed(row['mean'])} ({interval(row)})" if row else "" for row in there]
         if any(cells):
             rows.append([item["name"], *cells])
     return ["arm", *(f"{budget} x" for budget in budgets)], rows
