@@ -6,7 +6,7 @@ import html
 from pathlib import Path
 from typing import Any
 
-from patchtrain.errors import UsageError
+from patchtrain.files import check_place
 from patchtrain.report import patch_views as views
 from patchtrain.report.figures import to_html
 from patchtrain.report.formats import count
@@ -24,12 +24,6 @@ NOTES = {
 }
 
 
-def check_place(out: Path) -> None:
-    """``UsageError`` if there is no folder to write the page to."""
-    if out.is_dir() or not out.absolute().parent.is_dir():
-        raise UsageError(f"cannot write the page to {out}: name a file in a folder that exists")
-
-
 def write_inspect_page(
     found: dict[str, Any], shown: dict[int, list[str]], out: Path, title: str
 ) -> Path:
@@ -37,7 +31,7 @@ def write_inspect_page(
 
     ``shown``: the texts of some patches, by patch size.
     """
-    check_place(out)
+    check_place(out, "the page")
     return write(render(found, shown, title), out)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from patchtrain.errors import UsageError
+from patchtrain.files import check_place
 from patchtrain.report import curve, evaluations, figures, speed_section, tables, words
 from patchtrain.report.summary import RunSummary
 from patchtrain.report.template import note, page, paragraphs, write
@@ -27,10 +28,7 @@ def write_page(runs: Sequence[RunFolder], out: Path, title: str | None = None) -
     if not runs:
         raise UsageError("a report needs at least one run folder")
     out = Path(out)
-    if out.is_dir():
-        raise UsageError(f"cannot write the report to {out}: it is a folder; name a file")
-    if not out.parent.is_dir():
-        raise UsageError(f"cannot write the report to {out}: there is no folder {out.parent}")
+    check_place(out, "the report")
     with of_expected_form(*runs):
         text = render([RunSummary.read(run) for run in runs], title)
     return write(text, out)

@@ -12,7 +12,7 @@ from pathlib import Path
 import plotly.graph_objects as go
 
 from patchtrain.cost import Bill, ModelSize
-from patchtrain.errors import UsageError
+from patchtrain.files import check_place
 from patchtrain.report.figures import COLOURS, GRID, dress, to_html
 from patchtrain.report.formats import count, duration, flops, number, percent, significant
 from patchtrain.report.tables import table
@@ -27,8 +27,7 @@ def write_plan_page(bill: Bill, out: Path, title: str) -> Path:
 
     ``UsageError``: there is no folder to write to.
     """
-    if out.is_dir() or not out.parent.is_dir():
-        raise UsageError(f"cannot write the picture to {out}: name a file in a folder that exists")
+    check_place(out, "the picture")
     return write(render(bill, title), out)
 
 
