@@ -235,7 +235,7 @@ def _check_place(name: str, trust_remote_code: bool) -> None:
         return
     if hub.looks_like_path(name):
         raise UsageError(f"model.pretrained: no folder {name}")
-    if not hub.offline() and not hub.reachable():
+    if hub.unreachable():
         raise UsageError(
             f"model.pretrained: no folder {name}, and the Hugging Face hub cannot be reached"
         )
