@@ -121,17 +121,17 @@ def script() -> str:
     return f"<script>{get_plotlyjs()}</script>"
 
 
-def to_html(figure: go.Figure, name: str, first: bool = False) -> str:
-    """A figure as the element ``name`` of a page; the ``first`` one can bring plotly's script."""
-    text: str = figure.to_html(
+def to_html(figure: go.Figure, name: str, kind: str = "plot") -> str:
+    """A figure as the element ``name`` of a page, which brings the script (``template.page``)."""
+    text = figure.to_html(
         full_html=False,
-        include_plotlyjs=first,
+        include_plotlyjs=False,
         div_id=name,
         default_width="100%",
         default_height="100%",
         config={"displaylogo": False, "responsive": True, "modeBarButtons": [["toImage"]]},
     )
-    return text
+    return f'<div class="{kind}">{text}</div>'
 
 
 def _trace(

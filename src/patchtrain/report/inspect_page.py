@@ -48,26 +48,21 @@ def render(found: dict[str, Any], shown: dict[int, list[str]], title: str) -> st
         body += [f"<h3>K = {K}</h3>{views.coloured(texts)}" for K, texts in shown.items()]
     body += [
         "<h2>What patches split</h2>",
-        plot(to_html(views.shares_figure(patches), "shares", first=True)),
+        to_html(views.shares_figure(patches), "shares"),
         table(*views.shares_rows(patches), "Shares"),
         note(NOTES["shares"]),
         "<h2>Whether the tokens of a patch belong together</h2>",
     ]
     if any(entry["cosines"] for entry in large):
-        figure = views.cosine_figure(large, far)
-        body += [plot(to_html(figure, "cosines", first=False)), note(NOTES["cosines"])]
+        body += [to_html(views.cosine_figure(large, far), "cosines"), note(NOTES["cosines"])]
     body += [
         table(*views.coherence_rows(large, far), "Coherence"),
         "<h3>By distance</h3>",
-        plot(to_html(views.information_figure(distances), "information", first=False)),
+        to_html(views.information_figure(distances), "information"),
         note(NOTES["information"]),
         table(*views.distance_rows(distances), "By distance"),
     ]
     return page(title, body, views.STYLE)
-
-
-def plot(figure: str) -> str:
-    return f'<div class="plot">{figure}</div>'
 
 
 def _lead(found: dict[str, Any]) -> str:

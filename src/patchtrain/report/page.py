@@ -50,8 +50,6 @@ def render(runs: Sequence[RunSummary], title: str | None = None) -> str:
         _section("Recipe", _recipes(runs)),
         _section("Versions and machine", f'<div class="wide">{tables.machine_table(runs)}</div>'),
     ]
-    if any('class="plot' in part for part in parts):
-        parts.insert(0, figures.script())  # whichever section draws: before all of them
     return page(title, parts)
 
 
@@ -87,7 +85,7 @@ def _curves(runs: Sequence[RunSummary]) -> str:
     parts = []
     for name, heading, axis in plots:
         figure = figures.to_html(figures.loss_figure(runs, axis), name)
-        parts.append(f'<h3>{heading}</h3><div class="plot">{figure}</div>')
+        parts.append(f"<h3>{heading}</h3>{figure}")
     return _section("Loss", _legend(runs) + "".join(parts) + _curve_notes(runs))
 
 

@@ -45,9 +45,8 @@ def render(bill: Bill, title: str) -> str:
         ("data", "Data at equal compute", "tokens read, token level is 1", True),
     ]
     body = [f"<h1>{html.escape(title)}</h1>", _lead(bill)]
-    for index, (name, heading, axis, inverse) in enumerate(plots):
-        figure = to_html(_figure(bill, axis, inverse), name, first=index == 0)
-        body.append(f'<h2>{heading}</h2><div class="plot">{figure}</div>')
+    for name, heading, axis, inverse in plots:
+        body.append(f"<h2>{heading}</h2>{to_html(_figure(bill, axis, inverse), name)}")
     return page(title, [*body, "<h2>Stages</h2>", _stages(bill)])
 
 
