@@ -9,6 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig
 
+from patchtrain import products
 from patchtrain.cost import AttentionLayers
 from patchtrain.modeling import patch_level
 from patchtrain.sizing import meta_model, model_size
@@ -22,6 +23,12 @@ FAMILIES = [
     *("llama", "qwen2", "qwen3", "gpt2", "gpt_neox", "bloom", "gemma2", "phi3", "olmo2"),
     *("starcoder2", "mixtral", "qwen3_moe", "olmoe", "granitemoe", "deepseek_v3", "gpt_oss"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def products_that_torch_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its counter knows nothing of oneDNN's product, which some processors take."""
+    monkeypatch.setattr(products, "prefers_onednn", lambda: False)
 
 
 def added_in_place(into: Any, first: Any, second: Any, **kwargs: Any) -> int:

@@ -91,6 +91,14 @@ def whole_folder(path: Path, replace: bool = False) -> Iterator[Path]:
         raise
 
 
+def check_place(file: Path, what: str) -> None:
+    """``UsageError`` if ``what`` cannot be written to ``file``: to be asked before it is made."""
+    if file.is_dir():
+        raise UsageError(f"cannot write {what} to {file}: it is a folder; name a file")
+    if not file.absolute().parent.is_dir():
+        raise UsageError(f"cannot write {what} to {file}: there is no folder {file.parent}")
+
+
 def sha256(path: Path) -> str:
     """Of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:

@@ -215,13 +215,7 @@ class PatchLevel:
         order = torch.arange(length, device=patches.device)
         within = (order - (length - self.tail)).clamp(min=0)  # places in the tail, if any
         positions = (order - within) * self.position_scale + within
-        last = last_position(length, self.position_scale, self.tail)
-        longest = getattr(getattr(self.model, "config", None), "max_position_embeddings", None)
-        if longest is not None and last >= longest:
-            raise UsageError(
-                f"position_scale {self.position_scale} gives positions up to {last}, beyond the "
-                f"model's max_position_embeddings of {longest}"
-            )
+        check_positions(self.model, last_position(length, self.position_scale, self.tail))
         stretched = {"position_ids": positions.expand(rows, -1)}
         if mask is None:
             stretched["attention_mask"] = torch.ones_like(stretched["position_ids"])
@@ -349,6 +343,21 @@ def output_embeddings(model: Any) -> Any:
     if head is None:
         raise UsageError(f"{type(model).__name__} has no output embedding: not a language model")
     return head
+
+
+def longest_context(model: Any) -> int | None:
+    """The positions that a model has room for; None where it does not say."""
+    return getattr(getattr(model, "config", None), "max_position_embeddings", None)
+
+
+def check_positions(model: Any, last: int) -> None:
+    """``UsageError`` if a model has no room for positions that ``position_scale`` spreads."""
+    longest = longest_context(model)
+    if longest is not None and last >= longest:
+        raise UsageError(
+            f"position_scale gives positions up to {last}, beyond the model's "
+            f"max_position_embeddings of {longest}; use a shorter context, or no position_scale"
+        )
 
 
 def _auxiliary_loss(model: Any, outputs: Any, weight: float | None) -> Tensor | float:

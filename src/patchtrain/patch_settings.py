@@ -7,10 +7,11 @@ the order of the tokens follows from it. Standard library only; ``plan_resolver.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from patchtrain.errors import UsageError, one_line
+from patchtrain.stage import Stage
 
 # What a plan and its stages hold where a setting is not used.
 UNUSED: dict[str, Any] = {
@@ -38,6 +39,7 @@ STAGE_UNUSED: dict[str, Any] = {
     "tail": 0,
     "token_steps": 0,
 }
+LARGEST = 10**15  # beyond what anybody trains, and within what the arithmetic takes in no time
 _LARGEST_SCALE = 1024.0
 _DOUBLINGS = 64  # further back than so a token weighs nothing
 
@@ -59,34 +61,32 @@ def problems(spec: Any) -> list[str]:
         pool_weights(spec.pool_weights, 2)
     except UsageError as error:
         found.append(str(error))
-    if not _is_number(spec.patch_rate) or not 0 < spec.patch_rate <= _LARGEST_SCALE:
+    if not is_number(spec.patch_rate) or not 0 < spec.patch_rate <= _LARGEST_SCALE:
         found.append(
             f"patch_rate must be above 0 and at most {_LARGEST_SCALE:,.0f}, "
-            f"not {_shown(spec.patch_rate)}"
+            f"not {shown(spec.patch_rate)}"
         )
     for name in AFTER_SWITCH:
         steps = getattr(spec, name)
-        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
-            found.append(f"{name} must be a whole number of at least 0, not {_shown(steps)}")
+        if not is_whole(steps) or steps < 0:
+            found.append(f"{name} must be a whole number of at least 0, not {shown(steps)}")
     if not found and spec.freeze_head_steps and spec.freeze_body_steps:
         found.append("freeze_head_steps and freeze_body_steps leave nothing to train; give one")
     scale = spec.head_scale_at_switch
-    if not _is_number(scale) or not 0 < scale <= _LARGEST_SCALE:
+    if not is_number(scale) or not 0 < scale <= _LARGEST_SCALE:
         found.append(
             f"head_scale_at_switch must be above 0 and at most {_LARGEST_SCALE:,.0f}, "
-            f"not {_shown(scale)}"
+            f"not {shown(scale)}"
         )
-    if not _is_number(spec.token_share) or not 0 <= spec.token_share < 1:
-        found.append(f"token_share must be at least 0 and below 1, not {_shown(spec.token_share)}")
-    if not _is_number(spec.hybrid_share) or not 0 <= spec.hybrid_share < 1:
-        found.append(
-            f"hybrid_share must be at least 0 and below 1, not {_shown(spec.hybrid_share)}"
-        )
+    if not is_number(spec.token_share) or not 0 <= spec.token_share < 1:
+        found.append(f"token_share must be at least 0 and below 1, not {shown(spec.token_share)}")
+    if not is_number(spec.hybrid_share) or not 0 <= spec.hybrid_share < 1:
+        found.append(f"hybrid_share must be at least 0 and below 1, not {shown(spec.hybrid_share)}")
     if spec.hybrid_share and spec.documents == "separate":
         found.append("hybrid_share needs documents: mixed, which are not aligned to patches")
     share = spec.average_at_switch
-    if not _is_number(share) or not 0 <= share <= 1:
-        found.append(f"average_at_switch must lie between 0 and 1, not {_shown(share)}")
+    if not is_number(share) or not 0 <= share <= 1:
+        found.append(f"average_at_switch must lie between 0 and 1, not {shown(share)}")
     if spec.phase == "random" and spec.documents == "separate":
         found.append("phase random needs documents: mixed, which are not aligned to patches")
     if spec.position_scale == "patch" and spec.documents == "separate":
@@ -95,6 +95,16 @@ def problems(spec: Any) -> list[str]:
             "positions that count by one"
         )
     return found
+
+
+def switch_problems(spec: Any, stages: Sequence[Stage]) -> list[str]:
+    """What takes all the steps of a stage after its switch, a line each."""
+    return [
+        f"{name} {steps} leaves none of the {stage.steps} steps of {stage.name}"
+        for name in AFTER_SWITCH
+        for stage in stages[1:]
+        if 1 < stage.steps <= (steps := getattr(spec, name))
+    ]
 
 
 def embedding_scale(kind: Any, patch_size: int, ablation: str | None = None) -> float:
@@ -114,12 +124,12 @@ def embedding_scale(kind: Any, patch_size: int, ablation: str | None = None) -> 
         factor = 1.0
     elif kind == "sqrt":
         factor = math.sqrt(patch_size)
-    elif _is_number(kind) and 0 < kind <= _LARGEST_SCALE:
+    elif is_number(kind) and 0 < kind <= _LARGEST_SCALE:
         factor = float(kind)
     else:
         raise UsageError(
             f"embedding_scale is none, sqrt or a number above 0 and at most {_LARGEST_SCALE:,.0f}, "
-            f"not {_shown(kind)}"
+            f"not {shown(kind)}"
         )
     return 1.0 if patch_size == 1 or ablation == "output-only" else factor
 
@@ -150,14 +160,14 @@ def pool_weights(
     elif (
         isinstance(kind, list | tuple)
         and kind
-        and all(_is_number(weight) and 0 <= weight <= _LARGEST_SCALE for weight in kind)
+        and all(is_number(weight) and 0 <= weight <= _LARGEST_SCALE for weight in kind)
         and sum(kind) > 0
     ):
         raw = [float(weight) for weight in kind]
     else:
         raise UsageError(
             f"pool_weights is uniform, recent or a list of numbers from 0 to "
-            f"{_LARGEST_SCALE:,.0f} that are not all 0, not {_shown(kind)}"
+            f"{_LARGEST_SCALE:,.0f} that are not all 0, not {shown(kind)}"
         )
     if patch_size == 1 or len(raw) != patch_size or ablation == "output-only":
         return None
@@ -214,9 +224,14 @@ def position_scale(kind: str, patch_size: int, ablation: str | None = None) -> i
     return 1 if kind != "patch" or ablation == "output-only" else patch_size
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _shown(value: Any) -> str:
+def is_number(value: Any) -> bool:
+    """Whether a value is a number, and none beyond what a plan can mean."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
+
+
+def shown(value: Any) -> str:
     return one_line(repr(value), 60)

@@ -13,18 +13,20 @@ from typing import Any
 
 from patchtrain.errors import UsageError, nearest, one_line
 from patchtrain.patch_settings import (
-    AFTER_SWITCH,
+    LARGEST,
+    is_number,
+    is_whole,
     patches_of,
     position_scale,
     problems,
+    shown,
+    switch_problems,
     tail,
     used,
 )
 from patchtrain.plan import CHOICES, Plan, PlanSpec, largest_divisor, warmup_steps
 from patchtrain.stage import ABLATIONS, Stage, sequence_tokens, slot_weights
 
-# Beyond what anybody trains, and within what the arithmetic takes in no time.
-_LARGEST = 10**15
 _MOST = {"patch_size": 1024, "context_length": 10**9, "tokens_per_step": 10**12, "steps": 10**9}
 _MOST_EPOCHS = 10_000
 _STAGE_KEYS = ("patch_size", "share", "context_length", "ablation")
@@ -66,7 +68,7 @@ class Resolver:
         """The least common multiple of the stages' patch sizes; 1 where they make no sense."""
         self._check_values()
         multiple = math.lcm(*(part.patch_size for part in self._parts()))
-        return 1 if self.problems or multiple > _LARGEST else multiple
+        return 1 if self.problems or multiple > LARGEST else multiple
 
     def longest_context(self) -> int | None:
         """The positions that the widest stage spans, scaled; None where they make no sense."""
@@ -87,7 +89,7 @@ class Resolver:
         self._stop_if_problems()
         lengths = [part.sequence_tokens for part in parts]
         self.block = math.lcm(self.spec.context_length, *lengths)
-        if self.block > _LARGEST:
+        if self.block > LARGEST:
             self.problems.append(
                 "the patch sizes have so large a common multiple that no store has a block of it"
             )
@@ -114,24 +116,22 @@ class Resolver:
                 bad(f"{key} '{one_line(value, 40)}' is not one of {', '.join(allowed)}")
         for key in ("context_length", "tokens_per_step", "patch_size", "steps", "tokens"):
             value = getattr(spec, key)
-            if self._is_asked(key) and (not _is_int(value) or value < 1):
-                bad(f"{key} must be a whole number of at least 1, not {_shown(value)}")
-            elif self._is_asked(key) and value > (most := _MOST.get(key, _LARGEST)):
-                bad(f"{key} must be at most {most:,}, not {_shown(value)}")
+            if self._is_asked(key) and (not is_whole(value) or value < 1):
+                bad(f"{key} must be a whole number of at least 1, not {shown(value)}")
+            elif self._is_asked(key) and value > (most := _MOST.get(key, LARGEST)):
+                bad(f"{key} must be at most {most:,}, not {shown(value)}")
         for key in ("patch_fraction", "step_fraction", "decay_fraction", "min_rate"):
             value = getattr(spec, key)
-            if self._is_asked(key) and not (_is_number(value) and 0 <= value <= 1):
-                bad(f"{key} must lie between 0 and 1, not {_shown(value)}")
+            if self._is_asked(key) and not (is_number(value) and 0 <= value <= 1):
+                bad(f"{key} must lie between 0 and 1, not {shown(value)}")
         for key in ("epochs", "max_epochs"):
             value = getattr(spec, key)
-            if self._is_asked(key) and not (_is_number(value) and 0 < value <= _MOST_EPOCHS):
-                bad(f"{key} must be above 0 and at most {_MOST_EPOCHS:,}, not {_shown(value)}")
-        if spec.warmup_steps is not None and (
-            not _is_int(spec.warmup_steps) or spec.warmup_steps < 0
-        ):
-            shown = _shown(spec.warmup_steps)
-            bad(f"warmup_steps must be a whole number of at least 0, not {shown}")
-        if _is_int(spec.context_length) and spec.context_length == 1:
+            if self._is_asked(key) and not (is_number(value) and 0 < value <= _MOST_EPOCHS):
+                bad(f"{key} must be above 0 and at most {_MOST_EPOCHS:,}, not {shown(value)}")
+        warmup = spec.warmup_steps
+        if warmup is not None and (not is_whole(warmup) or warmup < 0):
+            bad(f"warmup_steps must be a whole number of at least 0, not {shown(warmup)}")
+        if is_whole(spec.context_length) and spec.context_length == 1:
             bad("context_length must be at least 2: the first position predicts the second")
         given = [key for key in ("steps", "tokens", "epochs") if getattr(spec, key) is not None]
         if len(given) != 1:
@@ -153,7 +153,7 @@ class Resolver:
         if spec.stages is not None:
             if not isinstance(spec.stages, Sequence) or isinstance(spec.stages, str):
                 self.problems.append(
-                    f"stages is a list of patch sizes and shares, not {_shown(spec.stages)}"
+                    f"stages is a list of patch sizes and shares, not {shown(spec.stages)}"
                 )
                 return []
             if spec.patch_fraction is not None or spec.step_fraction is not None:
@@ -215,20 +215,20 @@ class Resolver:
             ablation = item.get("ablation")
             item = (item.get("patch_size"), item.get("share"))
         if not isinstance(item, Sequence) or isinstance(item, str) or len(item) != 2:
-            self.problems.append(f"a stage is a patch_size and a share, not {_shown(item)}")
+            self.problems.append(f"a stage is a patch_size and a share, not {shown(item)}")
             return None
         patch_size, share = item
-        if not _is_int(patch_size) or not 1 <= patch_size <= _MOST["patch_size"]:
+        if not is_whole(patch_size) or not 1 <= patch_size <= _MOST["patch_size"]:
             self.problems.append(
                 f"patch_size must be a whole number from 1 to {_MOST['patch_size']:,}, "
-                f"not {_shown(patch_size)}"
+                f"not {shown(patch_size)}"
             )
-        elif not _is_number(share) or not 0 < share <= 1:
-            self.problems.append(f"the share of a stage must lie in (0, 1], not {_shown(share)}")
-        elif not _is_int(context_length) or not 2 <= context_length <= _MOST["context_length"]:
+        elif not is_number(share) or not 0 < share <= 1:
+            self.problems.append(f"the share of a stage must lie in (0, 1], not {shown(share)}")
+        elif not is_whole(context_length) or not 2 <= context_length <= _MOST["context_length"]:
             self.problems.append(
                 f"the context_length of a stage must be a whole number of at least 2, not "
-                f"{_shown(context_length)}"
+                f"{shown(context_length)}"
             )
         elif self._can_ablate(ablation, patch_size):
             length = self._tail(patch_size, context_length)
@@ -242,9 +242,7 @@ class Resolver:
         before = len(self.problems)
         if not isinstance(ablation, str) or ablation not in ABLATIONS:
             known = ", ".join(ABLATIONS)
-            self.problems.append(
-                f"the ablation {_shown(ablation)} of a stage is not one of {known}"
-            )
+            self.problems.append(f"the ablation {shown(ablation)} of a stage is not one of {known}")
         elif patch_size == 1:
             self.problems.append(f"ablation {ablation} needs patches: a patch_size above 1")
         elif self.spec.documents == "separate":
@@ -378,12 +376,7 @@ class Resolver:
             warmup = warmup_steps(self.spec, steps)
             if warmup >= steps > 1:
                 self.problems.append(f"{warmup} warm-up steps leave none of the {steps} of {name}")
-        self.problems += [
-            f"{name} {steps} leaves none of the {stage.steps} steps of {stage.name}"
-            for name in AFTER_SWITCH
-            for stage in plan.stages[1:]
-            if 1 < stage.steps <= (steps := getattr(self.spec, name))
-        ]
+        self.problems += switch_problems(self.spec, plan.stages)
 
     def _check_store(self, plan: Plan) -> None:
         if plan.epochs is None:
@@ -399,15 +392,3 @@ class Resolver:
                 f"{self.store_tokens:,} ({plan.epochs:.2f} epochs); shorten it, or allow "
                 f"max_epochs={math.ceil(plan.epochs * 10) / 10:g}"
             )
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
-
-
-def _shown(value: Any) -> str:
-    return one_line(repr(value), 60)

@@ -158,7 +158,7 @@ def _config(name: str, trust_remote_code: bool = False) -> Any:
     elif not path.is_file():
         if hub.looks_like_path(name):
             raise UsageError(f"there is no recipe, config file or model folder at {name}")
-        if not hub.offline() and not hub.reachable():
+        if hub.unreachable():
             raise UsageError(
                 f"there is no {name} here, and the Hugging Face hub cannot be reached; name a "
                 f"recipe (.yaml), a config.json or a model folder"

@@ -30,7 +30,6 @@ from typing import Annotated, Any, Literal, get_type_hints
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from patchtrain import machine
 from patchtrain.errors import UsageError, nearest, one_line
 from patchtrain.model_folder import check_model_folder
 from patchtrain.plan import PlanSpec
@@ -183,7 +182,7 @@ def build_model(
     import torch
     from transformers import AutoModelForCausalLM, set_seed
 
-    from patchtrain.sizing import meta_model
+    from patchtrain.sizing import check_size, meta_model
 
     section = recipe.model
     dtype = getattr(torch, section.dtype)
@@ -235,7 +234,7 @@ def _check_place(name: str, trust_remote_code: bool) -> None:
         return
     if hub.looks_like_path(name):
         raise UsageError(f"model.pretrained: no folder {name}")
-    if not hub.offline() and not hub.reachable():
+    if hub.unreachable():
         raise UsageError(
             f"model.pretrained: no folder {name}, and the Hugging Face hub cannot be reached"
         )
@@ -313,17 +312,6 @@ def build_config(
             f"model.config: {layers:,} layers are more than the {_MOST_LAYERS:,} that can be built"
         )
     return config
-
-
-def check_size(parameters: int, itemsize: int = 4) -> None:
-    """Refuse a model whose weights alone are more than the memory of this machine."""
-    size = parameters * itemsize
-    found = machine.memory()
-    if found is not None and size > (memory := found.usable):
-        raise UsageError(
-            f"the model has {size / 1e9:,.1f} GB of weights, and this machine has "
-            f"{memory / 1e9:,.1f} GB of memory; make it smaller (model.config)"
-        )
 
 
 def _check_training(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

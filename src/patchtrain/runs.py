@@ -119,6 +119,16 @@ class RunFolder:
     def report_file(self) -> Path:
         return self.path / "report.html"
 
+    @property
+    def lock_file(self) -> Path:
+        return self.path / ".lock"
+
+    def holds_something(self, *aside: str) -> bool:
+        """Whether more is there than ``aside`` and what a run that is killed at once leaves."""
+        names = [path.name for path in self.path.iterdir()] if self.path.exists() else []
+        first = {self.lock_file.name, *aside}
+        return any(name not in first and ".partial-" not in name for name in names)
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder, so that no two processes write one run.
@@ -128,7 +138,7 @@ class RunFolder:
             PatchtrainError: the lock is a link to some other file.
         """
         try:
-            with locked(self.path / ".lock") as file:
+            with locked(self.lock_file) as file:
                 if file:
                     file.truncate(0)
                     file.write(f"process {os.getpid()} on {platform.node()}")

@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from patchtrain import machine
 from patchtrain.cost import AttentionLayers, ModelSize
+from patchtrain.errors import UsageError
 
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _CHOSEN = ("num_experts_per_tok", "experts_per_token", "moe_topk", "moe_k", "top_k_experts")
@@ -64,6 +66,17 @@ def model_size(model: Any) -> ModelSize:
         vocab_size=head.weight.shape[0],
         attention=_attention(config),
     )
+
+
+def check_size(parameters: int, itemsize: int = 4) -> None:
+    """Refuse a model whose weights alone are more than the memory of this machine."""
+    size = parameters * itemsize
+    found = machine.memory()
+    if found is not None and size > (memory := found.usable):
+        raise UsageError(
+            f"the model has {size / 1e9:,.1f} GB of weights, and this machine has "
+            f"{memory / 1e9:,.1f} GB of memory; make it smaller (model.config)"
+        )
 
 
 def _of_experts(name: str, parameter: torch.Tensor, experts: int | None) -> bool:

@@ -6,11 +6,15 @@ import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from patchtrain.cli import completion
 from patchtrain.cli.main import main
+from patchtrain.data.sharded import EXECUTORS
+from patchtrain.data.tokenizer import KINDS
+from patchtrain.recipe import ModelSection
 from patchtrain.training.config import DERIVED, PatchConfig
 
 ROOT = Path(__file__).parents[2]
@@ -89,6 +93,13 @@ def test_a_script_for_each_shell(shell: str, capsys: pytest.CaptureFixture[str])
     assert "patchtrain" in script
     if shutil.which(shell):
         subprocess.run([shell, "-n"], input=script, text=True, check=True, timeout=60)
+
+
+def test_values_are_those_of_their_source() -> None:
+    assert completion._VALUES == {"--executor": EXECUTORS, "--train-tokenizer": KINDS}
+    assert completion._values("model.dtype") == get_args(
+        ModelSection.model_fields["dtype"].annotation
+    )
 
 
 def test_training_keys_are_those_that_a_recipe_takes() -> None:

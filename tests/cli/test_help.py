@@ -6,11 +6,16 @@ import re
 import shlex
 import shutil
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from patchtrain.advice import recommend
+from patchtrain.analysis.studies import runner, search, study
 from patchtrain.cli.main import _parsed, build_parser, main
 from patchtrain.cli.parser import EXAMPLES, Parser, leaves, split_doc
+from patchtrain.data import sources, store_record
+from patchtrain.watch import terminal
 from tests.cli.corpus import write_corpus
 from tests.evaluation.tiny import save_tiny_model, save_tiny_run
 
@@ -78,6 +83,29 @@ def test_options_that_mean_the_same_are_called_the_same() -> None:
         names = {name for action in parser._actions for name in action.option_strings}
         assert "--debug" in names
         assert ("--json" in names) is (prog != "patchtrain completion")
+
+
+# Lists that the command line has a second time, since their modules are slow to import.
+SOURCES = {
+    "--equal": study.HELD,
+    "--keep": get_args(runner.Keep),
+    "--search": ("grid", *search.SEARCHES),
+    "--advise": get_args(recommend.Scarce),
+    "--over": tuple(terminal.AXES),
+    "--format": sources.FORMATS,
+    "--split": store_record.SPLITS,
+}
+
+
+def test_lists_that_stand_here_too_are_those_of_their_source() -> None:
+    found = {
+        (name, tuple(action.choices))
+        for parser in PARSERS.values()
+        for action in parser._actions
+        for name in action.option_strings
+        if name in SOURCES and action.choices
+    }
+    assert found == set(SOURCES.items())
 
 
 @pytest.fixture(scope="module")

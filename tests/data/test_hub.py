@@ -10,6 +10,7 @@ def test_offline_is_respected(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("socket.create_connection", lambda *_: asked.append(1))
     assert not hub.reachable()
+    assert not hub.unreachable()
     assert not asked
 
 

@@ -52,3 +52,14 @@ def test_the_fall_of_the_first_steps_does_not_flatten_the_rest() -> None:
 def test_losses_that_are_all_the_same_have_a_range(loss: float) -> None:
     low, high = formats.loss_range([[(-1.0, loss)] * 3])
     assert low < loss < high
+
+
+def test_long_curves_are_averaged() -> None:
+    points = [(n, float(n % 2)) for n in range(10_001)]
+    found = formats.averaged(points, 400)
+    assert formats.neighbours(len(points), 400) == 26
+    assert len(found) == 385
+    assert found[-1][0] == 10_000
+    assert all(loss == 0.5 for _, loss in found[:-1])
+    assert formats.averaged(points[:400], 400) == points[:400]
+    assert formats.averaged([], 400) == []

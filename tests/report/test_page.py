@@ -229,11 +229,10 @@ def test_long_curves_are_averaged_and_keep_their_mean(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", ((4, 2500), (1, 2500)), log_every=1)
     (summary,) = summaries(run)
     rows = [row for row in summary.events("train") if row["stage"] == 0]
-    drawn, size = figures.averaged(rows)
-    assert size == 5
-    assert len(drawn) == 500
-    assert drawn[0]["loss"] == pytest.approx(sum(row["loss"] for row in rows[:5]) / 5)
-    assert drawn[-1]["step"] == rows[-1]["step"]
+    drawn = figures.loss_figure([summary], figures.time_axis([summary])).data[0]
+    assert len(drawn.y) == 500
+    assert drawn.y[0] == pytest.approx(sum(row["loss"] for row in rows[:5]) / 5)
+    assert drawn.customdata[-1][0] == rows[-1]["step"]
     page = write_page([run], tmp_path / "page.html")
     assert "averaged over up to 5 logged steps" in text_of(page)
     figure = figures.loss_figure([summary], figures.time_axis([summary]))

@@ -10,7 +10,6 @@ from rich.console import Console
 
 from patchtrain.report.formats import loss_range
 from patchtrain.watch.plot import Curve, plot
-from patchtrain.watch.terminal import averaged
 
 
 def cells(text: str) -> list[str]:
@@ -74,12 +73,3 @@ def test_ascii_alone_where_the_terminal_has_no_more() -> None:
     assert text.plain.isascii()
     assert "*" in text.plain
     assert ":" in text.plain
-
-
-def test_long_curves_are_averaged() -> None:
-    points = [(float(n), float(n % 2)) for n in range(10_001)]
-    found = averaged(points)
-    assert len(found) <= 400
-    assert found[-1][0] == 10_000
-    assert all(0.4 < y < 0.6 for _, y in found[:-1])
-    assert averaged(points[:400]) == points[:400]

@@ -1,4 +1,4 @@
-"""What runs and models show: spikes in curves, what patches hold, a model inside, studies of many.
+"""What runs and models show: what patches hold, a model inside, studies of many.
 
 ``studies`` trains small models and compares them; the other files read what is there already.
 """

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from patchtrain.analysis.statistics import CONFIDENCE, spread
+from patchtrain.analysis.statistics import spread
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def ratio(points: Sequence[tuple[float, float]], spent: float, loss: float) -> R
     return Ratio(None, spent / curve[0][0])
 
 
-def over_seeds(ratios: Mapping[int, Ratio], confidence: float = CONFIDENCE) -> dict[str, Any]:
+def over_seeds(ratios: Mapping[int, Ratio]) -> dict[str, Any]:
     """Ratios by seed as JSON types: geometric mean and t-interval of the logarithm.
 
     Both are None as soon as one seed has no ratio: leaving out the seeds that lie beyond the
@@ -104,7 +104,7 @@ def over_seeds(ratios: Mapping[int, Ratio], confidence: float = CONFIDENCE) -> d
         "interval": None,
     }
     if values and len(values) == len(ratios):
-        logs = spread([math.log(value) for value in values], confidence)
+        logs = spread([math.log(value) for value in values])
         found["mean"] = math.exp(statistics.fmean(logs.values))
         if logs.interval is not None:
             found["interval"] = [math.exp(end) for end in logs.interval]

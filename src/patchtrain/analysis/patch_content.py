@@ -127,7 +127,7 @@ def shown_patches(text: Text, patch_size: int, tokens: int) -> list[str]:
     return [text.opening[begin:end] for begin, end in pairwise(cuts)]
 
 
-def text_of_store(split: Any, tokenizer: Any, max_tokens: int, seed: int = 0) -> Text:
+def text_of_store(split: Any, tokenizer: Any, max_tokens: int) -> Text:
     """Whole documents of a store's split, drawn at random, until they hold ``max_tokens`` tokens.
 
     They stay in the order of the store, each with its end-of-text token. All are taken if there are
@@ -137,7 +137,7 @@ def text_of_store(split: Any, tokenizer: Any, max_tokens: int, seed: int = 0) ->
 
     if split.documents == 0:
         raise UsageError(f"there is no text in the {split.name} split of the token store")
-    order, chosen, found = Permutation(split.documents, seed), [], 0
+    order, chosen, found = Permutation(split.documents, 0), [], 0
     for number in range(split.documents):
         document = int(order(np.array([number]))[0])
         chosen.append(document)

@@ -35,24 +35,22 @@ class Spread:
         }
 
 
-def spread(values: Sequence[float], confidence: float = CONFIDENCE) -> Spread:
+def spread(values: Sequence[float]) -> Spread:
     """Mean, standard deviation and t-interval of at least one value."""
     mean = statistics.fmean(values)
     if len(values) < 2:
         return Spread(tuple(values), mean, None, None)
     deviation = statistics.stdev(values)
-    half = t_quantile((1 + confidence) / 2, len(values) - 1) * deviation / math.sqrt(len(values))
+    half = t_quantile((1 + CONFIDENCE) / 2, len(values) - 1) * deviation / math.sqrt(len(values))
     return Spread(tuple(values), mean, deviation, (mean - half, mean + half))
 
 
-def paired(
-    first: Mapping[int, float], second: Mapping[int, float], confidence: float = CONFIDENCE
-) -> Spread | None:
+def paired(first: Mapping[int, float], second: Mapping[int, float]) -> Spread | None:
     """``first`` less ``second``, seed by seed; None where they have no seed in common."""
     seeds = sorted(first.keys() & second.keys())
     if not seeds:
         return None
-    return spread([first[seed] - second[seed] for seed in seeds], confidence)
+    return spread([first[seed] - second[seed] for seed in seeds])
 
 
 def t_quantile(probability: float, degrees: int) -> float:

@@ -33,7 +33,7 @@ from patchtrain.cli.results import show_json_line
 from patchtrain.errors import PatchtrainError, UsageError
 
 if TYPE_CHECKING:
-    from patchtrain.evaluation.conversation import Conversation, Turn
+    from patchtrain.evaluation.talk import Talk, Turn
 
 HELP = "talk to a tuned model"
 
@@ -60,8 +60,8 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from patchtrain import chat
-    from patchtrain.evaluation.conversation import Conversation, find_tuned
     from patchtrain.evaluation.loading import load_model
+    from patchtrain.evaluation.talk import Talk, find_tuned
 
     folder = find_tuned(args.run_folder)
     if folder != Path(args.run_folder):
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         )
     sampling = sampling_options.choose(args, loaded.model)
     torch.manual_seed(args.seed)
-    talk = Conversation(loaded, sampling, new_tokens, args.system)
+    talk = Talk(loaded, sampling, new_tokens, args.system)
     if sys.stdin.isatty():
         with suppress(ImportError):  # Windows has none
             import readline  # noqa: F401 - importing it makes input() editable, with a history
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _talk(talk: Conversation, read: Callable[[], str | None], as_json: bool, patient: bool) -> None:
+def _talk(talk: Talk, read: Callable[[], str | None], as_json: bool, patient: bool) -> None:
     """Turn by turn to the end of the input; ``patient`` with what cannot be done."""
     while (line := read()) is not None:
         if not line.strip():
@@ -104,7 +104,7 @@ def _talk(talk: Conversation, read: Callable[[], str | None], as_json: bool, pat
             _tell(str(error))
 
 
-def _turn(talk: Conversation, text: str, as_json: bool) -> None:
+def _turn(talk: Talk, text: str, as_json: bool) -> None:
     def show(part: str) -> None:
         print(part, end="", flush=True)
 
@@ -118,7 +118,7 @@ def _turn(talk: Conversation, text: str, as_json: bool) -> None:
         _tell(note)
 
 
-def _note(turn: Turn, before: int, talk: Conversation) -> str:
+def _note(turn: Turn, before: int, talk: Talk) -> str:
     notes = []
     if dropped := turn.forgotten - before:
         turns = "turn was" if dropped == 1 else f"{dropped} turns were"
@@ -131,7 +131,7 @@ def _note(turn: Turn, before: int, talk: Conversation) -> str:
     return "; ".join(notes)
 
 
-def _command(talk: Conversation, line: str) -> bool:
+def _command(talk: Talk, line: str) -> bool:
     """Do what a line says; False if it ends the conversation."""
     name, _, rest = line.strip().partition(" ")
     rest = rest.strip()

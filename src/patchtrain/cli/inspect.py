@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from patchtrain.cli import results
 from patchtrain.cli.parser import general, reading
+from patchtrain.files import check_place
 
 if TYPE_CHECKING:
     from patchtrain.analysis.patch_content import Text
@@ -94,9 +95,7 @@ def run(args: argparse.Namespace) -> int:
 
     begun = time.monotonic()
     if args.page:
-        from patchtrain.report.inspect_page import check_place
-
-        check_place(args.page)
+        check_place(args.page, "the page")
     loaded = None
     if args.model:
         from patchtrain.evaluation.loading import load_model

@@ -178,7 +178,7 @@ def _measure(run: Planned) -> tuple[tuple[float, ...], Device | None]:
 
     from patchtrain.devices import recognised
     from patchtrain.errors import UsageError
-    from patchtrain.recipe import check_size
+    from patchtrain.sizing import check_size
     from patchtrain.training.measuring import random_rows, step_seconds, too_large
 
     where = torch.device("cuda" if torch.cuda.is_available() else "cpu")

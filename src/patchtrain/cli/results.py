@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from patchtrain.errors import UsageError
+from patchtrain.files import check_place
 from patchtrain.progress import Progress
 from patchtrain.report.formats import finite
 from patchtrain.runs import RunFolder, versions
@@ -52,9 +53,7 @@ def place(run: RunFolder | None, out: str | None) -> Path | None:
         file = run.evaluation_file if run else None
     else:
         file = Path(out)
-        if file.is_dir() or not file.absolute().parent.is_dir():
-            what = "it is a folder" if file.is_dir() else f"there is no folder {file.parent}"
-            raise UsageError(f"cannot write the result to --out {out}: {what}")
+        check_place(file, "the result")
     if file and file.is_symlink():
         raise UsageError(f"{file} is a link to another file, so nothing is written to it")
     return file

@@ -176,14 +176,15 @@ def _ablation(args: argparse.Namespace) -> Study:
 
 def _tokenizers(args: argparse.Namespace) -> Study:
     from patchtrain.analysis.studies import asked
-    from patchtrain.analysis.studies.tokenizers import TRAINED, Tokenized, tokenizer_study
+    from patchtrain.analysis.studies.tokenizers import Tokenized, tokenizer_study
+    from patchtrain.data.tokenizer import KINDS
 
     inputs, overrides = _split(args.overrides)
     sources = inputs or [asked.CORPUS]
     named = _named(args.tokenizer)
     progress = not args.quiet
     corpora = []
-    for kind in TRAINED:
+    for kind in KINDS:  # the first is what the others are compared with
         size = args.vocab_size if kind in ("bpe", "unigram") else None
         path = args.out / "stores" / kind
         store = asked.corpus_store(sources, path, kind=kind, vocab_size=size, progress=progress)
@@ -200,7 +201,7 @@ def _tokenizers(args: argparse.Namespace) -> Study:
 
 def _named(words: Sequence[str]) -> dict[str, str]:
     """``NAME=FILE`` pairs; ``UsageError`` where one is none, or its name is taken."""
-    from patchtrain.analysis.studies.tokenizers import TRAINED
+    from patchtrain.data.tokenizer import KINDS
     from patchtrain.errors import UsageError
 
     found: dict[str, str] = {}
@@ -208,7 +209,7 @@ def _named(words: Sequence[str]) -> dict[str, str]:
         name, equals, file = word.partition("=")
         if not equals or not file or not re.fullmatch(r"\w[\w.-]*", name):
             raise UsageError(f"--tokenizer {word} is not NAME=FILE, such as mine=tokenizer.json")
-        if name in TRAINED or name in found:
+        if name in KINDS or name in found:
             raise UsageError(f"--tokenizer {word}: the name '{name}' is taken")
         found[name] = file
     return found

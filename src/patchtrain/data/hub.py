@@ -38,6 +38,11 @@ def reachable() -> bool:
     return True
 
 
+def unreachable() -> bool:
+    """Whether the hub may be asked, and does not answer."""
+    return not offline() and not reachable()
+
+
 def looks_like_path(name: str) -> bool:
     """Whether ``name``, which is neither file nor folder, was meant as one and not as the hub's."""
     return name.startswith((".", "/", "~")) or name.endswith(".json") or name.count("/") > 1
@@ -73,7 +78,7 @@ def stream_rows(name: str, split: str, column: str | None = None) -> Iterator[di
     """
     path, _, config = name.partition(":")
     local = os.path.isdir(path)  # noqa: PTH112 - an owner/name is no path
-    if not local and not offline() and not reachable():
+    if not local and unreachable():
         raise PatchtrainError(
             f"dataset '{path}': the Hugging Face Hub cannot be reached; check the name and the "
             "network, or set HF_HUB_OFFLINE=1 to use a copy in the local cache"

@@ -15,6 +15,7 @@ from transformers import StoppingCriteria, TextStreamer
 
 from patchtrain.errors import UsageError
 from patchtrain.evaluation.perplexity import check_token_ids, device_of, evaluating
+from patchtrain.modeling import longest_context
 
 
 @dataclass(frozen=True)
@@ -301,7 +302,7 @@ def complete(
     training run may call it at any time. A completion takes at most half of the context, which is
     the model's ``max_position_embeddings``.
     """
-    context_length = getattr(model.config, "max_position_embeddings", None)
+    context_length = longest_context(model)
     if context_length is not None:
         max_new_tokens = min(max_new_tokens, max(1, context_length // 2))
     device = device_of(model)

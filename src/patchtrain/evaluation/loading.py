@@ -14,6 +14,7 @@ import torch
 
 from patchtrain.errors import PatchtrainError, UsageError, one_line
 from patchtrain.model_folder import check_model_folder, has_tokenizer
+from patchtrain.modeling import longest_context
 from patchtrain.runs import RunFolder
 
 
@@ -141,7 +142,7 @@ def load_model(path: str | Path, device: str | None = None) -> LoadedModel:
             f"the model in {folder} lacks {len(missing)} weights, among them {missing[0]}"
         )
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit = longest_context(model)
     return LoadedModel(folder, run, model, tokenizer, trained or limit, limit)
 
 

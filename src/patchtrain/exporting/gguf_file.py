@@ -16,7 +16,7 @@ import torch
 from patchtrain.errors import PatchtrainError, UsageError, one_line
 from patchtrain.exporting import gguf_model, gguf_tokenizer
 from patchtrain.extras import require
-from patchtrain.files import whole_file
+from patchtrain.files import check_place, whole_file
 from patchtrain.model_folder import check_model_folder, weight_files
 
 
@@ -70,8 +70,7 @@ def write_gguf(
         words = gguf_tokenizer.vocabulary(tokenizer, _rows(plan))
     except ValueError as error:
         raise PatchtrainError(f"{folder}: {error}") from error
-    if not out.absolute().parent.is_dir():
-        raise UsageError(f"cannot write {out}: there is no folder {out.parent}")
+    check_place(out, "the model")
     with whole_file(out) as temporary:
         writer = gguf.GGUFWriter(temporary, architecture)
         try:

@@ -40,7 +40,6 @@ def write_compare_page(results: Row, out: Path) -> Path:
 
 def render(results: Row) -> str:
     """The page as text."""
-    figures: list[str] = []
     body = [
         f"<h1>{html.escape(results['title'])}</h1>",
         f'<div class="lead">{paragraphs(verdict(results))}</div>',
@@ -55,9 +54,9 @@ def render(results: Row) -> str:
             "seed; below zero the arm ended lower."
         ),
         _words(results),
-        *_equal_loss(results, figures),
-        *_heat_map(results, figures),
-        *_curves(results, figures),
+        *_equal_loss(results),
+        *_heat_map(results),
+        *_curves(results),
         *_rates(results),
         *_trials(results),
         "<h2>All runs</h2>",
@@ -90,11 +89,12 @@ def _words(results: Row) -> str:
     return f'<details class="wide"><summary>What the arms are</summary>{listed}</details>'
 
 
-def _equal_loss(results: Row, figures: list[str]) -> list[str]:
+def _equal_loss(results: Row) -> list[str]:
     rows = loss_rows(results)
     if not rows:
         return []
     budgets = ", ".join(results["budgets"])
+    figure = compare_figures.needed(results)
     return [
         "<h2>At equal loss</h2>",
         table(LOSS_HEAD, rows, "At equal loss"),
@@ -112,18 +112,18 @@ def _equal_loss(results: Row, figures: list[str]) -> list[str]:
             "Bits per byte less token level's with that share of the compute, and the interval "
             "over the seeds that both have."
         ),
-        *_plot(compare_figures.needed(results), "compute-needed", figures),
+        "" if figure is None else to_html(figure, "compute-needed"),
     ]
 
 
-def _heat_map(results: Row, figures: list[str]) -> list[str]:
+def _heat_map(results: Row) -> list[str]:
     found = compare_figures.heat_map(results)
     if found is None:
         return []
     figure, words = found
     return [
         f"<h2>{html.escape(words)}</h2>",
-        *_plot(figure, "heat-map", figures),
+        to_html(figure, "heat-map"),
         note(
             f"Bits per byte less token level's with {tuned_on(results)}, each point at its own "
             f"best learning rate, and at the best of what varies besides; blue ended lower."
@@ -131,25 +131,18 @@ def _heat_map(results: Row, figures: list[str]) -> list[str]:
     ]
 
 
-def _curves(results: Row, figures: list[str]) -> list[str]:
-    parts = _plot(compare_figures.curves(results), "against-compute", figures)
-    if not parts:
+def _curves(results: Row) -> list[str]:
+    figure = compare_figures.curves(results)
+    if figure is None:
         return []
     return [
         "<h2>Against compute</h2>",
-        *parts,
+        to_html(figure, "against-compute"),
         note(
             "Validation text read token by token in every stage; lines are means over the seeds, "
             "bands reach from the least to the most. A click on a name hides it."
         ),
     ]
-
-
-def _plot(figure: Any, name: str, figures: list[str]) -> list[str]:
-    if figure is None:
-        return []
-    figures.append(name)
-    return [f'<div class="plot">{to_html(figure, name, first=len(figures) == 1)}</div>']
 
 
 def _rates(results: Row) -> list[str]:

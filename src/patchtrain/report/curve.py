@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from patchtrain.analysis.spikes import Spike, Switch
 from patchtrain.report.formats import count, is_number, number, significant
+from patchtrain.report.spikes import Spike, Switch
 from patchtrain.report.summary import Row, RunSummary
 
 _LISTED = 5  # steps named one by one

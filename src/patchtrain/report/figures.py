@@ -22,7 +22,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from patchtrain.report import curve
-from patchtrain.report.formats import is_number, loss_range, scale
+from patchtrain.report.formats import averaged, is_number, loss_range, neighbours, scale
 from patchtrain.report.summary import Row, RunSummary
 from patchtrain.stage import stage_name
 
@@ -61,27 +61,10 @@ def time_axis(runs: Sequence[RunSummary]) -> Axis:
     return Axis("seconds", "training time (seconds)", 1.0)
 
 
-def averaged(rows: list[Row], most: int = POINTS_PER_STAGE) -> tuple[list[Row], int]:
-    """At most ``most`` rows and how many of the old ones stand behind each.
-
-    A row is the mean loss of its neighbours, placed at the last of them.
-    """
-    size = -(-len(rows) // most) if rows else 1
-    if size <= 1:
-        return rows, 1
-    groups = [rows[begin : begin + size] for begin in range(0, len(rows), size)]
-    means = [
-        {**group[-1], "loss": sum(row["loss"] for row in group) / len(group)} for group in groups
-    ]
-    return means, size
-
-
 def averaging(runs: Sequence[RunSummary]) -> int:
     """The largest number of logged steps that stand behind one drawn point."""
-    sizes = [
-        averaged(_drawable(run, "train", stage.index))[1] for run in runs for stage in run.stages
-    ]
-    return max(sizes, default=1)
+    lengths = [len(_drawable(run, "train", stage.index)) for run in runs for stage in run.stages]
+    return neighbours(max(lengths, default=0), POINTS_PER_STAGE)
 
 
 def kinds_drawn(run: RunSummary) -> list[str]:
@@ -100,8 +83,7 @@ def loss_figure(runs: Sequence[RunSummary], axis: Axis) -> go.Figure:
     for number, run in enumerate(runs):
         colour = COLOURS[number % len(COLOURS)]
         for stage in run.stages:
-            rows, _ = averaged(_drawable(run, "train", stage.index))
-            if rows:
+            if rows := _averaged(_drawable(run, "train", stage.index)):
                 kind = "token" if stage.patch_size == 1 else "patch"
                 figure.add_trace(_trace(run, number, kind, stage.patch_size, rows, axis, colour))
         if rows := _drawable(run, "eval"):
@@ -139,17 +121,17 @@ def script() -> str:
     return f"<script>{get_plotlyjs()}</script>"
 
 
-def to_html(figure: go.Figure, name: str, first: bool = False) -> str:
-    """A figure as the element ``name`` of a page; the ``first`` one can bring plotly's script."""
-    text: str = figure.to_html(
+def to_html(figure: go.Figure, name: str, kind: str = "plot") -> str:
+    """A figure as the element ``name`` of a page, which brings the script (``template.page``)."""
+    text = figure.to_html(
         full_html=False,
-        include_plotlyjs=first,
+        include_plotlyjs=False,
         div_id=name,
         default_width="100%",
         default_height="100%",
         config={"displaylogo": False, "responsive": True, "modeBarButtons": [["toImage"]]},
     )
-    return text
+    return f'<div class="{kind}">{text}</div>'
 
 
 def _trace(
@@ -260,6 +242,11 @@ def _shown_range(runs: Sequence[RunSummary]) -> list[float] | None:
         [(row["step"], row["loss"]) for row in _train(run) + _drawable(run, "eval")] for run in runs
     ]
     return list(loss_range(lines)) if sum(map(len, lines)) > 2 else None
+
+
+def _averaged(rows: Sequence[Row]) -> list[Row]:
+    points = averaged([(row, row["loss"]) for row in rows], POINTS_PER_STAGE)
+    return [{**row, "loss": loss} for row, loss in points]
 
 
 def _train(run: RunSummary) -> list[Row]:

@@ -1,6 +1,6 @@
 """Numbers as a reader wants them: short, with a unit, and a dash where there is none.
 
-And which range of losses is worth drawing.
+And what of many losses is worth drawing.
 """
 
 from __future__ import annotations
@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, TypeVar
 
+Place = TypeVar("Place")
 NONE = "\N{EN DASH}"
 _PREFIXES = (
     (1e24, "Y"),
@@ -140,3 +141,15 @@ def loss_range(lines: Sequence[Sequence[tuple[float, float]]]) -> tuple[float, f
     low, high = shown[0], shown[min(len(shown) - 1, int(0.985 * len(shown)))]
     space = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
     return low - space, high + space
+
+
+def averaged(points: Sequence[tuple[Place, float]], most: int) -> list[tuple[Place, float]]:
+    """At most ``most`` points: each the mean loss of neighbours, placed at the last of them."""
+    size = neighbours(len(points), most)
+    groups = [points[begin : begin + size] for begin in range(0, len(points), size)]
+    return [(group[-1][0], sum(loss for _, loss in group) / len(group)) for group in groups]
+
+
+def neighbours(number: int, most: int) -> int:
+    """How many of ``number`` points stand behind each one that is drawn."""
+    return max(math.ceil(number / most), 1)

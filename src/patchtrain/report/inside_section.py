@@ -38,7 +38,7 @@ def _result(result: Row, key: int) -> str:
     if any(model["levels"][0]["layers"] for model in models):
         threshold = number(result["threshold"], 2).rstrip("0").rstrip(".")
         parts.append(_heading("Activated neurons by layer"))
-        parts.append(_plot(_neurons_figure(models), f"neurons-{key}"))
+        parts.append(to_html(_neurons_figure(models), f"neurons-{key}"))
         parts.append(note(
             f"Share of feed-forward outputs with an absolute value above {threshold} (after "
             "arXiv:2407.12665); the root mean square says how that lies in the model's own scale."
@@ -49,7 +49,7 @@ def _result(result: Row, key: int) -> str:
                 parts.append(_heading(model["model"]) + table(*views.neurons_rows(model), label))
     parts += [
         _heading("Loss by token of the next patch"),
-        _plot(_slots_figure(models), f"slots-{key}"),
+        to_html(_slots_figure(models), f"slots-{key}"),
         table(*views.slots_rows(models), "Loss by token of the next patch"),
         _heading("Embeddings"),
         table(*views.embeddings_rows(models), "Embeddings"),
@@ -101,7 +101,3 @@ def _levels_figure(
 
 def _heading(text: str) -> str:
     return f"<h4>{html.escape(text)}</h4>"
-
-
-def _plot(figure: go.Figure, name: str) -> str:
-    return f'<div class="plot">{to_html(figure, name, first=False)}</div>'

@@ -6,7 +6,7 @@ import html
 from pathlib import Path
 from typing import Any
 
-from patchtrain.errors import UsageError
+from patchtrain.files import check_place
 from patchtrain.report import patch_views as views
 from patchtrain.report.figures import to_html
 from patchtrain.report.formats import count
@@ -24,12 +24,6 @@ NOTES = {
 }
 
 
-def check_place(out: Path) -> None:
-    """``UsageError`` if there is no folder to write the page to."""
-    if out.is_dir() or not out.absolute().parent.is_dir():
-        raise UsageError(f"cannot write the page to {out}: name a file in a folder that exists")
-
-
 def write_inspect_page(
     found: dict[str, Any], shown: dict[int, list[str]], out: Path, title: str
 ) -> Path:
@@ -37,7 +31,7 @@ def write_inspect_page(
 
     ``shown``: the texts of some patches, by patch size.
     """
-    check_place(out)
+    check_place(out, "the page")
     return write(render(found, shown, title), out)
 
 
@@ -54,26 +48,21 @@ def render(found: dict[str, Any], shown: dict[int, list[str]], title: str) -> st
         body += [f"<h3>K = {K}</h3>{views.coloured(texts)}" for K, texts in shown.items()]
     body += [
         "<h2>What patches split</h2>",
-        plot(to_html(views.shares_figure(patches), "shares", first=True)),
+        to_html(views.shares_figure(patches), "shares"),
         table(*views.shares_rows(patches), "Shares"),
         note(NOTES["shares"]),
         "<h2>Whether the tokens of a patch belong together</h2>",
     ]
     if any(entry["cosines"] for entry in large):
-        figure = views.cosine_figure(large, far)
-        body += [plot(to_html(figure, "cosines", first=False)), note(NOTES["cosines"])]
+        body += [to_html(views.cosine_figure(large, far), "cosines"), note(NOTES["cosines"])]
     body += [
         table(*views.coherence_rows(large, far), "Coherence"),
         "<h3>By distance</h3>",
-        plot(to_html(views.information_figure(distances), "information", first=False)),
+        to_html(views.information_figure(distances), "information"),
         note(NOTES["information"]),
         table(*views.distance_rows(distances), "By distance"),
     ]
     return page(title, body, views.STYLE)
-
-
-def plot(figure: str) -> str:
-    return f'<div class="plot">{figure}</div>'
 
 
 def _lead(found: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from patchtrain.errors import UsageError
+from patchtrain.files import check_place
 from patchtrain.report import curve, evaluations, figures, speed_section, tables, words
 from patchtrain.report.summary import RunSummary
 from patchtrain.report.template import note, page, paragraphs, write
@@ -27,10 +28,7 @@ def write_page(runs: Sequence[RunFolder], out: Path, title: str | None = None) -
     if not runs:
         raise UsageError("a report needs at least one run folder")
     out = Path(out)
-    if out.is_dir():
-        raise UsageError(f"cannot write the report to {out}: it is a folder; name a file")
-    if not out.parent.is_dir():
-        raise UsageError(f"cannot write the report to {out}: there is no folder {out.parent}")
+    check_place(out, "the report")
     with of_expected_form(*runs):
         text = render([RunSummary.read(run) for run in runs], title)
     return write(text, out)
@@ -52,8 +50,6 @@ def render(runs: Sequence[RunSummary], title: str | None = None) -> str:
         _section("Recipe", _recipes(runs)),
         _section("Versions and machine", f'<div class="wide">{tables.machine_table(runs)}</div>'),
     ]
-    if any('class="plot' in part for part in parts):
-        parts.insert(0, figures.script())  # whichever section draws: before all of them
     return page(title, parts)
 
 
@@ -89,7 +85,7 @@ def _curves(runs: Sequence[RunSummary]) -> str:
     parts = []
     for name, heading, axis in plots:
         figure = figures.to_html(figures.loss_figure(runs, axis), name)
-        parts.append(f'<h3>{heading}</h3><div class="plot">{figure}</div>')
+        parts.append(f"<h3>{heading}</h3>{figure}")
     return _section("Loss", _legend(runs) + "".join(parts) + _curve_notes(runs))
 
 

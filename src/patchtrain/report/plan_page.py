@@ -12,7 +12,7 @@ from pathlib import Path
 import plotly.graph_objects as go
 
 from patchtrain.cost import Bill, ModelSize
-from patchtrain.errors import UsageError
+from patchtrain.files import check_place
 from patchtrain.report.figures import COLOURS, GRID, dress, to_html
 from patchtrain.report.formats import count, duration, flops, number, percent, significant
 from patchtrain.report.tables import table
@@ -27,8 +27,7 @@ def write_plan_page(bill: Bill, out: Path, title: str) -> Path:
 
     ``UsageError``: there is no folder to write to.
     """
-    if out.is_dir() or not out.parent.is_dir():
-        raise UsageError(f"cannot write the picture to {out}: name a file in a folder that exists")
+    check_place(out, "the picture")
     return write(render(bill, title), out)
 
 
@@ -46,9 +45,8 @@ def render(bill: Bill, title: str) -> str:
         ("data", "Data at equal compute", "tokens read, token level is 1", True),
     ]
     body = [f"<h1>{html.escape(title)}</h1>", _lead(bill)]
-    for index, (name, heading, axis, inverse) in enumerate(plots):
-        figure = to_html(_figure(bill, axis, inverse), name, first=index == 0)
-        body.append(f'<h2>{heading}</h2><div class="plot">{figure}</div>')
+    for name, heading, axis, inverse in plots:
+        body.append(f"<h2>{heading}</h2>{to_html(_figure(bill, axis, inverse), name)}")
     return page(title, [*body, "<h2>Stages</h2>", _stages(bill)])
 
 

@@ -154,7 +154,7 @@ def _curves(results: Row) -> list[str]:
         return []
     return [
         "<h2>Against compute</h2>",
-        f'<div class="plot">{to_html(curves_figure(results), "against-compute", first=True)}</div>',
+        to_html(curves_figure(results), "against-compute"),
         note(
             "Validation text read token by token in every stage; the lines are means over the "
             "seeds, the bands reach from the least to the most. A click on a name hides it."

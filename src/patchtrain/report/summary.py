@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from patchtrain.analysis.spikes import Spike, Switch, find_spikes, find_switches
 from patchtrain.evaluation.throughput import in_order, spent
 from patchtrain.report.formats import count, is_number
+from patchtrain.report.spikes import Spike, Switch, find_spikes, find_switches
 from patchtrain.runs import RunFolder
 from patchtrain.stage import stage_name
 

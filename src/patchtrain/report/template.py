@@ -125,10 +125,13 @@ _PAGE = """<!doctype html>
 def page(title: str, parts: Iterable[str], style: str = "") -> str:
     """A whole page of ``parts``, which are HTML; the ``title`` is text, ``style`` more of STYLE.
 
-    The script that figures need is in it if a part holds one.
+    The scripts that figures need are in it if a part holds one.
     """
     body = [part for part in parts if part]
-    drawn = any('class="plot' in part for part in body)
+    if drawn := any('class="plot' in part for part in body):
+        from patchtrain.report.figures import script  # heavy
+
+        body.insert(0, script())
     body.append(f"<footer>Made by patchtrain {html.escape(__version__)}.</footer>")
     return _PAGE.format(
         policy=POLICY,

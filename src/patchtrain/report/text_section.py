@@ -121,11 +121,9 @@ def position_figure(runs: Sequence[RunSummary], name: str) -> go.Figure:
 def _position_figures(runs: Sequence[RunSummary]) -> Iterator[str]:
     names = dict.fromkeys(name for _, name, values in _results(runs) if len(_bins(values)) > 1)
     for index, name in enumerate(list(names)[:_MOST_FIGURES]):
-        figure = figures.to_html(position_figure(runs, name), f"by-position-{index}")
-        yield (
-            f"<h3>Loss by tokens of context: {html.escape(name)}</h3>"
-            f'<div class="plot small">{figure}</div>'
-        )
+        figure = position_figure(runs, name)
+        yield f"<h3>Loss by tokens of context: {html.escape(name)}</h3>"
+        yield figures.to_html(figure, f"by-position-{index}", "plot small")
 
 
 def _stages_note(runs: Sequence[RunSummary]) -> str:

@@ -15,7 +15,6 @@ from transformers.training_args import ParallelMode
 from patchtrain.errors import UsageError, nearest, one_line
 from patchtrain.extras import require
 from patchtrain.plan import PlanSpec
-from patchtrain.training.guard import ON_NONFINITE
 
 # What a recipe must not set, and where to look instead.
 DERIVED = {
@@ -46,6 +45,7 @@ UNSUPPORTED = {
     "enable_jit_checkpoint": "SIGTERM saves a checkpoint anyway",
     "parallelism_config": "set fsdp and fsdp_replicas",
 }
+ON_NONFINITE = ("stop", "skip", "rollback")  # what the guard can do (``guard.py``)
 # What ``fsdp_config`` takes, with or without ``fsdp_`` in front.
 FSDP_KEYS = (
     "version", "reshard_after_forward", "auto_wrap_policy", "transformer_layer_cls_to_wrap",

@@ -33,7 +33,6 @@ from patchtrain.errors import PatchtrainError, warning_line
 from patchtrain.files import write_text
 from patchtrain.stage import Stage
 
-ON_NONFINITE = ("stop", "skip", "rollback")
 # Bad data or a rare overflow spoils a step or two. Ten in a row mean that the weights or the rate
 # are at fault, and that going on would only read the data away.
 MOST_IN_A_ROW = 10

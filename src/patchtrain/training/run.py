@@ -142,7 +142,7 @@ def check_out(out: Path, overwrite: bool, resume: str = "no") -> None:
         raise UsageError("--overwrite starts anew and --resume goes on; give one of them")
     if out.exists() and not out.is_dir():
         raise UsageError(f"the run folder {out} is a file; choose another with out=FOLDER")
-    if not _holds_something(out):
+    if not RunFolder(out).holds_something():
         if resume == "yes":
             raise UsageError(
                 f"there is no run at {out} to resume; start it without --resume, or with "
@@ -157,12 +157,6 @@ def check_out(out: Path, overwrite: bool, resume: str = "no") -> None:
     if not (out / "recipe.yaml").is_file():
         option = "--overwrite" if overwrite else "--resume"
         raise UsageError(f"{out} is not a run folder, so {option} does not touch it")
-
-
-def _holds_something(out: Path) -> bool:
-    """Whether there is more at ``out`` than what a run leaves that is killed as it begins."""
-    names = [path.name for path in out.iterdir()] if out.exists() else []
-    return any(name != ".lock" and ".partial-" not in name for name in names)
 
 
 def run_recipe(
@@ -192,7 +186,7 @@ def run_recipe(
     with ExitStack() as held:
         with together():
             check_out(recipe.out, overwrite, resume)
-            if is_first_process() and _holds_something(recipe.out):
+            if is_first_process() and folder.holds_something():
                 held.enter_context(folder.locked())  # before anything slow: nobody else takes it
         with together():
             prepared = _prepare(recipe, args)
@@ -276,7 +270,7 @@ def _replaced(out: Path, overwrite: bool) -> Iterator[Path | None]:
     earlier failure, is the better one to keep.
     """
     kept = out.resolve().with_name(f"{out.resolve().name}.replaced")
-    if _holds_something(out):
+    if RunFolder(out).holds_something():
         if not overwrite:
             raise UsageError(f"the run folder {out} was made by another run meanwhile")
         if kept.exists():

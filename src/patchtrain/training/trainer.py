@@ -24,10 +24,15 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from patchtrain.data.batches import PlanBatches, token_array
 from patchtrain.errors import UsageError
-from patchtrain.files import whole_folder
 from patchtrain.loss_backends import choose
-from patchtrain.model_folder import keep_card
-from patchtrain.modeling import PatchLevel, output_embeddings, patch_level, vocabulary_size
+from patchtrain.modeling import (
+    PatchLevel,
+    check_positions,
+    longest_context,
+    output_embeddings,
+    patch_level,
+    vocabulary_size,
+)
 from patchtrain.plan import Plan
 from patchtrain.probing import probe, probe_documents, probe_positions
 from patchtrain.sizing import model_size
@@ -42,13 +47,13 @@ from patchtrain.training.identity import data_identity, identity
 from patchtrain.training.metrics import WritingMetrics
 from patchtrain.training.muon import WithMuon
 from patchtrain.training.passes import count_targets, pass_loss, split_passes
+from patchtrain.training.plain_models import WritingPlainModels
 from patchtrain.training.processes import ending_with_the_others, most, of_first, together
 from patchtrain.training.progress import StageProgress
 from patchtrain.training.record import RunRecord, now
 from patchtrain.training.resuming import LossWindow, Resuming
 from patchtrain.training.sharding import Sharding
 from patchtrain.training.signals import StoppedBySignalError, StopRequest
-from patchtrain.training.stage_models import KeepingStageModels
 from patchtrain.training.steps import FromCurrentStep, Steps
 from patchtrain.training.switching import (
     CheckingMoments,
@@ -66,7 +71,7 @@ class PatchTrainer(
     TokenLevelEvaluation,
     CountingDataWait,
     WritingMetrics,
-    KeepingStageModels,
+    WritingPlainModels,
     WithMuon,
 ):
     """Trains a causal LM through the stages of ``args.plan``.
@@ -106,7 +111,7 @@ class PatchTrainer(
         if eval_dataset is not None and hasattr(eval_dataset, "utf8_bytes"):
             # 0 where the size of the text is unknown: then no bits per byte.
             bytes_per_token = eval_dataset.utf8_bytes / max(len(eval_dataset.tokens), 1) or None
-        longest = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+        longest = longest_context(model)
         spec = args.plan_spec(longest)
         tokens = stream(train_dataset, spec)
         self.plan: Plan = spec.resolve(
@@ -114,19 +119,12 @@ class PatchTrainer(
             device_sequences=args.per_device_train_batch_size,
             processes=args.world_size,
         )
-        asked = max(stage.context_length for stage in self.plan.stages)
-        if longest is not None and max(asked, self.plan.context_length) > longest:
+        asked = max(self.plan.context_length, *(s.context_length for s in self.plan.stages))
+        if longest is not None and asked > longest:
             raise UsageError(
-                f"context_length {max(asked, self.plan.context_length)} is beyond the model's "
-                f"max_position_embeddings of {longest}"
+                f"context_length {asked} is beyond the model's max_position_embeddings of {longest}"
             )
-        last = max(stage.last_position for stage in self.plan.stages)
-        if longest is not None and last >= longest:
-            raise UsageError(
-                f"position_scale patch gives positions up to {last}, beyond the model's "
-                f"max_position_embeddings of {longest}; use a shorter context_length, or "
-                f"position_scale none"
-            )
+        check_positions(model, max(stage.last_position for stage in self.plan.stages))
         if args.torch_compile and any(stage.token_steps for stage in self.plan.stages):
             raise UsageError("token_share cannot be used with torch_compile: compiled code keeps "
                              "to one level; set one of them aside")  # fmt: skip
@@ -386,27 +384,3 @@ class PatchTrainer(
         if self._handle is not None:
             self._handle.remove()
         self._handle = self._stage = None
-
-    # ---- result
-
-    def export(self, path: str | Path) -> Path:
-        """Write the model as a plain Hugging Face checkpoint, with its tokenizer if there is one.
-
-        Nothing of patches is in it. Called on all processes (a sharded model is gathered).
-        """
-        path = Path(path)
-        plain: Any = self.plain_model()
-        state = self.gathered_state(plain)
-        with together():
-            if self.is_world_process_zero():
-                # Off while training, which may go on; a reader wants fast generation.
-                cached, plain.config.use_cache = getattr(plain.config, "use_cache", None), True
-                try:
-                    with whole_folder(path, replace=True) as folder:
-                        keep_card(path, folder)
-                        plain.save_pretrained(folder, state_dict=state)
-                        if self.processing_class is not None:
-                            self.processing_class.save_pretrained(folder)
-                finally:
-                    plain.config.use_cache = cached
-        return path

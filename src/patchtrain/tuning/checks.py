@@ -21,11 +21,7 @@ def check_out(model: Path, out: Path, resume: bool) -> None:
         raise UsageError(f"--out {out} is the model to be tuned; choose another folder")
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file; choose a folder")
-    # The first two are all that is left of a tuning that was killed before its first step.
-    there = out.is_dir() and any(
-        path.name not in (".lock", HELD_OUT) and ".partial-" not in path.name
-        for path in out.iterdir()
-    )
+    there = RunFolder(out).holds_something(HELD_OUT)  # which is written before the first step
     if there and not resume:
         raise UsageError(
             f"{out} exists; go on with it with --resume, delete it, or choose another with --out"

@@ -45,7 +45,7 @@ def of_record(info: Mapping[str, Any]) -> Process | None:
 
 def of_lock(run: RunFolder) -> Process | None:
     """The process that last took the run's folder, or None if none did."""
-    lock = run.path / ".lock"
+    lock = run.lock_file
     try:
         text, written = lock.read_text("utf-8", "replace"), lock.stat().st_mtime
     except OSError:

@@ -10,7 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from patchtrain.report.formats import count, duration, percent, scale
+from patchtrain.report.formats import averaged, count, duration, percent, scale
 from patchtrain.watch.history import History, Point
 from patchtrain.watch.plot import Curve, plot
 from patchtrain.watch.state import State
@@ -164,20 +164,13 @@ def _plot(history: History, console: Console, over: str, height: int) -> Text:
         ]
 
     curves = [
-        Curve(averaged(points(rows)), _PATCH if rows[-1].patch_size > 1 else _TOKEN)
+        Curve(averaged(points(rows), _POINTS), _PATCH if rows[-1].patch_size > 1 else _TOKEN)
         for rows in (history.train[stage] for stage in sorted(history.train))
     ]
     curves.append(Curve(points(history.evals), _VALIDATION))
     largest = max((x for curve in curves for x, _ in curve.points), default=0.0)
     marks = [float(getattr(point, axis.counter)) for point in history.switches.values()]
     return plot(curves, min(console.width, 120), height, axis.label(largest), marks, plain(console))
-
-
-def averaged(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most ``_POINTS`` points: each the mean loss of neighbours, placed at the last of them."""
-    size = -(-len(points) // _POINTS) or 1
-    groups = [points[begin : begin + size] for begin in range(0, len(points), size)]
-    return [(group[-1][0], sum(y for _, y in group) / len(group)) for group in groups]
 
 
 def plain(console: Console) -> bool:

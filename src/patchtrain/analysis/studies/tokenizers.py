@@ -17,9 +17,6 @@ from patchtrain.analysis.studies.equal import at_compute, check_data
 from patchtrain.analysis.studies.study import Arm, Study
 from patchtrain.data.store import TokenStore
 
-# Trained on the corpus itself; the first is what the others are compared with.
-TRAINED = ("bpe", "unigram", "char", "byte")
-
 
 @dataclass(frozen=True)
 class Tokenized:

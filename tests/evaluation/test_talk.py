@@ -12,9 +12,9 @@ from patchtrain import chat
 from patchtrain.data.conversations import read_conversations
 from patchtrain.errors import UsageError
 from patchtrain.evaluation.answering import Decoding, answer
-from patchtrain.evaluation.conversation import Conversation, find_tuned
 from patchtrain.evaluation.generate import Sampling
 from patchtrain.evaluation.loading import LoadedModel, load_model
+from patchtrain.evaluation.talk import Talk, find_tuned
 from tests.evaluation.chatty import CONTEXT, save_chatty_run
 from tests.evaluation.tiny import save_tiny_model, save_tiny_run
 
@@ -45,7 +45,7 @@ def test_each_answer_reads_all_that_was_said(
     loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = read_by_the_model(loaded, monkeypatch)
-    talk = Conversation(loaded, GREEDY, 8, system="Be brief.")
+    talk = Talk(loaded, GREEDY, 8, system="Be brief.")
     first, second = talk.ask("What is a cell?"), talk.ask("And a leaf?")
     messages = [
         {"role": "system", "content": "Be brief."},
@@ -66,7 +66,7 @@ def test_what_no_longer_fits_is_forgotten_from_the_oldest_on(
     loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = read_by_the_model(loaded, monkeypatch)
-    talk = Conversation(loaded, GREEDY, 16, system="Be brief.")
+    talk = Talk(loaded, GREEDY, 16, system="Be brief.")
     for number in range(8):
         turn = talk.ask(f"Question {number} on the cell and the leaf?")
         kept = [n for n in range(8) if f"Question {n} " in seen[-1]]
@@ -78,7 +78,7 @@ def test_what_no_longer_fits_is_forgotten_from_the_oldest_on(
 
 
 def test_a_question_too_long_by_itself_is_refused_and_not_kept(loaded: LoadedModel) -> None:
-    talk = Conversation(loaded, GREEDY, 16)
+    talk = Talk(loaded, GREEDY, 16)
     with pytest.raises(UsageError, match=r"the question take \d+ tokens, .* leaves 240"):
         talk.ask("The cell " * 300)
     assert talk.turns == []
@@ -93,7 +93,7 @@ def test_ctrl_c_keeps_what_was_written(loaded: LoadedModel) -> None:
         if len(said) == 2:
             raise KeyboardInterrupt
 
-    talk = Conversation(loaded, GREEDY, 64)
+    talk = Talk(loaded, GREEDY, 64)
     turn = talk.ask("What is a cell?", show)
     assert turn.finish_reason == "interrupted"
     assert turn.assistant == "".join(said).strip()
@@ -101,7 +101,7 @@ def test_ctrl_c_keeps_what_was_written(loaded: LoadedModel) -> None:
 
 
 def test_a_saved_conversation_is_data_to_tune_with(loaded: LoadedModel, tmp_path: Path) -> None:
-    talk = Conversation(loaded, GREEDY, 8, system="Be brief.")
+    talk = Talk(loaded, GREEDY, 8, system="Be brief.")
     talk.ask("What is a cell?")
     talk.save(tmp_path / "talk.jsonl")
     assert json.loads((tmp_path / "talk.jsonl").read_text())["messages"] == talk.messages()

@@ -1,4 +1,4 @@
-"""A conversation with a tuned model: what was said, what of it still fits, the next answer.
+"""A talk with a tuned model: what was said, what of it still fits, the next answer.
 
 The model reads all of the conversation again for each answer, in its own chat template. When that
 no longer fits its context, the oldest turns are left out, question and answer together, and the
@@ -52,8 +52,8 @@ class Turn:
 
 
 @dataclass
-class Conversation:
-    """The talk so far with a model whose tokenizer has a chat template."""
+class Talk:
+    """The conversation so far with a model whose tokenizer has a chat template."""
 
     loaded: LoadedModel
     sampling: Sampling

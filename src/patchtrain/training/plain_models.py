@@ -1,4 +1,4 @@
-"""The model as it is at the end of each stage but the last, kept as a plain model folder.
+"""The model as plain Hugging Face folders: when asked, and at the end of each stage but the last.
 
 ``RUN/stage-1/`` is the model that was trained on patches and has not seen a token-level step: what
 it takes to say what the token-level stage did. It is written at the switch, when the stage's last
@@ -11,23 +11,44 @@ from __future__ import annotations
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 from transformers import Trainer
 
+from patchtrain.files import whole_folder
+from patchtrain.model_folder import keep_card
 from patchtrain.runs import RunFolder
 from patchtrain.stage import Stage
 from patchtrain.training.processes import together
 from patchtrain.training.record import RunRecord
 
 
-class KeepingStageModels(Trainer):
-    """The part of ``PatchTrainer`` that writes them; it uses the trainer's export and record."""
+class WritingPlainModels(Trainer):
+    """The part of ``PatchTrainer`` that writes them; it uses the trainer's tokenizer and record."""
 
     record: RunRecord | None
 
     def export(self, path: str | Path) -> Path:
-        """See ``PatchTrainer``."""
-        raise NotImplementedError
+        """Write the model as a plain Hugging Face checkpoint, with its tokenizer if there is one.
+
+        Nothing of patches is in it. Called on all processes (a sharded model is gathered).
+        """
+        path = Path(path)
+        plain: Any = self.plain_model()
+        state = self.gathered_state(plain)
+        with together():
+            if self.is_world_process_zero():
+                # Off while training, which may go on; a reader wants fast generation.
+                cached, plain.config.use_cache = getattr(plain.config, "use_cache", None), True
+                try:
+                    with whole_folder(path, replace=True) as folder:
+                        keep_card(path, folder)
+                        plain.save_pretrained(folder, state_dict=state)
+                        if self.processing_class is not None:
+                            self.processing_class.save_pretrained(folder)
+                finally:
+                    plain.config.use_cache = cached
+        return path
 
     def keep_stage_model(self, stage: Stage) -> None:
         """Write the model at the end of ``stage``, if it is wanted. Called on all processes.

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from patchtrain import PatchConfig, PatchTrainer
-from patchtrain.analysis.spikes import (
+from patchtrain.report.spikes import (
     LEAST_RISE,
     LEAST_ROWS,
     NOISES,
