@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from patchtrain.cli.main import main
 from patchtrain.data.store import TokenStore
-from patchtrain.demo import demo_recipes, is_done
+from patchtrain.demo import SEED, demo_recipes, is_done
 from patchtrain.runs import RunFolder
 
 
@@ -64,7 +64,7 @@ def test_only_the_same_finished_run_is_reused(demo: tuple[Path, str, str]) -> No
     store = TokenStore.open(out / "store")
     recipe = demo_recipes(store, out, quick=True)[0]
     assert is_done(recipe, store)
-    assert not is_done(demo_recipes(store, out, quick=True, seed=2)[0], store)
+    assert not is_done(demo_recipes(store, out, quick=True, seed=SEED + 1)[0], store)
     folder = RunFolder(recipe.out)
     info = folder.info()
     for change in ({"status": "interrupted"}, {"store": {"fingerprint": "of other text"}}):
