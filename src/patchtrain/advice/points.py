@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -46,6 +47,7 @@ class Own:
     patch_size: int
     step_fraction: float
     gains: tuple[float, ...]  # nats, one a seed, at the best learning rate of each arm
+    other_text: Mapping[str, Sequence[float]]  # the same on other corpora, by their names
 
 
 @cache
@@ -58,7 +60,7 @@ def published() -> dict[str, Any]:
 def own() -> Own:
     """The project's own runs, made by ``benchmarks/collect_points.py``."""
     values = _read("own.json")
-    keys = ("file", "parameters", "tokens", "steps", "patch_size", "step_fraction")
+    keys = ("file", "parameters", "tokens", "steps", "patch_size", "step_fraction", "other_text")
     return Own(**{key: values[key] for key in keys}, gains=tuple(values["gains"]))
 
 

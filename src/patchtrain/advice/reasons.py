@@ -113,11 +113,15 @@ def own_runs() -> list[str]:
     """Why the small models' K and r."""
     own = points.own()
     gains = ", ".join(f"{gain:+.3f}" for gain in own.gains)
+    others = "; ".join(
+        f"{name} {', '.join(f'{gain:+.3f}' for gain in found)}"
+        for name, found in own.other_text.items()
+    )
     smallest = min(pair.parameters for pair in points.equal_compute_pairs())
     return [
         f"{own.file}, {own.parameters:,} parameters on {short(own.tokens)} tokens, equal compute, "
         f"K = {own.patch_size}, r = {own.step_fraction:g}, each arm at its best rate: gains of "
-        f"{gains} nats on {len(own.gains)} seeds; the middle one is taken, the range is theirs. "
-        f"The rate was chosen on the first seed",
+        f"{gains} nats on {len(own.gains)} seeds, on the sources of Python's standard library",
+        f"the same model on other text: {others}",
         f"no published model is smaller than {short(smallest)} parameters",
     ]

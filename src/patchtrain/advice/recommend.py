@@ -6,7 +6,6 @@ is made already. Both say what they know from where, and where they only extrapo
 
 from __future__ import annotations
 
-import statistics
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -178,20 +177,19 @@ def _for_scarce_compute(parameters: int, tokens: int, given: dict[str, int]) -> 
     gain: Estimate | None
     if ranges.is_small(parameters, covered):
         own, covered = points.own(), ranges.of_own()
-        K, r = own.patch_size, own.step_fraction
-        gain = Estimate(statistics.median(own.gains), min(own.gains), max(own.gains))
+        K, r, gain = own.patch_size, own.step_fraction, None
+        far = covered.is_far(parameters, tokens, steps)
         said = reasons.own_runs()
         warnings.append(
-            f"at this size the gain differed from seed to seed ({reasons.interval(gain)}); train "
-            f"several before you trust it"
+            "at this size patches gained on one text and not on others, so no gain is given: "
+            "train both arms on yours, with several seeds (patchtrain compare)"
         )
-        gain = None if covered.is_far(parameters, tokens, steps) else gain
     else:
         K, r = model.patch_size, model.step_fraction
         far = covered.is_far(parameters, tokens, steps)
         gain = None if far else model.gain(ratio, K, r)
         said = reasons.equal_compute(model, ratio, gain)
-    if gain is None:
+    if far:
         warnings.append("no run is known that is near this one; try it at a small scale first")
     times = 1 - r + r * K
     read = round(tokens * times)
