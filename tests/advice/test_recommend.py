@@ -3,8 +3,8 @@
 import json
 import math
 import re
-from pathlib import Path
 import statistics
+from pathlib import Path
 from typing import Any
 
 import pytest
