@@ -3,6 +3,7 @@
 import json
 import math
 import runpy
+import shutil
 import statistics
 from importlib.resources import files
 from pathlib import Path
@@ -49,6 +50,7 @@ def test_collecting_follows_the_results(tmp_path: Path) -> None:
     (arm,) = (arm for arm in found["arms"] if arm["name"] == chosen)
     (run,) = (run for run in arm["runs"] if run["seed"] == 1)
     run["loss"] += 0.5
+    shutil.copytree(EVIDENCE, tmp_path, dirs_exist_ok=True)
     (tmp_path / "demo.json").write_text(json.dumps(found))
     now, before = COLLECT["collect"](tmp_path)["gains"], points.own().gains
     assert now[1] == pytest.approx(before[1] + 0.5)
