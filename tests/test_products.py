@@ -62,6 +62,16 @@ def test_the_loss_is_the_same_with_either(monkeypatch: pytest.MonkeyPatch) -> No
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
+def test_a_right_side_with_gaps_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN multiplies such a matrix right, and so slowly that it seems to hang."""
+    force(monkeypatch, onednn=True)
+    monkeypatch.setattr(products, "_with_onednn", None)
+    left, right = torch.randn(5, 6), torch.randn(6, 14)[:, ::2]
+    out = torch.empty(5, 7)
+    multiply(left, right, out)
+    torch.testing.assert_close(out, left @ right)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_dtypes_are_left_to_torch(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype

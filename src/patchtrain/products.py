@@ -26,10 +26,11 @@ def multiply(left: Tensor, right: Tensor, out: Tensor, *, add: bool = False) -> 
 
     Args:
         left: ``(N, M)``.
-        right: ``(M, P)``; read fastest where its transpose is contiguous.
+        right: ``(M, P)``; itself or its transpose contiguous, or torch's product is taken.
         out: ``(N, P)``, of the same dtype and device.
     """
-    if out.device.type == "cpu" and out.dtype == torch.float32 and prefers_onednn():
+    suits = out.device.type == "cpu" and out.dtype == torch.float32
+    if suits and (right.is_contiguous() or right.T.is_contiguous()) and prefers_onednn():
         _with_onednn(left, right, out, add)
     elif add:
         out.addmm_(left, right)
@@ -54,14 +55,16 @@ def has_onednn() -> bool:
 
 
 def _with_onednn(left: Tensor, right: Tensor, out: Tensor, add: bool) -> None:
+    # Of matrices that are neither contiguous nor the transpose of one that is, oneDNN is slow
+    # beyond measure: so the left side is copied, and only rows of a contiguous one are taken.
     columns = right.T
+    width = SLAB if columns.is_contiguous() else out.shape[1]
     for row in range(0, out.shape[0], SLAB):
-        # Contiguous, since of some strided matrices oneDNN is slow beyond measure.
         part = left[row : row + SLAB].contiguous()
-        for column in range(0, out.shape[1], SLAB):
-            place = out[row : row + SLAB, column : column + SLAB]
+        for column in range(0, out.shape[1], width):
+            place = out[row : row + SLAB, column : column + width]
             product = torch.ops.mkldnn._linear_pointwise(
-                part, columns[column : column + SLAB], None, "none", [], ""
+                part, columns[column : column + width], None, "none", [], ""
             )
             if add:
                 place += product
