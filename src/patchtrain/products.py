@@ -1,7 +1,7 @@
 """The loss's matrix products in fp32, at the speed the CPU has.
 
 On a CPU torch takes fp32 products from MKL, which uses AVX-512 on Intel's processors only. The
-oneDNN that torch carries too uses it on all, and on AMD's is about twice as fast (docs/cost.md).
+oneDNN that torch carries too uses it on all, and on AMD's is about twice as fast (docs/speed.md).
 It has no product that writes to a given place, so it is called for a slab of the result at a time:
 what it allocates stays small, and is still in the cache when it is moved.
 
