@@ -7,7 +7,7 @@
 Evidence takes longer than one sitting. So each run that is finished is a line of
 results/evidence/STUDY.jsonl: its recipe, seed, result, what it cost and its validation curve. What
 is there is not trained again, by anyone, on any machine; what is missing is trained in --work by
-`patchtrain compare`, of which each study is a call. --collect only counts anew. The summary, with
+`patchtrain compare` or `study sweep`, of which each study is a call. --collect only counts anew. The summary, with
 every arm at its own best rate, the arms that lost too, is results/evidence/STUDY.json.
 
 TEXTS is the folder with the corpora that evidence.yaml names; `stdlib`, the Python standard
@@ -34,6 +34,7 @@ from patchtrain.analysis.studies.comparison import run_comparison
 from patchtrain.analysis.studies.question import Question, compared
 from patchtrain.analysis.studies.runner import Keep, is_finished
 from patchtrain.analysis.studies.study import Arm, claim
+from patchtrain.analysis.studies.sweep import grid, swept
 from patchtrain.data.prepare import prepare
 from patchtrain.data.store import TokenStore, is_store
 from patchtrain.errors import PatchtrainError, UsageError
@@ -114,7 +115,8 @@ def main() -> None:
             print(f"{len(Ledger(name, args.kept).rows):5,} runs  {name}")
         return
     data, kept = args.data.resolve(), args.kept.resolve()
-    args.work.mkdir(parents=True, exist_ok=True)
+    for folder in (args.work, kept):
+        folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         study = asked["studies"][name]
         try:
@@ -183,17 +185,20 @@ def place(source: str, data: Path) -> str:
 
 
 def question_of(study: Mapping[str, Any], store: Path) -> Question:
+    """What a study of evidence.yaml asks: of its arms, or of a grid where it has axes instead."""
     recipe = Recipe.check({**study["recipe"], "store": str(store), "out": "none"}, "the study")
-    question = compared(
-        recipe,
-        ["token", *(_in_words(name, entries) for name, entries in study["arms"].items())],
-        held_equal=study.get("held_equal", "compute"),
-        seeds=study["seeds"],
-        rates=study.get("rates", ()),
-        tuning=study.get("tuning", 1),
-        budgets=study.get("budgets", ()),
-        about={"corpus": store.name, "store": describe(TokenStore.open(store))},
-    )
+    shared: dict[str, Any] = {
+        "held_equal": study.get("held_equal", "compute"),
+        "seeds": study["seeds"],
+        "tuning": study.get("tuning", 1),
+        "about": {"corpus": store.name, "store": describe(TokenStore.open(store))},
+    }
+    rates = study.get("rates", ())
+    if "over" in study:
+        axes = [f"rate={','.join(map(str, rates))}", *study["over"]]
+        return grid(swept(recipe, axes, confirm=study.get("confirm"), **shared))
+    arms = ["token", *(_in_words(name, entries) for name, entries in study["arms"].items())]
+    question = compared(recipe, arms, rates=rates, budgets=study.get("budgets", ()), **shared)
     return replace(question, confirm=study.get("confirm"))
 
 

@@ -145,6 +145,25 @@ def test_counting_trains_nothing(place: Place) -> None:
     assert not place.summary()["complete"]
 
 
+def test_a_study_over_axes_is_a_sweep(place: Place) -> None:
+    del place.study["arms"]
+    place.study |= {"rates": [0.01], "over": ["steps=8,16", "K=2,4", "r=0.5"]}
+    assert place("small").returncode == 0
+    assert place.trained == 6  # each length has a token level of its own
+    found = place.summary()
+    assert found["complete"]
+    assert found["axes"]["plan.steps"] == [8, 16]
+    steps = {arm["name"]: arm["runs"][0]["total_steps"] for arm in found["arms"]}
+    assert steps["K4-r0.5-steps16-rate-0.01"] == 16
+    for item in found["contenders"]:
+        if item["reference"]:
+            assert item["difference"]["seeds"] == [0]
+    shutil.rmtree(place.path / "work" / "small")
+    place.study["over"] = ["steps=8,16", "K=2,3,4", "r=0.5"]
+    assert place("small").returncode == 0
+    assert place.trained == 8  # the two new points
+
+
 def test_a_changed_recipe_needs_a_new_name(place: Place) -> None:
     place.study["rates"] = [0.01]
     assert place("small").returncode == 0
