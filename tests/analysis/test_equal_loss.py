@@ -95,3 +95,14 @@ def test_one_seed_outside_leaves_no_mean() -> None:
     found = over_seeds({0: Ratio(0.5), 1: Ratio(None, 0.8, below=True)})
     assert (found["mean"], found["interval"], found["inside"]) == (None, None, 1)
     assert found["bounds"] == {"1": {"below": 0.8}}
+    # The mean is below that of what is known and what the rest lies below.
+    assert found["bound"] == {"below": pytest.approx(math.sqrt(0.4))}
+    assert over_seeds({0: Ratio(2.0), 1: Ratio(None, 8.0)})["bound"] == {
+        "above": pytest.approx(4.0)
+    }
+
+
+def test_bounds_from_both_sides_and_seeds_without_any_bound_no_mean() -> None:
+    assert over_seeds({0: Ratio(None, 0.8, below=True), 1: Ratio(None, 1.2)})["bound"] is None
+    assert over_seeds({0: Ratio(None, 0.8, below=True), 1: Ratio(None)})["bound"] is None
+    assert over_seeds({0: Ratio(0.5), 1: Ratio(1.0)})["bound"] is None

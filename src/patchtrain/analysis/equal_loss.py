@@ -88,7 +88,8 @@ def over_seeds(ratios: Mapping[int, Ratio]) -> dict[str, Any]:
     """Ratios by seed as JSON types: geometric mean and t-interval of the logarithm.
 
     Both are None as soon as one seed has no ratio: leaving out the seeds that lie beyond the
-    baseline's runs would favour the others.
+    baseline's runs would favour the others. ``bound`` then says on which side of what the mean
+    lies: that of the ratios and bounds together, where all bounds are from one side.
     """
     values = [item.value for item in ratios.values() if item.value is not None]
     found: dict[str, Any] = {
@@ -102,10 +103,17 @@ def over_seeds(ratios: Mapping[int, Ratio]) -> dict[str, Any]:
         "count": len(ratios),
         "mean": None,
         "interval": None,
+        "bound": None,
     }
     if values and len(values) == len(ratios):
         logs = spread([math.log(value) for value in values])
         found["mean"] = math.exp(statistics.fmean(logs.values))
         if logs.interval is not None:
             found["interval"] = [math.exp(end) for end in logs.interval]
+        return found
+    limits = [item.value or item.bound for item in ratios.values()]
+    sides = {item.below for item in ratios.values() if item.value is None}
+    if len(sides) == 1 and all(limits):
+        mean = statistics.geometric_mean(limit for limit in limits if limit)
+        found["bound"] = {"below" if sides.pop() else "above": mean}
     return found

@@ -232,15 +232,8 @@ def _ratio(found: Row | None) -> tuple[str, str]:
         ends = found["interval"]
         shown = f"{ends[0]:.3f} to {ends[1]:.3f}" if ends else NONE
         return f"{found['mean']:.3f}", shown
-    bounds = [(side, value) for bound in found["bounds"].values() for side, value in bound.items()]
-    below = [value for side, value in bounds if side == "below"]
-    above = [value for side, value in bounds if side == "above"]
-    words = []
-    if below:
-        words.append(f"below {max(below):.3f}")
-    if above:
-        words.append(f"above {min(above):.3f}")
-    return " / ".join(words) or NONE, NONE
+    words = [f"{side} {value:.3f}" for side, value in (found["bound"] or {}).items()]
+    return words[0] if words else "on both sides of what was trained", NONE
 
 
 def _signed(value: float | None) -> str:
