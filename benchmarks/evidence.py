@@ -7,8 +7,9 @@
 Evidence takes longer than one sitting. So each run that is finished is a line of
 results/evidence/STUDY.jsonl: its recipe, seed, result, what it cost and its validation curve. What
 is there is not trained again, by anyone, on any machine; what is missing is trained in --work by
-`patchtrain compare` or `study sweep`, of which each study is a call. --collect only counts anew. The summary, with
-every arm at its own best rate, the arms that lost too, is results/evidence/STUDY.json.
+`patchtrain compare` or `study sweep`, of which each study is a call. --collect only counts anew.
+The summary, with every arm at its own best rate, the arms that lost too, is
+results/evidence/STUDY.json.
 
 TEXTS is the folder with the corpora that evidence.yaml names; `stdlib`, the Python standard
 library's sources, is on every machine, and so are the files of a package, `PACKAGE:PATH`.

@@ -15,7 +15,7 @@ import argparse
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,16 @@ from common import about, write
 
 from patchtrain.advice import points as published
 from patchtrain.advice.fits import Fit
+from patchtrain.files import whole_file
+from patchtrain.plan import PlanSpec
 
 ROOT = Path(__file__).parents[1]
 EVIDENCE = ROOT / "results" / "evidence"
 OUT = ROOT / "results" / "map.json"
 FIGURE = ROOT / "docs" / "map.svg"
-# All of a plan that a plain contender replaces; the others stand for None here.
-PLAIN = {"plan.patch_size", "plan.step_fraction", "plan.patch_fraction", "plan.stages",
-         "plan.steps", "plan.tokens", "plan.epochs"}  # fmt: skip
+OF_A_PLAIN_ONE = {"plan.patch_size", "plan.step_fraction", "plan.steps"}
+MARKERS = {2: "o", 3: "^", 4: "s", 6: "D", 8: "v"}  # by K
+TERMS = ("1", "ln(D / N)", "ln N", "ln K", "ln V")  # of the plane
 
 
 def main() -> None:
@@ -44,10 +46,11 @@ def main() -> None:
     args = parser.parse_args()
     own = [point for file in sorted(args.kept.glob("*.json")) for point in own_points(file)]
     if not own:
-        raise SystemExit(f"map.py: no comparison in {args.kept}; benchmarks/evidence.py trains them")
+        raise SystemExit(f"map.py: no comparison in {args.kept}; evidence.py trains them")
     found = {
         **about("map", "compute"),
-        "points": own,
+        "settings": {},
+        "rows": own,
         "published": published_points(),
         "fit": plane(own),
     }
@@ -67,18 +70,16 @@ def own_points(file: Path) -> list[dict[str, Any]]:
         if not item["reference"] or not item["chosen"] or not chosen[item["reference"]]:
             continue
         arm, token = arms[item["chosen"]], arms[chosen[item["reference"]]]
-        entries = {key for key, value in arm["recipe"].items() if value is not None}
-        more = {key for key in entries - PLAIN if key.startswith("plan.")}
         losses = {run["seed"]: run["loss"] for run in arm["runs"]}
         gains = [
             run["loss"] - losses[run["seed"]] for run in token["runs"] if run["seed"] in losses
         ]
-        if more or not gains or study["held_equal"] != "compute" or not is_plain(arm["recipe"]):
+        if not gains or study["held_equal"] != "compute" or not is_plain(arm["recipe"]):
             continue
         base = token["runs"][0]
         found.append({
-            "study": study_name(file),
-            "corpus": study["about"]["corpus"].rpartition("-")[0],
+            "study": file.stem,
+            "corpus": study["about"]["corpus"].removesuffix(f"-{base['vocab_size']}"),
             "contender": item["name"],
             "parameters": base["parameters"],
             "body_parameters": base["body_parameters"],
@@ -97,13 +98,16 @@ def own_points(file: Path) -> list[dict[str, Any]]:
     return found
 
 
-def is_plain(entries: dict[str, Any]) -> bool:
-    """Whether a contender is one K for a share of the steps, and nothing else."""
-    return bool(entries.get("plan.step_fraction")) and entries.get("plan.patch_size", 1) > 1
-
-
-def study_name(file: Path) -> str:
-    return file.stem
+def is_plain(entries: Mapping[str, Any]) -> bool:
+    """Whether a contender is patches of one K for a share r of the steps, and nothing else."""
+    if not entries.get("plan.step_fraction") or entries.get("plan.patch_size", 1) == 1:
+        return False
+    return all(
+        value is None or value == getattr(PlanSpec, key, None)
+        for section, _, key in (path.partition(".") for path in entries.keys() - OF_A_PLAIN_ONE)
+        if section == "plan"
+        for value in [entries[f"plan.{key}"]]
+    )
 
 
 def published_points() -> list[dict[str, Any]]:
@@ -119,3 +123,95 @@ def published_points() -> list[dict[str, Any]]:
         )
         for pair in pairs
     ]  # fmt: skip
+
+
+def plane(own: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The gain over -ln(1 - r) as a plane in the logarithms of size, length, K and vocabulary.
+
+    Token level falls about as the logarithm of its compute, so giving up a share r of it costs so
+    much a unit of -ln(1 - r); the plane says what is left after what patches taught. ``left_out``
+    are the points as the plane through all others says, ``other_corpora`` as that through the
+    points of other corpora does.
+    """
+    fitted = [point for point in own if point["rates"] > 1]
+    X, y = columns(fitted), np.array([unit_gain(point) for point in fitted])
+    if len(fitted) <= X.shape[1]:
+        return {"points": len(fitted), "terms": None}
+    fit = Fit(X, y)
+    off = {"left_out": fit.left_out, "other_corpora": across(fitted, X, y)}
+    return {
+        "points": len(fitted),
+        "terms": dict(zip(TERMS, fit.coefficients.tolist(), strict=True)),
+        "rms_left_out": fit.spread,
+        "rms_other_corpora": root_mean_square(off["other_corpora"]),
+        "same_sign": sum((y - off["left_out"]) * y > 0).item(),
+        "same_sign_other_corpora": sum((y - off["other_corpora"]) * y > 0).item(),
+    }
+
+
+def columns(points: Sequence[dict[str, Any]]) -> np.ndarray:
+    """(P, F), the columns ``TERMS``."""
+    return np.array([
+        [1.0, math.log(point["tokens"] / point["parameters"]), math.log(point["parameters"]),
+         math.log(point["patch_size"]), math.log(point["vocab_size"])]
+        for point in points
+    ])  # fmt: skip
+
+
+def unit_gain(point: dict[str, Any]) -> float:
+    return float(point["gain"]) / -math.log(1 - point["step_fraction"])
+
+
+def root_mean_square(values: np.ndarray) -> float | None:
+    """Of the values that there are; None where there is none."""
+    known = values[~np.isnan(values)]
+    return float(np.sqrt(np.mean(known**2))) if len(known) else None
+
+
+def across(points: Sequence[dict[str, Any]], X: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """(P,) what each point is above the fit to the other corpora, nan where they are too few."""
+    corpora = np.array([point["corpus"] for point in points])
+    off = np.full(len(y), np.nan)
+    for corpus in set(corpora.tolist()):
+        kept = corpora != corpus
+        if np.linalg.matrix_rank(X[kept]) == X.shape[1]:
+            off[~kept] = y[~kept] - X[~kept] @ Fit(X[kept], y[kept]).coefficients
+    return off
+
+
+def draw(found: dict[str, Any], file: Path) -> None:
+    """Gain over tokens per parameter: own points by corpus, published ones at both equalities."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    # The same bytes each time, and letters that follow the reader's fonts.
+    matplotlib.rcParams.update({"svg.hashsalt": "map", "svg.fonttype": "none", "font.size": 9})
+    figure, axes = pyplot.subplots(figsize=(7.6, 4.2), layout="constrained")
+    for number, corpus in enumerate(sorted({point["corpus"] for point in found["rows"]})):
+        for size, marker in MARKERS.items():
+            chosen = [point for point in found["rows"]
+                      if point["corpus"] == corpus and point["patch_size"] == size]  # fmt: skip
+            if chosen:
+                axes.scatter([point["tokens"] / point["parameters"] for point in chosen],
+                             [point["gain"] for point in chosen], marker=marker,
+                             s=[18 + 8 * point["seeds"] for point in chosen], alpha=0.75,
+                             color=f"C{number}", label=f"{corpus}, K = {size}")  # fmt: skip
+    for held, color in (("compute", "black"), ("data", "grey")):
+        chosen = [point for point in found["published"] if point["held_equal"] == held]
+        axes.scatter([point["tokens"] / point["parameters"] for point in chosen],
+                     [point["gain"] for point in chosen], marker="*", s=60, color=color,
+                     label=f"published, 270M to 3B, equal {held}")  # fmt: skip
+    axes.axhline(0, color="grey", linewidth=0.8)
+    axes.set(xscale="log", xlabel="tokens per parameter (token level)")
+    axes.set_yscale("symlog", linthresh=0.02)
+    axes.set_ylabel("gain of patches first, nats a token")
+    axes.legend(fontsize=7, loc="lower right")
+    with whole_file(file) as temporary:
+        figure.savefig(temporary, format="svg", metadata={"Date": None})
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    main()

@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from table_parts import head, line, verdict
-from tables_of_quality import boundaries, copying, evidence, instructions, study, zero_shot
+from tables_of_quality import (
+    boundaries,
+    copying,
+    evidence,
+    instructions,
+    map_of_gains,
+    study,
+    zero_shot,
+)
 
 from patchtrain.advice.ranges import short
 from patchtrain.files import write_text
@@ -307,6 +315,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "resume": resume, "scaling": scaling, "advice": advice, "memory": memory, "traces": traces,
     "zero_shot": zero_shot,
     "boundaries": boundaries, "copying": copying, "instructions": instructions,
+    "map": map_of_gains,
     "study-ablation": study, "study-tokenizers": study,
 }  # fmt: skip
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from table_parts import head, line, verdict
 
+from patchtrain.advice.ranges import short
 from patchtrain.report.compare_words import (
     CONTENDER_HEAD,
     budget_rows,
@@ -159,6 +160,35 @@ def copying(result: dict[str, Any]) -> list[str]:
     for row in sorted(result["rows"], key=lambda row: float(row["losses"]["two"])):
         cells = (f"{row['losses'][name]:.3f}" for name in names)
         lines.append(line(f"`{row['run']}`", f"{row['loss']:.3f}", *cells))
+    return lines
+
+
+def map_of_gains(result: dict[str, Any]) -> list[str]:
+    """Where patches won and lost, by text, size and length; and how well a plane says so."""
+    lines = head("text", "vocabulary", "parameters", "tokens per parameter", "K", "r",
+                 "gain, nats a token", "seeds", "rates tried")  # fmt: skip
+    keys = ("corpus", "vocab_size", "parameters", "tokens", "patch_size", "step_fraction")
+    for row in sorted(result["rows"], key=lambda row: [row[key] for key in keys]):
+        edge = " (edge)" if row["edge"] else ""
+        lines.append(line(
+            row["corpus"], f"{row['vocab_size']:,}", short(row["parameters"]),
+            short(row["tokens"] / row["parameters"]), row["patch_size"], row["step_fraction"],
+            f"{row['gain']:+.3f}", row["seeds"], f"{row['rates']}{edge}",
+        ))  # fmt: skip
+    fit = result["fit"]
+    if fit["terms"]:
+        terms = " ".join(f"{value:+.3f} {name}" for name, value in fit["terms"].items())
+        said = (
+            f"Gain / -ln(1 - r) = {terms}, through {fit['points']} points at more than one rate. "
+            f"Each left out and predicted by the others: {fit['rms_left_out']:.3f} off (root mean "
+            f"square), the sign right for {fit['same_sign']}"
+        )
+        if fit["rms_other_corpora"] is not None:
+            said += (
+                f"; each text predicted by the other texts: {fit['rms_other_corpora']:.3f} off, "
+                f"the sign right for {fit['same_sign_other_corpora']}"
+            )
+        lines += ["", f"{said}."]
     return lines
 
 

@@ -164,6 +164,55 @@ def test_a_study_over_axes_is_a_sweep(place: Place) -> None:
     assert place.trained == 8  # the two new points
 
 
+def test_the_map_has_every_plain_contender(place: Place) -> None:
+    empty = run("map", "--kept", str(place.path / "kept"))
+    assert empty.returncode == 1
+    assert "no comparison in" in empty.stderr
+    del place.study["arms"]
+    place.study["over"] = ["steps=8,16", "K=2,4", "r=0.25,0.5", "phase=fixed,random"]
+    assert place("small").returncode == 0
+    out, figure = place.path / "results" / "map.json", place.path / "map.svg"
+    found = result("map", out, "--kept", str(place.path / "kept"), "--figure", str(figure))
+    ended = place.summary()
+    arms = {arm["name"]: arm["runs"][0]["loss"] for arm in ended["arms"]}
+    chosen = {item["name"]: item["chosen"] for item in ended["contenders"]}
+    assert len(found["rows"]) == 8  # the random phases are another question
+    for point in found["rows"]:
+        name = point["contender"]
+        gain = arms[chosen[f"token-steps{point['steps']}"]] - arms[chosen[name]]
+        assert point["gain"] == pytest.approx(gain)
+        assert f"K{point['patch_size']}-r{point['step_fraction']}" in name
+    assert {point["held_equal"] for point in found["published"]} == {"compute", "data"}
+    assert "tokens per parameter" in figure.read_text()
+    before = figure.read_bytes()
+    result("map", out, "--kept", str(place.path / "kept"), "--figure", str(figure))
+    assert figure.read_bytes() == before
+    assert run("tables", "--results", str(out.parent)).returncode == 0
+    assert "| tiny | 280 |" in out.with_suffix(".md").read_text()
+
+
+def test_the_plane_of_the_map_is_found_again() -> None:
+    """Points made from a plane, the texts of which differ in length: it predicts each by others."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        script = runpy.run_path(str(BENCHMARKS / "map.py"))
+    rng = np.random.default_rng(0)
+    points = [
+        {"corpus": f"text{number % 3}", "parameters": rng.integers(1e4, 1e6), "rates": 2,
+         "tokens": rng.integers(1e6, 1e8), "vocab_size": rng.choice([256, 512, 1024]),
+         "patch_size": rng.choice([2, 4]), "step_fraction": rng.choice([0.1, 0.3])}
+        for number in range(24)
+    ]  # fmt: skip
+    terms = np.array([-0.5, 0.2, -0.05, -0.3, 0.1])
+    for point, row in zip(points, script["columns"](points), strict=True):
+        point["gain"] = float(row @ terms) * -np.log(1 - point["step_fraction"])
+    found = script["plane"](points)
+    assert list(found["terms"].values()) == pytest.approx(terms, abs=1e-6)
+    assert found["rms_left_out"] < 1e-6 > found["rms_other_corpora"]
+    assert found["same_sign"] == found["same_sign_other_corpora"] == 24
+    assert script["plane"](points[:4])["terms"] is None
+
+
 def test_a_changed_recipe_needs_a_new_name(place: Place) -> None:
     place.study["rates"] = [0.01]
     assert place("small").returncode == 0
