@@ -206,6 +206,7 @@ def draw(found: dict[str, Any], file: Path) -> None:
     axes.axhline(0, color="grey", linewidth=0.8)
     axes.set(xscale="log", xlabel="tokens per parameter (token level)")
     axes.set_yscale("symlog", linthresh=0.02)
+    axes.margins(y=0.1)
     axes.set_ylabel("gain of patches first, nats a token")
     axes.legend(fontsize=7, loc="lower right")
     with whole_file(file) as temporary:
