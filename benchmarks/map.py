@@ -129,9 +129,8 @@ def plane(own: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The gain over -ln(1 - r) as a plane in the logarithms of size, length, K and vocabulary.
 
     Token level falls about as the logarithm of its compute, so giving up a share r of it costs so
-    much a unit of -ln(1 - r); the plane says what is left after what patches taught. ``left_out``
-    are the points as the plane through all others says, ``other_corpora`` as that through the
-    points of other corpora does.
+    much a unit of -ln(1 - r); the plane says what is left after what patches taught. Errors are
+    those of each point from the plane through all others, and through those of other corpora.
     """
     fitted = [point for point in own if point["rates"] > 1]
     X, y = columns(fitted), np.array([unit_gain(point) for point in fitted])
