@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -53,6 +54,9 @@ _OF_A_RUN = (
 _OF_ITS_PLAN = ("total_tokens", "total_positions", "total_steps", "epochs")
 _OF_ITS_MODEL = ("parameters", "body_parameters", "vocab_size")
 
+# What accelerate reads: a run takes it over from the environment, so that recipes stay as they are.
+_COMPILER = "ACCELERATE_DYNAMO_BACKEND"
+
 
 class Ledger:
     """The finished runs of one study, on disk as lines of JSON."""
@@ -85,6 +89,8 @@ class Ledger:
             if path.name not in self.rows and is_finished(run):
                 asked = (work / "recipes" / f"{path.name}.yaml").read_text(encoding="utf-8")
                 self.rows[path.name] = _row(run, yaml.safe_load(asked))
+                if _COMPILER in os.environ:
+                    self.rows[path.name]["info"]["compiled"] = True
         if len(self.rows) > before:
             rows = (self.rows[name] for name in sorted(self.rows))
             self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -103,10 +109,15 @@ def main() -> None:
                         help="of what is trained now (%(default)s)")  # fmt: skip
     parser.add_argument("--asked", type=Path, default=ASKED, help="the studies (%(default)s)")
     parser.add_argument("--kept", type=Path, default=KEPT, help="what came out (%(default)s)")
+    parser.add_argument("--compile", action="store_true",
+                        help="let torch compile what is trained now: the same but for rounding, "
+                             "and faster where runs last minutes")  # fmt: skip
     parser.add_argument("--collect", action="store_true", help="train nothing, count what is kept")
     parser.add_argument("--list", action="store_true", help="the studies, and how far they are")
     args = parser.parse_args()
     asked = yaml.safe_load(args.asked.read_text(encoding="utf-8"))
+    if args.compile:
+        os.environ.setdefault(_COMPILER, "INDUCTOR")
     unknown = set(args.studies) - set(asked["studies"])
     if unknown:
         parser.error(f"no study {', '.join(sorted(unknown))} in {args.asked}; --list names them")

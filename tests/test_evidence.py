@@ -145,6 +145,23 @@ def test_counting_trains_nothing(place: Place) -> None:
     assert not place.summary()["complete"]
 
 
+def test_what_was_compiled_says_so_and_ends_alike(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.study["rates"] = [0.01]
+    assert place("small").returncode == 0
+    plain = place.rows()
+    (place.path / "kept" / "small.jsonl").unlink()
+    shutil.rmtree(place.path / "work" / "small")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")  # all of it but the C++ compiler
+    assert place("small", "--compile").returncode == 0
+    for name, row in place.rows().items():
+        assert row["info"]["compiled"] is True
+        assert "compiled" not in plain[name]["info"]
+        assert row["recipe"] == plain[name]["recipe"]
+        assert row["curve"][-1]["loss"] == pytest.approx(plain[name]["curve"][-1]["loss"], rel=1e-5)
+
+
 def test_a_study_over_axes_is_a_sweep(place: Place) -> None:
     del place.study["arms"]
     place.study |= {"rates": [0.01], "over": ["steps=8,16", "K=2,4", "r=0.5"]}
