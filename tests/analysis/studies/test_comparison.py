@@ -55,12 +55,18 @@ def test_what_a_plan_does_at_the_switch_and_its_settings_are_in_its_words() -> N
         "warmed:rewarm_steps=5",
         "moved:phase=random",
         "mixed:token_share=0.25",
+        "weighed:slot_weights=power",
+        'short:stages=[{"patch_size":1,"share":0.3,"context_length":8},[1,0.7]],share_of=steps',
     ]
     question = compared(recipe(step_fraction=0.3), arms)
     words = {item.name: item.words for item in question.contenders}
     assert len(words) == len(set(words.values())) == 1 + len(arms)
     assert "second moments" in words["second"]
     assert words["warmed"].endswith("; rewarm_steps 5")
+    assert words["weighed"].endswith("; slot_weights power")
+    assert words["short"].startswith(
+        "tokens in rows of 8 positions for 30% of the positions, then t"
+    )
 
 
 def test_at_equal_data_all_read_the_same_tokens() -> None:

@@ -20,6 +20,7 @@ from patchtrain.patch_settings import used
 from patchtrain.plan import PRESETS, PlanSpec
 from patchtrain.planning import Planned
 from patchtrain.recipe import Recipe
+from patchtrain.stage import Stage
 from patchtrain.yaml_reader import read_yaml
 
 BASELINE = "token"
@@ -291,18 +292,26 @@ def equalized(question: Question, contender: Contender, target: float) -> Conten
 
 def plan_words(run: Planned) -> str:
     """A plan in a line: ``patches of 4 for 30% of the compute, then tokens; optimizer carried``."""
-    plan = run.plan
-    if all(stage.patch_size == 1 for stage in plan.stages):
+    plan, length = run.plan, run.plan.spec.context_length
+    if all((stage.patch_size, stage.context_length) == (1, length) for stage in plan.stages):
         return "tokens throughout"
+
+    def named(stage: Stage) -> str:
+        if stage.context_length == length:
+            return stage.name
+        return f"{stage.name} in rows of {stage.context_length:,} positions"
+
+    *first, last = plan.stages
     total = plan.total_positions
     stages = [
-        f"{stage.name} for {stage.positions / total:.0%} of the positions"
-        for stage in plan.stages[:-1]
+        f"{named(stage)} for {stage.positions / total:.0%} of the positions" for stage in first
     ]
-    parts = [", then ".join([*stages, plan.stages[-1].name])]
+    parts = [", then ".join([*stages, named(last)])]
     parts.append(_AT_SWITCH[str(plan.spec.optimizer_at_switch)])
     scope = {"run": "one schedule", "stage": "a schedule a stage"}[str(plan.spec.schedule_scope)]
     settings = [f"{name} {value}" for name, value in used(plan.spec).items()]
+    if any(len(set(stage.slot_weights)) > 1 for stage in plan.stages):
+        settings.append(f"slot_weights {plan.spec.slot_weights}")
     return "; ".join([*parts, f"{scope} ({plan.spec.schedule})", *settings])
 
 
