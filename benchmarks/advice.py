@@ -21,6 +21,7 @@ from patchtrain.advice.recommend import Scarce, advise
 # Sizes and budgets that people have, and some that the papers had.
 BUDGETS: list[tuple[int, int, Scarce]] = [
     (133_440, 8_192_000, "compute"),
+    (166_000, 16_400_000, "compute"),
     (270_000_000, 42_000_000_000, "compute"),
     (1_300_000_000, 26_000_000_000, "compute"),
     (7_000_000_000, 140_000_000_000, "compute"),

@@ -91,6 +91,7 @@ def own_points(file: Path) -> list[dict[str, Any]]:
             "step_fraction": arm["recipe"]["plan.step_fraction"],
             "token_loss": statistics.fmean(run["loss"] for run in token["runs"]),
             "gain": statistics.fmean(gains),
+            "gains": gains,
             "seeds": len(gains),
             "rates": len(item["tried"]),
             "edge": sorted({edge for edge in (item.get("edge"), edges[item["reference"]]) if edge}),

@@ -3,7 +3,6 @@
 import json
 import math
 import runpy
-import shutil
 import statistics
 from importlib.resources import files
 from pathlib import Path
@@ -25,18 +24,34 @@ COLLECT: dict[str, Any] = runpy.run_path(str(ROOT / "benchmarks" / "collect_poin
 
 def test_own_points_are_what_the_results_hold() -> None:
     shipped = files("patchtrain.advice").joinpath("own.json").read_text(encoding="utf-8")
-    made = COLLECT["text"](COLLECT["collect"](EVIDENCE))
-    assert shipped == made, "run python benchmarks/collect_points.py"
+    made = COLLECT["text"](COLLECT["collect"](ROOT / "results" / "map.json"))
+    assert shipped == made, "run python benchmarks/map.py and collect_points.py"
 
 
-def test_own_points_keep_every_run_and_seed() -> None:
+def losses(study: str) -> dict[str, dict[int, float]]:
+    """What the runs of a study ended at, by arm and seed, from the ledger alone."""
+    ended: dict[str, dict[int, float]] = {}
+    for line in (EVIDENCE / f"{study}.jsonl").read_text("utf-8").splitlines():
+        row = json.loads(line)
+        arm, _, seed = row["run"].rpartition("-seed-")
+        ended.setdefault(arm, {})[int(seed)] = row["info"]["result"]["loss"]
+    return ended
+
+
+def demo_gains() -> dict[int, float]:
+    found = json.loads((EVIDENCE / "demo.json").read_text("utf-8"))
+    chosen = {item["name"]: item["chosen"] for item in found["contenders"]}
+    ended = losses("demo")
+    token, patch = ended[chosen["token"]], ended[chosen["k2"]]
+    return {seed: token[seed] - patch[seed] for seed in found["seeds"]}
+
+
+def test_own_points_are_what_the_runs_ended_at() -> None:
+    (own,) = (item for item in points.own() if item.study == "demo")
+    assert len(own.gains) >= 5
+    assert own.gains == pytest.approx(list(demo_gains().values()))
+    assert (own.parameters, own.patch_size, own.step_fraction) == (133_440, 2, 0.3)
     kept = [json.loads(line) for line in (EVIDENCE / "demo.jsonl").read_text("utf-8").splitlines()]
-    shipped = json.loads(files("patchtrain.advice").joinpath("own.json").read_text("utf-8"))
-    losses = sorted(run["loss"] for run in shipped["runs"])
-    assert losses == sorted(row["info"]["result"]["loss"] for row in kept)
-    own = points.own()
-    assert len(own.gains) == len(shipped["seeds"]) >= 5
-    assert own.parameters == 133_440
     # What is counted for a position of this model, to the last operation: the size fits.
     (flops,) = (row["info"]["flops"] for row in kept if row["run"] == "token-rate-0.012-seed-0")
     config = kept[0]["recipe"]["model"]["config"]
@@ -44,17 +59,17 @@ def test_own_points_keep_every_run_and_seed() -> None:
     assert flops / own.tokens == size.flops_per_position(128).total
 
 
-def test_collecting_follows_the_results(tmp_path: Path) -> None:
-    found = json.loads((EVIDENCE / "demo.json").read_text(encoding="utf-8"))
-    (chosen,) = (item["chosen"] for item in found["contenders"] if item["name"] == "token")
-    (arm,) = (arm for arm in found["arms"] if arm["name"] == chosen)
-    (run,) = (run for run in arm["runs"] if run["seed"] == 1)
-    run["loss"] += 0.5
-    shutil.copytree(EVIDENCE, tmp_path, dirs_exist_ok=True)
-    (tmp_path / "demo.json").write_text(json.dumps(found))
-    now, before = COLLECT["collect"](tmp_path)["gains"], points.own().gains
-    assert now[1] == pytest.approx(before[1] + 0.5)
-    assert (now[0], *now[2:]) == pytest.approx((before[0], *before[2:]))
+def test_of_comparisons_that_are_alike_the_best_tuned_is_taken(tmp_path: Path) -> None:
+    alike = [item for item in points.own() if item.text == "Python sources"]
+    settings = [(o.parameters, o.tokens, o.patch_size, o.step_fraction) for o in alike]
+    assert len(set(settings)) == len(settings)
+    found = json.loads((ROOT / "results" / "map.json").read_text(encoding="utf-8"))
+    (demo,) = (row for row in found["rows"] if row["study"] == "demo")
+    better = {**demo, "study": "better", "rates": demo["rates"] + 1, "gains": [0.5]}
+    (tmp_path / "map.json").write_text(json.dumps({"rows": [better, *found["rows"]]}))
+    taken = {row["study"]: row for row in COLLECT["collect"](tmp_path / "map.json")["comparisons"]}
+    assert "demo" not in taken
+    assert taken["better"]["gains"] == [0.5]
 
 
 def test_the_demo_is_what_was_measured() -> None:
@@ -69,11 +84,12 @@ def test_the_demo_is_what_was_measured() -> None:
     assert plan.pop("schedule_scope") == "run"  # the preset's own
     assert plan == study["recipe"]["plan"]
     assert study["arms"]["k2"] == {"K": patches["patch_size"], "r": patches["step_fraction"]}
-    shipped = json.loads(files("patchtrain.advice").joinpath("own.json").read_text("utf-8"))
-    gains = dict(zip(shipped["seeds"], shipped["gains"], strict=True))
+    gains = demo_gains()
     assert gains[SEED] == statistics.median(gains.values())  # the demo shows no lucky draw
     rates = [arm["training"]["learning_rate"] for arm in settings["arms"]]
-    assert list(shipped["best_rate"].values()) == rates  # token level, then patches
+    contenders = json.loads((EVIDENCE / "demo.json").read_text("utf-8"))["contenders"]
+    best = {item["name"]: item["learning_rate"] for item in contenders}
+    assert [best["token"], best["k2"]] == rates
 
 
 def test_every_table_names_a_source() -> None:

@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import statistics
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from patchtrain import PlanSpec, UsageError
-from patchtrain.advice import Advice, advise, plan_warnings, points
+from patchtrain.advice import Advice, advise, plan_warnings, points, small
 from patchtrain.advice.fits import equal_compute, equal_data
+from patchtrain.advice.points import Own
 from patchtrain.plan import Plan
 from patchtrain.recipe import Recipe
 
@@ -101,30 +101,67 @@ def test_scarce_compute_takes_more_text() -> None:
 
 
 def test_small_models_follow_the_own_runs_and_their_seeds() -> None:
-    own = points.own()
+    (own,) = (item for item in points.own() if item.study == "demo")
+    choice = small.best(own.parameters, own.tokens)
+    assert own in choice.found
     advice = advise(own.parameters, own.tokens, "compute", context_length=128, tokens_per_step=2048)
-    assert (advice.patch_size, advice.step_fraction) == (2, 0.3)
-    assert (advice.gain, advice.interval) == (None, None)  # it gains on one text only
-    usual = [statistics.fmean(found) for found in own.other_text.values()]
-    assert max(usual) < 0.005 < min(own.gains)
+    for item in choice.found:
+        (reason,) = (line for line in advice.reasons if f"evidence/{item.study}.json" in line)
+        assert all(f"{gain:+.3f}" in reason for gain in item.gains)
+        assert item.text in reason
     assert advice.extrapolates == []
-    (warning,) = advice.warnings
-    assert "gained on one text and not on others" in warning
-    assert all(name in advice.reasons[1] for name in own.other_text)
-    assert "results/evidence/demo.json" in advice.reasons[0]
-    assert all(f"{gain:+.3f}" in advice.reasons[0] for gain in own.gains)
-    near = advise(2 * own.parameters, own.tokens, "compute", tokens_per_step=2048 * 4)
-    assert [line.split(":")[0] for line in near.extrapolates] == [
-        "model size", "tokens for each parameter", "steps",
-    ]  # fmt: skip
-    assert near.warnings == [warning]
     for far in (
-        advise(20 * own.parameters, 20 * own.tokens, "compute"),
+        advise(40 * own.parameters, 40 * own.tokens, "compute"),
         advise(own.parameters, own.tokens, "compute", tokens_per_step=2**20),  # 16 steps
     ):
-        assert (far.patch_size, far.gain) == (2, None)
+        assert far.gain is None
         assert "so far that no gain is given" in far.extrapolates[0]
         assert far.warnings[-1].startswith("no run is known that is near")
+
+
+def own_run(text: str, gain: float, K: int = 2, r: float = 0.3, scale: float = 1.0) -> Own:
+    size, tokens = round(100_000 * scale), round(10_000_000 * scale)
+    return Own("study", text, 512, size, tokens, 4000, K, r, 3, (gain - 0.01, gain + 0.01))
+
+
+def small_advice(monkeypatch: pytest.MonkeyPatch, *own: Own) -> Advice:
+    monkeypatch.setattr(points, "own", lambda: own)
+    return advise(100_000, 10_000_000, "compute", context_length=128, tokens_per_step=2048)
+
+
+def test_where_a_small_model_gains_on_each_text_the_gain_is_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own = [own_run("a", 0.05), own_run("b", 0.15), own_run("b", 0.3, K=4)]
+    advice = small_advice(monkeypatch, *own)
+    assert (advice.patch_size, advice.step_fraction) == (2, 0.3)  # K = 4 is known of one text
+    assert advice.gain == pytest.approx(0.1)
+    assert advice.interval == pytest.approx((0.04, 0.16))
+    assert advice.warnings == []
+
+
+def test_where_texts_disagree_no_gain_is_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+    advice = small_advice(monkeypatch, own_run("a", 0.2), own_run("b", -0.1))
+    assert (advice.patch_size, advice.gain, advice.interval) == (2, None, None)
+    assert "gained on a and lost on b, so no gain is given" in advice.warnings[0]
+
+
+@pytest.mark.parametrize("other", [-0.3, None])
+def test_where_small_models_lose_it_is_token_level(
+    monkeypatch: pytest.MonkeyPatch, other: float | None
+) -> None:
+    own = [own_run("a", -0.1)] if other is None else [own_run("a", 0.1), own_run("b", other)]
+    advice = small_advice(monkeypatch, *own)
+    assert (advice.patch_size, advice.step_fraction, advice.gain) == (1, 0.0, 0.0)
+    assert advice.tokens_read == advice.tokens
+    assert "token level only" in advice.warnings[0]
+    assert [s.patch_size for s in PlanSpec.from_dict(advice.plan).resolve().stages] == [1]
+
+
+def test_each_text_speaks_by_its_nearest_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
+    near = [own_run("a", 0.1, scale=1.2), own_run("a", 0.02, r=0.1, scale=1.2)]
+    own = [*near, own_run("a", -0.5, scale=3), own_run("b", 0.1, scale=3)]
+    assert small_advice(monkeypatch, *own).gain == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("scarce", ["data", "compute"])

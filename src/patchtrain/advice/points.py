@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -38,16 +37,22 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Own:
-    """The project's own comparison: one small model at equal compute, several seeds."""
+    """One of the project's own comparisons: equal compute, each arm at its best rate."""
 
-    file: str
+    study: str  # in results/evidence/
+    text: str
+    vocab_size: int
     parameters: int
     tokens: int  # of the token-level run
     steps: int
     patch_size: int
     step_fraction: float
-    gains: tuple[float, ...]  # nats, one a seed, at the best learning rate of each arm
-    other_text: Mapping[str, Sequence[float]]  # the same on other corpora, by their names
+    rates: int  # that each arm was tried at
+    gains: tuple[float, ...]  # nats a token, one a seed
+
+    @property
+    def tokens_per_parameter(self) -> float:
+        return self.tokens / self.parameters
 
 
 @cache
@@ -57,11 +62,10 @@ def published() -> dict[str, Any]:
 
 
 @cache
-def own() -> Own:
+def own() -> tuple[Own, ...]:
     """The project's own runs, made by ``benchmarks/collect_points.py``."""
-    values = _read("own.json")
-    keys = ("file", "parameters", "tokens", "steps", "patch_size", "step_fraction", "other_text")
-    return Own(**{key: values[key] for key in keys}, gains=tuple(values["gains"]))
+    rows = _read("own.json")["comparisons"]
+    return tuple(Own(**{**row, "gains": tuple(row["gains"])}) for row in rows)
 
 
 def equal_data_pairs() -> list[Pair]:

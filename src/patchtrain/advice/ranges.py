@@ -72,19 +72,21 @@ def of_table(name: str, pairs: Sequence[Pair]) -> Coverage:
 
 
 def of_own() -> Coverage:
-    """Of ``own.json``: one size, one length."""
+    """Of ``own.json``."""
     own = points.own()
-    ratio = own.tokens / own.parameters
+    sizes = [item.parameters for item in own]
+    ratios = [item.tokens_per_parameter for item in own]
+    lengths = [item.steps for item in own]
     return Coverage(
-        Range("model size", own.parameters, own.parameters, "own"),
-        Range("tokens for each parameter", ratio, ratio, "own"),
-        Range("steps", own.steps, own.steps, "own"),
+        Range("model size", min(sizes), max(sizes), "own"),
+        Range("tokens for each parameter", min(ratios), max(ratios), "own"),
+        Range("steps", min(lengths), max(lengths), "own"),
     )
 
 
 def is_small(parameters: float, published: Coverage) -> bool:
     """Whether the own runs are nearer, by the ratio of the sizes, than any published one."""
-    return parameters < math.sqrt(points.own().parameters * published.size.least)
+    return parameters < math.sqrt(of_own().size.most * published.size.least)
 
 
 def short(value: float) -> str:

@@ -6,7 +6,9 @@ from typing import Any
 
 from patchtrain.advice import held_out, points
 from patchtrain.advice.fits import TWO_THIRDS, EqualCompute, EqualData, Estimate
+from patchtrain.advice.points import Own
 from patchtrain.advice.ranges import short
+from patchtrain.advice.small import Choice, gain
 
 SINGLE_SEEDS = "every published number is a single run: no seed was repeated"
 
@@ -109,19 +111,39 @@ def equal_compute(model: EqualCompute, ratio: float, gain: Estimate | None) -> l
     ]
 
 
-def own_runs() -> list[str]:
+def own_runs(choice: Choice) -> list[str]:
     """Why the small models' K and r."""
-    own = points.own()
-    gains = ", ".join(f"{gain:+.3f}" for gain in own.gains)
-    others = "; ".join(
-        f"{name} {', '.join(f'{gain:+.3f}' for gain in found)}"
-        for name, found in own.other_text.items()
-    )
     smallest = min(pair.parameters for pair in points.equal_compute_pairs())
     return [
-        f"{own.file}, {own.parameters:,} parameters on {short(own.tokens)} tokens, equal compute, "
-        f"K = {own.patch_size}, r = {own.step_fraction:g}, each arm at its best rate: gains of "
-        f"{gains} nats on {len(own.gains)} seeds, on the sources of Python's standard library",
-        f"the same model on other text: {others}",
+        *(_own_run(item) for item in sorted(choice.found, key=lambda item: item.text)),
         f"no published model is smaller than {short(smallest)} parameters",
     ]
+
+
+def _own_run(item: Own) -> str:
+    gains = ", ".join(f"{value:+.3f}" for value in item.gains)
+    rates = "one rate" if item.rates == 1 else f"{item.rates} rates, each arm at its best"
+    return (
+        f"results/evidence/{item.study}.json, {item.text}, {item.parameters:,} parameters on "
+        f"{short(item.tokens)} tokens, equal compute, {rates}, K = {item.patch_size}, r = "
+        f"{item.step_fraction:g}: {gains} nats"
+    )
+
+
+def texts_disagree(choice: Choice) -> str:
+    """What to say where patches do not gain on each text."""
+    gained, lost = (
+        ", ".join(sorted(item.text for item in choice.found if (gain(item) > 0) == is_gain))
+        for is_gain in (True, False)
+    )
+    advice = "train both arms on your text, with several seeds (patchtrain compare)"
+    if not gained:
+        return f"at this size and length patches lost on {lost}: token level only, or {advice}"
+    if choice.mean <= 0:
+        return (
+            f"at this size and length patches gained on {gained} and lost more on {lost}: token "
+            f"level only, or {advice}"
+        )
+    return (
+        f"at this size patches gained on {gained} and lost on {lost}, so no gain is given: {advice}"
+    )

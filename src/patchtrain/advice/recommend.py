@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-from patchtrain.advice import fits, points, ranges, reasons
+from patchtrain.advice import fits, points, ranges, reasons, small
 from patchtrain.advice.fits import Estimate
 from patchtrain.advice.ranges import short
 from patchtrain.errors import UsageError, one_line
@@ -176,14 +176,15 @@ def _for_scarce_compute(parameters: int, tokens: int, given: dict[str, int]) -> 
     warnings: list[str] = []
     gain: Estimate | None
     if ranges.is_small(parameters, covered):
-        own, covered = points.own(), ranges.of_own()
-        K, r, gain = own.patch_size, own.step_fraction, None
+        choice, covered = small.best(parameters, tokens), ranges.of_own()
         far = covered.is_far(parameters, tokens, steps)
-        said = reasons.own_runs()
-        warnings.append(
-            "at this size patches gained on one text and not on others, so no gain is given: "
-            "train both arms on yours, with several seeds (patchtrain compare)"
-        )
+        K, r = choice.patch_size, choice.step_fraction
+        gain = None if far else choice.estimate
+        said = reasons.own_runs(choice)
+        if choice.estimate is None:
+            warnings.append(reasons.texts_disagree(choice))
+        if choice.mean <= 0 and not far:
+            K, r, gain = 1, 0.0, Estimate(0.0, 0.0, 0.0)
     else:
         K, r = model.patch_size, model.step_fraction
         far = covered.is_far(parameters, tokens, steps)
@@ -193,10 +194,11 @@ def _for_scarce_compute(parameters: int, tokens: int, given: dict[str, int]) -> 
         warnings.append("no run is known that is near this one; try it at a small scale first")
     times = 1 - r + r * K
     read = round(tokens * times)
-    said.append(
-        f"at equal compute this reads {times:.3g} times the text, {short(read)} tokens, each once; "
-        f"if there is less, it is data that is scarce"
-    )
+    if K > 1:
+        said.append(
+            f"at equal compute this reads {times:.3g} times the text, {short(read)} tokens, each "
+            f"once; if there is less, it is data that is scarce"
+        )
     return Advice(
         parameters=parameters,
         tokens=tokens,

@@ -1,0 +1,73 @@
+"""Small models: what patches gained in the project's own comparisons nearest to a run.
+
+No curve is drawn through them. At these sizes the gain hangs on the text more than on anything
+else, so each text speaks for itself, by its comparison that is nearest in size and in tokens for
+each parameter. What gained most over the texts is advised, and a gain is promised only where no
+text disagrees.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from patchtrain.advice import points
+from patchtrain.advice.fits import Estimate
+from patchtrain.advice.points import Own
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One K and r, and how it came out on each text."""
+
+    patch_size: int
+    step_fraction: float
+    found: tuple[Own, ...]  # one a text
+
+    @property
+    def mean(self) -> float:
+        """Nats a token, over the texts."""
+        return fmean(gain(item) for item in self.found)
+
+    @property
+    def estimate(self) -> Estimate | None:
+        """The mean, from the least seed of any text to the best; None where texts disagree."""
+        if any(gain(item) <= 0 for item in self.found):
+            return None
+        gains = [value for item in self.found for value in item.gains]
+        return Estimate(self.mean, min(gains), max(gains))
+
+
+def gain(item: Own) -> float:
+    """Nats a token, over the seeds."""
+    return fmean(item.gains)
+
+
+def best(parameters: float, tokens: float, own: Sequence[Own] | None = None) -> Choice:
+    """The K and r that gained most over the texts, among those tried on most of them."""
+    choices = nearest(parameters, tokens, points.own() if own is None else own)
+    most = max(len(choice.found) for choice in choices)
+    return max((c for c in choices if len(c.found) == most), key=lambda choice: choice.mean)
+
+
+def nearest(parameters: float, tokens: float, own: Iterable[Own]) -> list[Choice]:
+    """Each K and r, with the comparison of each text that is nearest to such a run."""
+
+    def distance(item: Own) -> float:
+        size = math.log(item.parameters / parameters)
+        ratio = math.log(item.tokens_per_parameter / (tokens / parameters))
+        return math.hypot(size, ratio)
+
+    by_text: dict[str, list[Own]] = defaultdict(list)
+    for item in own:
+        by_text[item.text].append(item)
+    by_setting: dict[tuple[int, float], list[Own]] = defaultdict(list)
+    for items in by_text.values():
+        least = min(map(distance, items))
+        for item in items:
+            if distance(item) <= least:
+                by_setting[item.patch_size, item.step_fraction].append(item)
+    return [Choice(*setting, tuple(items)) for setting, items in by_setting.items()]
