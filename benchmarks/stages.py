@@ -38,6 +38,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vocabulary", type=int, default=8192)
     parser.add_argument("--width", type=int, default=320, help="hidden size, a multiple of 64")
     parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--heads", type=int, help="default: one for 64 of the width")
+    parser.add_argument("--head-dim", type=int, help="default: what the width has for each head")
     parser.add_argument("--context-length", type=int, default=256, help="positions a sequence")
     parser.add_argument("--rows", type=int, default=8, help="sequences a step")
     parser.add_argument("--device", default="cpu")
@@ -74,13 +76,15 @@ class Bench:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         torch.manual_seed(0)
+        heads = args.heads or max(args.width // 64, 1)
         config = LlamaConfig(
             vocab_size=args.vocabulary,
             hidden_size=args.width,
             intermediate_size=args.width * 8 // 3 // 32 * 32,
             num_hidden_layers=args.layers,
-            num_attention_heads=max(args.width // 64, 1),
-            num_key_value_heads=max(args.width // 64, 1),
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+            head_dim=args.head_dim or args.width // heads,
             max_position_embeddings=args.context_length,
             use_cache=False,
         )
@@ -93,6 +97,8 @@ class Bench:
             **{name: getattr(args, name) for name in (
                 "vocabulary", "width", "layers", "context_length", "rows", "device", "dtype",
                 "compile", "threads", "repeats")},
+            "heads": heads,
+            "head_dim": config.head_dim,
             "backend": str(self.backend),
             "seed": 0,
         }  # fmt: skip
