@@ -6,8 +6,9 @@
 
 Evidence takes longer than one sitting. So each run that is finished is a line of
 results/evidence/STUDY.jsonl: its recipe, seed, result, what it cost and its validation curve. What
-is there is not trained again, by anyone, on any machine; what is missing is trained in --work by
-`patchtrain compare` or `study sweep`, of which each study is a call. --collect only counts anew.
+is there is not trained again, by anyone, on any machine, nor for another study that asks for the
+very same recipe; what is missing is trained in --work by `patchtrain compare` or `study sweep`, of
+which each study is a call. --collect only counts anew.
 The summary, with every arm at its own best rate, the arms that lost too, is
 results/evidence/STUDY.json.
 
@@ -81,6 +82,23 @@ class Ledger:
             write_text(run.recipe_file, yaml.safe_dump(row["recipe"], sort_keys=False))
             write_json(run.info_file, {**row["info"], "kept": "results"})
 
+    def adopt(self, question: Question, found: Mapping[str, Any]) -> bool:
+        """Take over what is missing and was trained for another study by the very same recipe."""
+        others: dict[str, dict[str, Any]] = {}
+        for file in sorted(self.file.parent.glob("*.jsonl")):
+            if file != self.file:
+                for row in Ledger(file.stem, file.parent).rows.values():
+                    others.setdefault(json.dumps(row["recipe"], sort_keys=True), row)
+        recipes = {arm["name"]: arm["recipe"] for arm in found["arms"]}
+        before = len(self.rows)
+        for run in found["missing"]:
+            asked = _asked_of(question, run["arm"], recipes[run["arm"]], run["seed"])
+            row = others.get(json.dumps(asked, sort_keys=True))
+            if row is not None:
+                name = f"{run['arm']}-seed-{run['seed']}"
+                self.rows[name] = {**row, "run": name}
+        return len(self.rows) > before
+
     def pack(self, work: Path) -> None:
         """Keep what is finished and not kept yet."""
         before = len(self.rows)
@@ -92,9 +110,12 @@ class Ledger:
                 if _COMPILER in os.environ:
                     self.rows[path.name]["info"]["compiled"] = True
         if len(self.rows) > before:
-            rows = (self.rows[name] for name in sorted(self.rows))
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            write_text(self.file, "".join(json.dumps(row) + "\n" for row in rows))
+            self.save()
+
+    def save(self) -> None:
+        rows = (self.rows[name] for name in sorted(self.rows))
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(self.file, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def main() -> None:
@@ -168,6 +189,10 @@ def carry_out(
     # Counting first: what cannot be gone on with is refused before anything is trained.
     found = run_comparison(question, work, say=say, quiet=True, count_only=True)
     ledger.pack(work)  # what an earlier call trained and was killed before it kept it
+    while ledger.adopt(question, found):  # what is asked for next may hang on what came out
+        ledger.unpack(work)
+        found = run_comparison(question, work, say=say, quiet=True, count_only=True)
+        ledger.save()
     refuse_changed(question, found, ledger)
     if not count_only:
         try:
@@ -222,14 +247,21 @@ def _in_words(name: str, entries: Mapping[str, Any]) -> str:
 def refuse_changed(question: Question, found: Mapping[str, Any], ledger: Ledger) -> None:
     """Refuse runs that are kept and were not of this recipe: a name is never used twice."""
     for arm in found["arms"]:
-        values = question.study([Arm(arm["name"], "", arm["recipe"])])
         for run in arm["runs"]:
-            recipe = values.recipe_of(values.arms[0], run["seed"], Path())
             row = ledger.rows[f"{arm['name']}-seed-{run['seed']}"]
-            if _asked(recipe.model_dump(mode="json", exclude_none=True)) != row["recipe"]:
+            if _asked_of(question, arm["name"], arm["recipe"], run["seed"]) != row["recipe"]:
                 raise UsageError(
                     f"{row['run']} in {ledger.file} is of another recipe; name the study anew"
                 )
+
+
+def _asked_of(
+    question: Question, name: str, entries: Mapping[str, Any], seed: int
+) -> dict[str, Any]:
+    """What decides the result of one run of a question, by its arm's name and entries."""
+    study = question.study([Arm(name, "", entries)])
+    recipe = study.recipe_of(study.arms[0], seed, Path())
+    return _asked(recipe.model_dump(mode="json", exclude_none=True))
 
 
 def _row(run: RunFolder, recipe: Mapping[str, Any]) -> dict[str, Any]:

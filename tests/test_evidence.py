@@ -108,6 +108,30 @@ def test_what_is_kept_is_not_trained_again(place: Place) -> None:
     assert "results/evidence/small.json" in table
 
 
+def test_what_another_study_trained_by_the_same_recipe_is_taken_over(place: Place) -> None:
+    place.study |= {"rates": [0.01], "budgets": [0.5]}
+    assert place("small").returncode == 0
+    before, trained = place.rows(), place.trained
+    assert set(before) == {
+        "token-rate-0.01-seed-0", "k2-rate-0.01-seed-0", "token-rate-0.01-budget-0.5-seed-0",
+    }  # fmt: skip
+    shutil.rmtree(place.path / "work" / "small")
+    kept = place.path / "kept" / "small.jsonl"
+    lines = kept.read_text().replace('"run": "', '"run": "theirs-')
+    kept.rename(kept.with_name("other.jsonl")).write_text(lines)
+    other_rate = lines.replace('"learning_rate": 0.01', '"learning_rate": 0.02')
+    (place.path / "kept" / "third.jsonl").write_text(other_rate)
+    assert place("small").returncode == 0
+    assert place.trained == trained
+    assert place.rows() == before
+    assert place.summary()["complete"]
+    kept.unlink()
+    kept.with_name("other.jsonl").unlink()
+    shutil.rmtree(place.path / "work" / "small")
+    assert place("small").returncode == 0
+    assert place.trained == 2 * trained  # at another rate it is another run
+
+
 def test_copying_is_measured_on_models_that_are_kept(place: Place) -> None:
     place.study["rates"] = [0.01]
     (place.path / "none" / "runs").mkdir(parents=True)

@@ -40,15 +40,18 @@ def summarise(work: Work) -> Row:
     ``arms`` are all variants, those that lost too, as ``results.collect`` has them.
     ``contenders`` have, each, ``tried`` (what it ended at on the tuning seeds, by rate), ``chosen``
     (a variant), ``bits_per_byte`` over the seeds, ``difference`` to its ``reference`` (with
-    ``unseen``: the same without the seeds that chose the rates) and ``equal_loss``.
+    ``unseen``: the same without the seeds that chose the rates) and ``equal_loss``. ``missing`` are
+    the runs asked for so far that are not finished.
     """
     question = work.question
     arms = {name: _against(work, name) for name in work.arms}
     found = results.collect(question.study(list(arms.values())), work.folder, work.failed)
     rows = {arm["name"]: arm for arm in found["arms"]}
-    there = sum(
-        any(run["seed"] == seed for run in rows[name]["runs"]) for name, seed in work.wanted
-    )
+    missing = [
+        {"arm": name, "seed": seed}
+        for name, seed in work.wanted
+        if all(run["seed"] != seed for run in rows[name]["runs"])
+    ]
     return {
         **found,
         "rates": list(question.rates),
@@ -60,8 +63,9 @@ def summarise(work: Work) -> Row:
         "budgets": {f"{budget:g}": arm.name for budget, arm in sorted(work.budgets.items())},
         "trials": work.trials,
         "runs_wanted": len(work.wanted),
-        "runs_there": there,
-        "complete": there == len(work.wanted) and bool(work.chosen),
+        "runs_there": len(work.wanted) - len(missing),
+        "missing": missing,
+        "complete": not missing and bool(work.chosen),
     }
 
 
