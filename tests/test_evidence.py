@@ -251,7 +251,9 @@ def test_the_plane_of_the_map_is_found_again() -> None:
     assert list(found["terms"].values()) == pytest.approx(terms, abs=1e-6)
     assert found["rms_left_out"] < 1e-6 > found["rms_other_corpora"]
     assert found["same_sign"] == found["same_sign_other_corpora"] == 24
-    assert script["plane"](points[:4])["terms"] is None
+    assert script["plane"](points[:9])["terms"] is None
+    same_size = [{**point, "patch_size": 2} for point in points]
+    assert script["plane"](same_size)["terms"] is None
 
 
 def test_a_changed_recipe_needs_a_new_name(place: Place) -> None:
