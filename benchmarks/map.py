@@ -136,7 +136,7 @@ def plane(own: Sequence[dict[str, Any]]) -> dict[str, Any]:
     fitted = [point for point in own if point["rates"] > 1]
     X, y = columns(fitted), np.array([unit_gain(point) for point in fitted])
     # As many again as it has terms, and each of them varied; else it would only repeat the points.
-    if len(fitted) < 2 * X.shape[1] or np.linalg.matrix_rank(X) < X.shape[1]:
+    if len(fitted) < 2 * len(TERMS) or np.linalg.matrix_rank(X) < len(TERMS):
         return {"points": len(fitted), "terms": None}
     fit = Fit(X, y)
     off = {"left_out": fit.left_out, "other_corpora": across(fitted, X, y)}
