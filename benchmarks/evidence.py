@@ -36,7 +36,7 @@ from patchtrain.analysis.studies.asked import describe
 from patchtrain.analysis.studies.comparison import run_comparison
 from patchtrain.analysis.studies.question import Question, compared
 from patchtrain.analysis.studies.runner import Keep, is_finished
-from patchtrain.analysis.studies.study import Arm, claim
+from patchtrain.analysis.studies.study import Arm, claim, run_name
 from patchtrain.analysis.studies.sweep import grid, swept
 from patchtrain.data.prepare import prepare
 from patchtrain.data.store import TokenStore, is_store
@@ -89,14 +89,14 @@ class Ledger:
             if file != self.file:
                 for row in Ledger(file.stem, file.parent).rows.values():
                     others.setdefault(json.dumps(row["recipe"], sort_keys=True), row)
-        recipes = {arm["name"]: arm["recipe"] for arm in found["arms"]}
+        arms = {arm["name"]: Arm(arm["name"], "", arm["recipe"]) for arm in found["arms"]}
         before = len(self.rows)
         for run in found["missing"]:
-            asked = _asked_of(question, run["arm"], recipes[run["arm"]], run["seed"])
-            row = others.get(json.dumps(asked, sort_keys=True))
-            if row is not None:
-                name = f"{run['arm']}-seed-{run['seed']}"
-                self.rows[name] = {**row, "run": name}
+            arm, seed = arms[run["arm"]], run["seed"]
+            asked = json.dumps(_asked_of(question, arm, seed), sort_keys=True)
+            if asked in others:
+                name = run_name(arm, seed)
+                self.rows[name] = {**others[asked], "run": name}
         return len(self.rows) > before
 
     def pack(self, work: Path) -> None:
@@ -194,6 +194,8 @@ def carry_out(
         found = run_comparison(question, work, say=say, quiet=True, count_only=True)
         ledger.save()
     refuse_changed(question, found, ledger)
+    if _COMPILER in os.environ and not count_only:
+        refuse_mixed(question)
     if not count_only:
         try:
             found = run_comparison(question, work, workers, say=say, keep=keep)
@@ -246,21 +248,26 @@ def _in_words(name: str, entries: Mapping[str, Any]) -> str:
 
 def refuse_changed(question: Question, found: Mapping[str, Any], ledger: Ledger) -> None:
     """Refuse runs that are kept and were not of this recipe: a name is never used twice."""
-    for arm in found["arms"]:
-        for run in arm["runs"]:
-            row = ledger.rows[f"{arm['name']}-seed-{run['seed']}"]
-            if _asked_of(question, arm["name"], arm["recipe"], run["seed"]) != row["recipe"]:
+    for item in found["arms"]:
+        arm = Arm(item["name"], "", item["recipe"])
+        for run in item["runs"]:
+            row = ledger.rows[run_name(arm, run["seed"])]
+            if _asked_of(question, arm, run["seed"]) != row["recipe"]:
                 raise UsageError(
                     f"{row['run']} in {ledger.file} is of another recipe; name the study anew"
                 )
 
 
-def _asked_of(
-    question: Question, name: str, entries: Mapping[str, Any], seed: int
-) -> dict[str, Any]:
-    """What decides the result of one run of a question, by its arm's name and entries."""
-    study = question.study([Arm(name, "", entries)])
-    recipe = study.recipe_of(study.arms[0], seed, Path())
+def refuse_mixed(question: Question) -> None:
+    """Refuse to compile where a stage goes between levels: compiled code keeps to one."""
+    mixed = [item.name for item in question.contenders if item.recipe.get("plan.token_share")]
+    if mixed:
+        raise UsageError(f"{', '.join(mixed)}: token_share cannot be compiled; leave out --compile")
+
+
+def _asked_of(question: Question, arm: Arm, seed: int) -> dict[str, Any]:
+    """What decides the result of one run of a question."""
+    recipe = question.study([arm]).recipe_of(arm, seed, Path())
     return _asked(recipe.model_dump(mode="json", exclude_none=True))
 
 

@@ -186,6 +186,17 @@ def test_what_was_compiled_says_so_and_ends_alike(
         assert row["curve"][-1]["loss"] == pytest.approx(plain[name]["curve"][-1]["loss"], rel=1e-5)
 
 
+def test_what_goes_between_levels_is_not_compiled(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
+    place.study["arms"]["mixed"] = {"K": 2, "r": 0.5, "token_share": 0.5}
+    done = place("small", "--compile")
+    assert done.returncode == 1
+    assert "mixed: token_share cannot be compiled; leave out --compile" in done.stderr
+    assert place.trained == 0
+
+
 def test_a_study_over_axes_is_a_sweep(place: Place) -> None:
     del place.study["arms"]
     place.study |= {"rates": [0.01], "over": ["steps=8,16", "K=2,4", "r=0.5"]}
@@ -210,15 +221,14 @@ def test_the_map_has_every_plain_contender(place: Place) -> None:
     assert empty.returncode == 1
     assert "no comparison in" in empty.stderr
     del place.study["arms"]
-    place.study["rates"] = [0.01]
-    place.study["over"] = ["steps=8,16", "K=2,4", "r=0.5", "phase=fixed,random"]
+    place.study["over"] = ["steps=8,16", "K=2,4", "r=0.25,0.5", "phase=fixed,random"]
     assert place("small").returncode == 0
     out, figure = place.path / "results" / "map.json", place.path / "map.svg"
     found = result("map", out, "--kept", str(place.path / "kept"), "--figure", str(figure))
     ended = place.summary()
     arms = {arm["name"]: arm["runs"][0]["loss"] for arm in ended["arms"]}
     chosen = {item["name"]: item["chosen"] for item in ended["contenders"]}
-    assert len(found["rows"]) == 4  # the random phases are another question
+    assert len(found["rows"]) == 8  # the random phases are another question
     for point in found["rows"]:
         name = point["contender"]
         gain = arms[chosen[f"token-steps{point['steps']}"]] - arms[chosen[name]]
@@ -252,7 +262,8 @@ def test_the_plane_of_the_map_is_found_again() -> None:
     assert list(found["terms"].values()) == pytest.approx(terms, abs=1e-6)
     assert found["rms_left_out"] < 1e-6 > found["rms_other_corpora"]
     assert found["same_sign"] == found["same_sign_other_corpora"] == 24
-    assert script["plane"](points[:9])["terms"] is None
+    for few in (0, 4, 9):
+        assert script["plane"](points[:few])["terms"] is None
     same_size = [{**point, "patch_size": 2} for point in points]
     assert script["plane"](same_size)["terms"] is None
 

@@ -129,6 +129,17 @@ def small_advice(monkeypatch: pytest.MonkeyPatch, *own: Own) -> Advice:
     return advise(100_000, 10_000_000, "compute", context_length=128, tokens_per_step=2048)
 
 
+def test_a_little_outside_of_the_own_runs_each_dimension_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    small_advice(monkeypatch, own_run("a", 0.05))
+    near = advise(200_000, 10_000_000, "compute", tokens_per_step=2048 * 4)
+    assert [line.split(":")[0] for line in near.extrapolates] == [
+        "model size", "tokens for each parameter", "steps",
+    ]  # fmt: skip
+    assert (near.patch_size, near.warnings) == (2, [])
+
+
 def test_where_a_small_model_gains_on_each_text_the_gain_is_given(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
