@@ -118,7 +118,7 @@ class Ledger:
         write_text(self.file, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -146,10 +146,11 @@ def main() -> None:
     if args.list:
         for name in names:
             print(f"{len(Ledger(name, args.kept).rows):5,} runs  {name}")
-        return
+        return 0
     data, kept = args.data.resolve(), args.kept.resolve()
     for folder in (args.work, kept):
         folder.mkdir(parents=True, exist_ok=True)
+    failed = 0
     for name in names:
         study = asked["studies"][name]
         try:
@@ -167,6 +168,8 @@ def main() -> None:
             "command": f"python benchmarks/evidence.py {name}",
         }
         write_json(kept / f"{name}.json", {**found, **head, "settings": {"threads": 1}})
+        failed += len(found["failed"])
+    return 1 if failed else 0
 
 
 def carry_out(
@@ -194,8 +197,6 @@ def carry_out(
         found = run_comparison(question, work, say=say, quiet=True, count_only=True)
         ledger.save()
     refuse_changed(question, found, ledger)
-    if _COMPILER in os.environ and not count_only:
-        refuse_mixed(question)
     if not count_only:
         try:
             found = run_comparison(question, work, workers, say=say, keep=keep)
@@ -258,13 +259,6 @@ def refuse_changed(question: Question, found: Mapping[str, Any], ledger: Ledger)
                 )
 
 
-def refuse_mixed(question: Question) -> None:
-    """Refuse to compile where a stage goes between levels: compiled code keeps to one."""
-    mixed = [item.name for item in question.contenders if item.recipe.get("plan.token_share")]
-    if mixed:
-        raise UsageError(f"{', '.join(mixed)}: token_share cannot be compiled; leave out --compile")
-
-
 def _asked_of(question: Question, arm: Arm, seed: int) -> dict[str, Any]:
     """What decides the result of one run of a question."""
     recipe = question.study([arm]).recipe_of(arm, seed, Path())
@@ -290,4 +284,4 @@ def _asked(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -158,6 +158,7 @@ def run_case(case: dict[str, Any]) -> None:
         parameters = sum(p.numel() for p in trainer.model.parameters())
         found = {"seconds": seconds, "peak_bytes": peak, "parameters": parameters}
         (Path(case["folder"]) / "found.json").write_text(json.dumps(found))
+    trainer.accelerator.end_training()
 
 
 def tokens_of(case: dict[str, Any]) -> np.ndarray:

@@ -138,8 +138,6 @@ def _child(
     print("CPU", time.process_time(), file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
-    if torch.distributed.is_initialized() and code == 0:
-        torch.distributed.destroy_process_group()
     os._exit(code)
 
 

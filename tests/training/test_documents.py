@@ -162,7 +162,7 @@ def test_two_processes_train_the_same_as_one(tmp_path: Path) -> None:
         "import sys\nfrom pathlib import Path\n"
         "from tests.training.test_documents import trainer\n"
         "run = trainer(Path(sys.argv[1]), per_device_train_batch_size=2, logging_steps=1)\n"
-        "run.train()\n"
+        "run.train(); run.accelerator.end_training()\n"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
                "--master_port=0", "--rdzv_backend=c10d", "--rdzv_endpoint=127.0.0.1:0",

@@ -441,6 +441,7 @@ def test_two_processes_leave_the_same_step_out(tmp_path: Path) -> None:
         "from tests.training.test_guard import plant, spoil_token, trainer\n"
         "run = trainer(Path(sys.argv[1]), on_nonfinite='skip')\n"
         "spoil_token(run); plant(run, step=3, row=6); run.train(); run.export(sys.argv[1] + '/m')\n"
+        "run.accelerator.end_training()\n"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
                "--master_port=0", "--rdzv_backend=c10d", "--rdzv_endpoint=127.0.0.1:0",

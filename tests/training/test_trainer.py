@@ -28,6 +28,7 @@ from patchtrain.runs import RunFolder
 from tests.models import VOCAB, tiny_model
 
 T = 8
+COMPILER = "ACCELERATE_DYNAMO_BACKEND"  # what accelerate reads
 
 
 def corpus(length: int = 6000, seed: int = 0) -> np.ndarray:
@@ -220,7 +221,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         "import sys; from pathlib import Path\n"
         "from tests.training.test_trainer import trainer\n"
         "run = trainer(Path(sys.argv[1]), per_device_train_batch_size=2, logging_steps=1)\n"
-        "run.train(); run.export(Path(sys.argv[1]) / 'model')\n"
+        "run.train(); run.export(Path(sys.argv[1]) / 'model'); run.accelerator.end_training()\n"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
                "--master_port=0", "--rdzv_backend=c10d", "--rdzv_endpoint=127.0.0.1:0",
@@ -374,9 +375,19 @@ def test_resuming_seeks_to_the_step_and_gives_the_same_weights(tmp_path: Path) -
         assert steps == sorted(steps)
 
 
-def test_a_compiled_run_exports_its_own_weights(tmp_path: Path) -> None:
-    run = trainer(tmp_path, torch_compile=True, torch_compile_backend="eager")
+@pytest.mark.parametrize("way", ["arguments", "environment"])
+def test_a_compiled_run_exports_its_own_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.setenv(COMPILER, "no" if way == "arguments" else "EAGER")
+    asked = {"torch_compile": True, "torch_compile_backend": "eager"}
+    run = trainer(tmp_path, **(asked if way == "arguments" else {}))
+    thrown_away = []
+    reset = torch.compiler.reset
+    monkeypatch.setattr(torch.compiler, "reset", lambda: (thrown_away.append(1), reset()))
     run.train()
+    assert thrown_away == [1]  # at the switch
+    monkeypatch.setenv(COMPILER, "no")  # the arguments set it too
     eager = trainer(tmp_path / "eager")
     eager.train()
     exported = AutoModelForCausalLM.from_pretrained(run.export(tmp_path / "model"))
@@ -503,7 +514,12 @@ def test_positions_beyond_the_models_are_refused_before_training(tmp_path: Path)
         trainer(tmp_path, tiny_model("gpt2"), plan=plan)
 
 
-def test_compiled_code_keeps_to_one_level(tmp_path: Path) -> None:
+def test_compiled_code_keeps_to_one_level(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = {"token_share": 0.25}
+    monkeypatch.setenv(COMPILER, "no")
+    trainer(tmp_path, plan=plan)
     with pytest.raises(UsageError, match="token_share cannot be used with torch_compile"):
         trainer(tmp_path, plan=plan, torch_compile=True)
+    monkeypatch.setenv(COMPILER, "EAGER")
+    with pytest.raises(UsageError, match=r"token_share cannot be used with .* dynamo_backend"):
+        trainer(tmp_path, plan=plan)

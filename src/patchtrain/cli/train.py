@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--resume takes auto, yes or no, not '{args.resume}'")
     recipe = Recipe.load(args.recipe, args.overrides)
     from patchtrain.training import run as runs  # after the recipe's own errors: this takes seconds
-    from patchtrain.training.processes import is_first_process, restarted
+    from patchtrain.training.processes import is_first_process, part, restarted
 
     if args.dry_run:
         recipe.training["push_to_hub"] = False  # which makes a repository at once
@@ -90,6 +90,7 @@ def run(args: argparse.Namespace) -> int:
                 show_json(plan_summary(prepared))
             else:
                 print_plan(prepared)
+        part()
         return 0
     if restarted() and args.resume is None:
         args.overwrite, args.resume = False, "auto"  # it was for the first start
@@ -103,6 +104,7 @@ def run(args: argparse.Namespace) -> int:
             show_json(run_result(folder))
         else:
             _print_result(folder, str(recipe.out))
+    part()
     return 0
 
 

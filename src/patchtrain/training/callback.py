@@ -10,7 +10,6 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import Any
 
-import torch
 from accelerate.utils import extract_model_from_parallel
 from transformers import TrainerCallback
 
@@ -19,6 +18,7 @@ from patchtrain.modeling import PatchLevel, Probe, patch_level
 from patchtrain.probing import probe
 from patchtrain.stage import SlotWeights, slot_weights
 from patchtrain.training.config import UNSUPPORTED
+from patchtrain.training.switching import forget_compiled
 
 _REFUSED = ("fp16", "deepspeed", "label_smoothing_factor", "use_liger_kernel")
 
@@ -107,8 +107,7 @@ class PatchLevelCallback(TrainerCallback):
             self._pause()
             return
         self._leave()
-        if args.torch_compile:
-            torch.compiler.reset()  # compiled code has the patch-level forward inlined
+        forget_compiled()
         control.should_log = args.logging_strategy != "no"
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -124,6 +124,16 @@ def together() -> Iterator[None]:
     raise error
 
 
+def part() -> None:
+    """Leave the other processes, at the end of a run that went well.
+
+    What still connects them when the interpreter ends can abort it (a thread of gloo's that nobody
+    has joined), and a whole run would look like a failed one.
+    """
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def same_on_all(error: PatchtrainError) -> PatchtrainError:
     """``error``, which every process is about to raise: said by the first one alone."""
     error.told = rank() > 0  # type: ignore[attr-defined]

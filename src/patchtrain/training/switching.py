@@ -6,7 +6,8 @@ moment, the direction of the stage before, is zero again.
 
 After the switch the head has something else to say: one token, where it has learned to spread its
 logits over K. It can be scaled at the switch, or it or the body can stay as it is for some steps
-while the other adapts (``patch_settings.py``).
+while the other adapts (``patch_settings.py``). And code that torch compiled for one stage is of no
+use to the next.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
+from accelerate.utils import DynamoBackend
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import TrainerCallback
@@ -35,6 +38,21 @@ def switch_optimizer(optimizer: Optimizer, kind: str) -> None:
         check_moments(optimizer)
         for state in optimizer.state.values():
             state["exp_avg"].zero_()
+
+
+def compiles() -> bool:
+    """Whether accelerate compiles the models of the trainer made last.
+
+    ``torch_compile`` of the training arguments is one way to ask for it; the environment, as
+    ``accelerate launch --dynamo_backend`` sets it, is another.
+    """
+    return bool(AcceleratorState().dynamo_plugin.backend != DynamoBackend.NO)
+
+
+def forget_compiled() -> None:
+    """Throw compiled code away, if there is any: it has the forward of the stage before inlined."""
+    if compiles():
+        torch.compiler.reset()
 
 
 def check_moments(optimizer: Optimizer) -> None:

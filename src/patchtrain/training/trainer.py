@@ -58,7 +58,9 @@ from patchtrain.training.steps import FromCurrentStep, Steps
 from patchtrain.training.switching import (
     CheckingMoments,
     check_own_head,
+    compiles,
     drop_frozen,
+    forget_compiled,
     scale_head,
     switch_optimizer,
 )
@@ -125,9 +127,6 @@ class PatchTrainer(
                 f"context_length {asked} is beyond the model's max_position_embeddings of {longest}"
             )
         check_positions(model, max(stage.last_position for stage in self.plan.stages))
-        if args.torch_compile and any(stage.token_steps for stage in self.plan.stages):
-            raise UsageError("token_share cannot be used with torch_compile: compiled code keeps "
-                             "to one level; set one of them aside")  # fmt: skip
         data = data or data_identity(train_dataset, tokens)
         data_seed = args.seed if args.data_seed is None else args.data_seed
         self.batches = PlanBatches(tokens, self.plan, data_seed)
@@ -151,6 +150,11 @@ class PatchTrainer(
             processing_class=processing_class,
             **kwargs,
         )
+        if compiles() and any(stage.token_steps for stage in self.plan.stages):
+            raise UsageError(
+                "token_share cannot be used with torch_compile or accelerate's dynamo_backend: "
+                "compiled code keeps to one level; set one of them aside"
+            )
         self.eval_tokens = eval_tokens
         self.probe = probe(self.model)
         if spec.documents == "separate":
@@ -364,8 +368,7 @@ class PatchTrainer(
         self._stage = stage
         if switching:
             self.switch()
-            if self.args.torch_compile:
-                torch.compiler.reset()  # compiled code has the other stage's forward inlined
+            forget_compiled()
             self._write("switch", {})
 
     def switch(self) -> None:
