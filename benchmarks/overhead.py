@@ -116,7 +116,8 @@ def make_recipe(folder: Path, args: argparse.Namespace) -> Path:
             "num_key_value_heads": max(args.width // 64, 1),
         }},
         "plan": {
-            "patch_fraction": 0.0, "context_length": args.context_length, "steps": args.steps,
+            "preset": "paper", "patch_fraction": 0.0,
+            "context_length": args.context_length, "steps": args.steps,
             "tokens_per_step": args.rows * args.context_length, "warmup_steps": 2,
             "max_epochs": 100.0,
         },

@@ -144,7 +144,7 @@ def run_case(case: dict[str, Any]) -> None:
         save_strategy="no", eval_strategy="no", logging_strategy="no", log_level="error",
         per_device_train_batch_size=case["rows"] // case["processes"],
         plan={
-            "context_length": case["context_length"],
+            "preset": "paper", "context_length": case["context_length"],
             "tokens_per_step": case["rows"] * case["context_length"], "hold": "compute",
             "stages": [[case["patch_size"], 1.0]], "steps": case["steps"] + WARM_UP + 1,
             "max_epochs": 1000.0,

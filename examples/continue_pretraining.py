@@ -29,7 +29,7 @@ def train(model: str | None, texts: list[str], out: str, rate: float, **plan) ->
     )
     config = PatchConfig(
         f"{out}/run",
-        plan=plan,
+        plan={"preset": "paper", **plan},
         learning_rate=rate,
         per_device_train_batch_size=8,
         logging_steps=max(1, plan["steps"] // 20),

@@ -20,7 +20,13 @@ SIZE = ModelSize(
 
 
 def plan(**values: object) -> Plan:
-    spec = {"context_length": T, "tokens_per_step": 2**21, "tokens": 360 * 10**9, **values}
+    spec = {
+        "preset": "paper",
+        "context_length": T,
+        "tokens_per_step": 2**21,
+        "tokens": 360 * 10**9,
+        **values,
+    }
     return PlanSpec.from_dict(spec).resolve(processes=8)
 
 
@@ -149,7 +155,13 @@ def test_what_drivers_call_a_device(title: str, name: str | None) -> None:
 
 
 def test_steps_at_token_level_cost_what_token_level_costs() -> None:
-    spec = {"context_length": 8, "tokens_per_step": 64, "steps": 40, "hold": "compute"}
+    spec = {
+        "preset": "paper",
+        "context_length": 8,
+        "tokens_per_step": 64,
+        "steps": 40,
+        "hold": "compute",
+    }
     made = PlanSpec.from_dict({**spec, "step_fraction": 0.5, "token_share": 0.25}).resolve()
     by_step = [
         SIZE.flops_per_position(8, made.stage_at(step).level_at(step).patch_size).total * 64

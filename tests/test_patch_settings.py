@@ -23,7 +23,14 @@ T = 8
 
 
 def plan(**values: Any) -> Plan:
-    spec = {"context_length": T, "tokens_per_step": 8 * T, "steps": 40, "patch_size": 4, **values}
+    spec = {
+        "preset": "paper",
+        "context_length": T,
+        "tokens_per_step": 8 * T,
+        "steps": 40,
+        "patch_size": 4,
+        **values,
+    }
     return PlanSpec.from_dict({"patch_fraction": 0.5, **spec}).resolve()
 
 
@@ -320,7 +327,13 @@ def test_no_ramp_changes_no_bit_of_the_rate(rewarm_steps: int) -> None:
 
 def rows(seed: int = 3, processes: int = 1, tokens: int = 4096, **values: Any) -> PlanBatches:
     """Batches over tokens that say where they are; the run reads them one and a half times."""
-    spec = {"context_length": T, "tokens_per_step": 32 * T, "patch_size": 4, "steps": 24}
+    spec = {
+        "preset": "paper",
+        "context_length": T,
+        "tokens_per_step": 32 * T,
+        "patch_size": 4,
+        "steps": 24,
+    }
     spec |= {"patch_fraction": 0.8, "max_epochs": 9, **values}
     made = PlanSpec.from_dict(spec).resolve(store_tokens=tokens, processes=processes)
     return PlanBatches(np.arange(tokens, dtype=np.uint32), made, seed)

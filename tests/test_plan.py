@@ -9,8 +9,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from patchtrain import Plan, PlanSpec, UsageError, slot_weights
+from patchtrain.advice import fits, ranges, small
+from patchtrain.presets import PATCH_SIZE, PATCH_SIZE_SMALL, SMALL, STEP_FRACTION
 
-BASE: dict[str, Any] = {"context_length": 16, "tokens_per_step": 512}
+BASE: dict[str, Any] = {"preset": "paper", "context_length": 16, "tokens_per_step": 512}
 
 
 def resolve(store_tokens: int | None = None, **values: Any) -> Plan:
@@ -147,6 +149,32 @@ def test_all_problems_are_named_at_once() -> None:
         assert part in str(caught.value)
 
 
+def test_the_default_goes_by_the_models_size() -> None:
+    spec = PlanSpec(context_length=16, tokens_per_step=512, steps=100)
+    for parameters, patch_size in ((SMALL - 1, PATCH_SIZE_SMALL), (SMALL, PATCH_SIZE)):
+        plan = spec.for_model(parameters).resolve()
+        patch, token = plan.stages
+        assert (patch.patch_size, patch.steps, token.steps) == (patch_size, 30, 70)
+        assert patch.positions_per_step == token.positions_per_step  # equal compute a step
+        assert (plan.spec.preset, plan.spec.optimizer_at_switch) == ("patchtrain", "carry")
+        assert (plan.spec.schedule, plan.spec.schedule_scope) == ("cosine", "run")
+    for other in ({"patch_size": 3}, {"preset": "paper"}, {"preset": "superposition"}):
+        fixed = PlanSpec.from_dict({**BASE, "preset": "patchtrain", "steps": 100, **other})
+        assert fixed.for_model(1) == fixed
+    # Where no patch size is asked for, the size of the model does not matter.
+    for other in ({"stages": [[4, 0.5], [1, 0.5]]}, {"patch_fraction": 0}, {"step_fraction": 0.0}):
+        values = {**BASE, "preset": "patchtrain", "steps": 10, **other}
+        sized = PlanSpec.from_dict(values).for_model(1).resolve()
+        assert PlanSpec.from_dict(values).resolve().stages == sized.stages
+
+
+def test_the_default_is_what_the_comparisons_speak_for() -> None:
+    assert small.usual() == (PATCH_SIZE_SMALL, STEP_FRACTION["patchtrain"])
+    large = fits.equal_compute()
+    assert (large.patch_size, large.step_fraction) == (PATCH_SIZE, STEP_FRACTION["patchtrain"])
+    assert pytest.approx(ranges.boundary(), rel=0.05) == SMALL
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -175,7 +203,10 @@ def test_all_problems_are_named_at_once() -> None:
             {"steps": 20, "decay_fraction": None},
             "decay_fraction must lie between 0 and 1, not None",
         ),
-        ({"steps": 20, "patch_size": None}, "patch_size must be a whole number"),
+        (
+            {"steps": 20, "preset": "patchtrain"},
+            "patch_size is missing: preset patchtrain takes it from the size of the model",
+        ),
         (
             {"steps": 20, "max_epochs": None},
             "max_epochs must be above 0 and at most 10,000, not None",
@@ -187,7 +218,7 @@ def test_all_problems_are_named_at_once() -> None:
         ({"steps": 20, "tokens_per_step": 10**15}, "tokens_per_step must be at most"),
         ({"steps": 20, "max_epochs": 10**400}, "max_epochs must be above 0 and at most 10,000"),
         ({"steps": 20, "max_epochs": float("inf")}, "max_epochs must be above 0 and at most"),
-        ({"steps": 20, "preset": ["paper"]}, "preset .* is not one of paper"),
+        ({"steps": 20, "preset": ["paper"]}, "preset .* is not one of patchtrain, paper"),
         ({"steps": 20, "patch_fraction": "x", "documents": "separate"}, "patch_fraction must lie"),
         ({"steps": 20, "slot_weights": [10**400, 1, 1, 1]}, "slot weights are a name or a list"),
         (

@@ -10,6 +10,7 @@ from transformers import LlamaConfig
 
 from patchtrain.errors import UsageError
 from patchtrain.planning import planned
+from patchtrain.presets import PATCH_SIZE_SMALL, SMALL
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -28,7 +29,8 @@ def test_a_config_file_and_its_folder(config: Path) -> None:
     assert run.size.vocab_size == 1000
     assert run.plan.context_length == 512
     assert run.plan.total_tokens == pytest.approx(1e9, rel=0.01)
-    assert run.plan.stages[0].patch_size == 4
+    assert run.size.parameters < SMALL
+    assert run.plan.stages[0].patch_size == PATCH_SIZE_SMALL
     assert run.precision == "fp32"
 
 

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from patchtrain import PlanSpec, UsageError
+from patchtrain.presets import PATCH_SIZE_SMALL
 from patchtrain.recipe import Recipe, build_model
 
 SPECIAL = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None}
@@ -25,7 +26,7 @@ GOOD: dict[str, Any] = {
             "num_attention_heads": 2,
         }
     },
-    "plan": {"context_length": 16, "tokens_per_step": 512, "steps": 40},
+    "plan": {"preset": "paper", "context_length": 16, "tokens_per_step": 512, "steps": 40},
 }
 
 
@@ -211,6 +212,11 @@ def test_the_resolved_recipe_has_the_presets_values_and_reads_back() -> None:
     assert recipe.plan["schedule"] == "cosine"
     assert recipe.plan["patch_size"] == 4
     assert Recipe.check(yaml.safe_load(recipe.to_yaml())).resolved() == recipe
+    plan = {"context_length": 16, "tokens_per_step": 512, "steps": 40}
+    sized = Recipe.check({**GOOD, "plan": plan}).resolved(parameters=1000)
+    assert sized.plan["preset"] == "patchtrain"
+    assert sized.plan["patch_size"] == PATCH_SIZE_SMALL
+    assert Recipe.check(yaml.safe_load(sized.to_yaml())).resolved() == sized
 
 
 def test_a_checkpoint_that_is_not_there_is_one_line(tmp_path: Path) -> None:

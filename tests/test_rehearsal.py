@@ -116,7 +116,13 @@ def test_a_rehearsal_keeps_the_groups_of_queries_and_the_kinds_of_layers() -> No
 
 def test_every_stage_of_a_long_list_has_a_step() -> None:
     stages = [[16, 0.2], [8, 0.2], [4, 0.2], [2, 0.2], [1, 0.2]]
-    plan = {"context_length": 2048, "tokens_per_step": 2**21, "tokens": 1e12, "stages": stages}
+    plan = {
+        "preset": "paper",
+        "context_length": 2048,
+        "tokens_per_step": 2**21,
+        "tokens": 1e12,
+        "stages": stages,
+    }
     small = rehearsal({"plan": plan})["plan"]
     assert small["steps"] == 5
     assert small["context_length"] == 32
@@ -125,7 +131,9 @@ def test_every_stage_of_a_long_list_has_a_step() -> None:
 
 def test_a_step_fits_stages_that_are_mappings() -> None:
     stages = [{"patch_size": 3, "share": 0.5}, [1, 0.5]]
-    small = rehearsal({"plan": {"context_length": 2048, "stages": stages}})["plan"]
+    small = rehearsal({"plan": {"hold": "tokens", "context_length": 2048, "stages": stages}})[
+        "plan"
+    ]
     assert small["tokens_per_step"] % (3 * 32) == 0
 
 

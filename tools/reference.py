@@ -26,7 +26,15 @@ from transformers import TrainingArguments
 from patchtrain import rehearsal
 from patchtrain.cli.main import build_parser
 from patchtrain.files import write_text
-from patchtrain.plan import CHOICES, PRESETS, PlanSpec
+from patchtrain.plan import CHOICES, PlanSpec
+from patchtrain.presets import (
+    PATCH_FRACTION,
+    PATCH_SIZE,
+    PATCH_SIZE_SMALL,
+    PRESETS,
+    SMALL,
+    STEP_FRACTION,
+)
 from patchtrain.recipe import ModelSection, Recipe
 from patchtrain.training.config import DERIVED, UNSUPPORTED, PatchConfig
 
@@ -34,6 +42,7 @@ ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "reference"
 WRITTEN = "<!-- Written by tools/reference.py from the code: change it there. -->"
 REQUIRED, NONE = "required", "none"
+_PAPERS = {"paper": "2407.12665", "superposition": "2605.06546"}
 
 
 def recipe_page() -> str:
@@ -43,8 +52,12 @@ def recipe_page() -> str:
     top.append(("`rehearse`", "`true`, `false`", "`false`", about))
     plan = list(_plan_rows())
     preset = [
-        (f"`{key}`", *(str(values[key]) for values in PRESETS.values())) for key in PRESETS["paper"]
+        (f"`{key}`", *(str(values.get(key, "by the model's size")) for values in PRESETS.values()))
+        for key in PRESETS["paper"]
     ]
+    shares = {name: f"lambda {share:.3g}" for name, share in PATCH_FRACTION.items()}
+    shares |= {name: f"r {share:g}" for name, share in STEP_FRACTION.items()}
+    preset.append(("share at patch level", *(shares[name] for name in PRESETS)))
     own = [row for row in _training_rows() if row is not None]
     changed = [
         (f"`{item.name}`", _value(item.default), _value(_default(TrainingArguments, item.name)))
@@ -69,7 +82,10 @@ def recipe_page() -> str:
         _table(("key", "type", "default", "meaning"), plan[_index("warmup_steps") :]),
         "## The presets",
         "What `plan.preset` sets, where the plan does not say otherwise:",
-        _table(("", "`paper` (2407.12665)", "`superposition` (2605.06546)"), preset),
+        _table(("", *(f"`{name}` ({_PAPERS.get(name, 'ours')})" for name in PRESETS)), preset),
+        f"K of `patchtrain` is {PATCH_SIZE_SMALL} below {SMALL:,} parameters, where the project's "
+        f"own comparisons are nearest, else {PATCH_SIZE}, from the published ones: "
+        "[advice](../advice.md).",
         "With compute held, `lambda = r K / (r K + 1 - r)`.",
         "## Settings of neither paper",
         "More keys of `plan`. They are there to be [tried](../compare.md), with "

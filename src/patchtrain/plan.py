@@ -19,28 +19,9 @@ from typing import Any
 
 from patchtrain.errors import UsageError, nearest
 from patchtrain.patch_settings import averaged_steps
+from patchtrain.presets import PRESETS, patch_size_for
 from patchtrain.stage import SlotWeights, Stage
 
-PRESETS: dict[str, dict[str, Any]] = {
-    # Shao, Meng, Zhou, arXiv:2407.12665: a patch-level step has as many tokens as a token-level
-    # step, and each stage is trained like a run of its own.
-    "paper": {
-        "hold": "tokens",
-        "schedule": "cosine",
-        "schedule_scope": "stage",
-        "optimizer_at_switch": "reset",
-        "slot_weights": "uniform",
-    },
-    # Peng, Gigant, Quesnelle, arXiv:2605.06546: a patch-level step costs as much as a token-level
-    # step and reads K times more tokens; one schedule and one optimizer run through.
-    "superposition": {
-        "hold": "compute",
-        "schedule": "wsd",
-        "schedule_scope": "run",
-        "optimizer_at_switch": "carry",
-        "slot_weights": "auto",
-    },
-}
 CHOICES = {
     "preset": tuple(PRESETS),
     "hold": ("tokens", "compute"),
@@ -73,14 +54,14 @@ class PlanSpec:
     tokens_per_step: int
     """Tokens of a token-level step, a multiple of T; gradient accumulation follows from it, in each
     stage its own."""
-    preset: str = "paper"
+    preset: str = "patchtrain"
     """Whose convention it is; decides what stands under *The presets* unless it is given."""
-    patch_size: int = 4
+    patch_size: int | None = None
     """K of the first stage."""
     patch_fraction: float | None = None
     """lambda, the share of the *tokens* read at patch level; 0 is plain training."""
     step_fraction: float | None = None
-    """r, the share of the *steps* at patch level; give one of the two."""
+    """r, the share of the *steps* at patch level; give one of the two, or the preset does."""
     stages: Sequence[Any] | None = None
     """Instead: a list such as `[[8, 0.2], [4, 0.2], [1, 0.6]]`, patch size and share; or
     [as mappings](../recipes.md#stages-to-study)."""
@@ -187,9 +168,15 @@ class PlanSpec:
     def filled(self) -> PlanSpec:
         """The spec with what its preset decides filled in."""
         known = isinstance(self.preset, str) and self.preset in PRESETS
-        preset = PRESETS[self.preset if known else "paper"]
+        preset = PRESETS[self.preset if known else PlanSpec.preset]
         unset = {key: value for key, value in preset.items() if getattr(self, key) is None}
         return replace(self, **unset)
+
+    def for_model(self, parameters: int) -> PlanSpec:
+        """The spec with K for a model of so many parameters, where ``patchtrain`` decides."""
+        if self.patch_size is not None or self.preset != "patchtrain":
+            return self
+        return replace(self, patch_size=patch_size_for(parameters))
 
     def longest_context(self) -> int | None:
         """For how many positions a model must have room: T, but in studies.

@@ -25,6 +25,7 @@ from patchtrain.patch_settings import (
     used,
 )
 from patchtrain.plan import CHOICES, Plan, PlanSpec, largest_divisor, warmup_steps
+from patchtrain.presets import PATCH_FRACTION, STEP_FRACTION
 from patchtrain.stage import ABLATIONS, Stage, sequence_tokens, slot_weights
 
 _MOST = {"patch_size": 1024, "context_length": 10**9, "tokens_per_step": 10**12, "steps": 10**9}
@@ -166,14 +167,20 @@ class Resolver:
                 self.problems.append(f"the shares of the stages sum to {total:g}, not 1")
             of_steps = spec.share_of == "steps"
         else:
-            of_steps = spec.step_fraction is not None
-            default = 2 / 3 if spec.preset == "paper" else 0.3
-            if not of_steps and spec.patch_fraction is None:
-                of_steps = spec.preset == "superposition"
-                fraction = default
-            else:
-                fraction = spec.step_fraction if of_steps else spec.patch_fraction  # type: ignore[assignment]
-            pairs = [(spec.patch_size, fraction), (1, 1 - fraction)] if not self.problems else []
+            of_tokens, fraction = spec.patch_fraction, spec.step_fraction
+            if of_tokens is None and fraction is None:
+                of_tokens = PATCH_FRACTION.get(str(spec.preset))
+                fraction = STEP_FRACTION.get(str(spec.preset))
+            of_steps = fraction is not None
+            fraction = fraction if of_steps else of_tokens
+            if spec.patch_size is None and fraction:
+                self.problems.append(
+                    "patch_size is missing: preset patchtrain takes it from the size of the "
+                    "model, which is not known here"
+                )
+            pairs: list[tuple[Any, Any]] = []
+            if not self.problems:
+                pairs = [(spec.patch_size, fraction), (1, 1 - fraction)]  # type: ignore[operator]
             if spec.patch_size == 1 and pairs:
                 pairs = [(1, 1.0)]
             T = spec.context_length

@@ -115,7 +115,7 @@ def planned_recipe(recipe: Recipe, processes: int = 1) -> Planned:
 
 def _planned(recipe: Recipe, config: Any, store: TokenStore | None, processes: int) -> Planned:
     size = _size(config, recipe)
-    spec = PlanSpec.from_dict(recipe.plan)
+    spec = PlanSpec.from_dict(recipe.plan).for_model(size.parameters)
     sequences = recipe.training.get("per_device_train_batch_size", PASS_SEQUENCES)
     tokens = len(store.train.tokens) if store else None
     plan = spec.resolve(
@@ -171,7 +171,7 @@ def _config(name: str, trust_remote_code: bool = False) -> Any:
 
 
 def _plain_recipe(name: str, config: Any, overrides: Sequence[str], processes: int) -> Recipe:
-    """A recipe for a model that came without one: the papers' plan, with overrides."""
+    """A recipe for a model that came without one: the default plan, with overrides."""
     values: dict[str, Any] = {
         "store": "stores/none", "out": "runs/plan", "model": {"pretrained": name}, "plan": {},
     }  # fmt: skip

@@ -151,9 +151,14 @@ class Recipe(BaseModel):
             raise UsageError(f"{where}: " + "; ".join(problems))
         return recipe
 
-    def resolved(self) -> Recipe:
-        """The recipe with everything filled in that its plan leaves to defaults and preset."""
-        plan = asdict(PlanSpec.from_dict(self.plan).filled())
+    def resolved(self, parameters: int | None = None) -> Recipe:
+        """The recipe with everything filled in that its plan leaves to defaults and preset.
+
+        ``parameters`` is the size of its model; without it, K stays open where it goes by that.
+        """
+        spec = PlanSpec.from_dict(self.plan)
+        spec = spec if parameters is None else spec.for_model(parameters)
+        plan = asdict(spec.filled())
         values = {key: value for key, value in plan.items() if value is not None}
         return self.model_copy(update={"plan": values})
 

@@ -13,6 +13,7 @@ from typing import Any, TypeGuard
 
 from patchtrain.patch_settings import AFTER_SWITCH
 from patchtrain.plan import PlanSpec
+from patchtrain.presets import PRESETS
 
 # The most of each number of a config that a rehearsal keeps.
 _MOST = {
@@ -75,7 +76,8 @@ def _small_plan(plan: Mapping[str, Any]) -> dict[str, Any]:
     }
     stages = plan.get("stages")
     context = _least(plan.get("context_length"), _CONTEXT_LENGTH)
-    held = plan.get("hold", "compute" if plan.get("preset") == "superposition" else "tokens")
+    preset = PRESETS.get(str(plan.get("preset")), PRESETS[PlanSpec.preset])
+    held = plan.get("hold", preset["hold"])
     sequences = _SEQUENCES * (multiple_of_stages(plan) if held == "tokens" else 1)
     small["context_length"] = context
     small["tokens_per_step"] = sequences * (context if _whole(context) else 1)
@@ -97,7 +99,8 @@ def multiple_of_stages(values: Mapping[str, Any]) -> int:
 
     For who chooses ``tokens_per_step`` for a plan that has yet to be checked.
     """
-    sizes = [values.get("patch_size", PlanSpec.patch_size)]
+    preset = PRESETS.get(str(values.get("preset")), PRESETS[PlanSpec.preset])
+    sizes = [values.get("patch_size", preset.get("patch_size"))]
     if isinstance(stages := values.get("stages"), list):
         sizes = [
             item.get("patch_size") if isinstance(item, Mapping) else item[0]

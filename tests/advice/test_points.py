@@ -4,6 +4,7 @@ import json
 import math
 import runpy
 import statistics
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from transformers import AutoConfig
 
 from patchtrain.advice import points
 from patchtrain.demo import SEED
+from patchtrain.plan import PlanSpec
 from patchtrain.sizing import meta_model, model_size
 
 ROOT = Path(__file__).parents[2]
@@ -81,8 +83,9 @@ def test_the_demo_is_what_was_measured() -> None:
     assert settings["recipe"]["model"] == study["recipe"]["model"]
     patches = settings["arms"][1]["plan"]
     plan = {**settings["recipe"]["plan"], **settings["lengths"]["full"], **patches}
-    assert plan.pop("schedule_scope") == "run"  # the preset's own
-    assert plan == study["recipe"]["plan"]
+    specs = [PlanSpec.from_dict(each).filled() for each in (plan, study["recipe"]["plan"])]
+    assert plan["preset"] == "patchtrain"  # which is what won in the study
+    assert replace(specs[1], preset="patchtrain") == specs[0]
     assert study["arms"]["k2"] == {"K": patches["patch_size"], "r": patches["step_fraction"]}
     gains = demo_gains()
     assert gains[SEED] == statistics.median(gains.values())  # the demo shows no lucky draw

@@ -285,7 +285,13 @@ def test_wrong_context_is_named_too() -> None:
 
 
 def plan(**values: Any) -> Plan:
-    spec = {"context_length": 2048, "tokens_per_step": 2**19, "tokens": 45 * B, **values}
+    spec = {
+        "preset": "paper",
+        "context_length": 2048,
+        "tokens_per_step": 2**19,
+        "tokens": 45 * B,
+        **values,
+    }
     return PlanSpec.from_dict(spec).resolve()
 
 

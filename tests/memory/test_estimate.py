@@ -262,8 +262,8 @@ def test_what_would_fit_goes_over_more_processes_and_says_where_it_ends() -> Non
 
 
 def test_every_stage_of_a_plan(tmp_path: Path) -> None:
-    plan = {"patch_size": 4, "patch_fraction": 0.5, "context_length": 64, "tokens_per_step": 2048,
-            "steps": 40, "average_at_switch": 0.1}  # fmt: skip
+    plan = {"patch_size": 4, "patch_fraction": 0.5, "preset": "paper", "context_length": 64,
+            "tokens_per_step": 2048, "steps": 40, "average_at_switch": 0.1}  # fmt: skip
     args = PatchConfig(str(tmp_path), plan=plan, per_device_train_batch_size=4,
                        activation_checkpointing=True, bf16=True, report_to="none")  # fmt: skip
     resolved = args.plan_spec(64).resolve(device_sequences=4, processes=2)

@@ -207,8 +207,8 @@ def test_the_run_says_what_keeping_documents_separate_adds(tmp_path: Path) -> No
 
 
 def test_rows_of_a_dataset_are_documents(tmp_path: Path) -> None:
-    plan = {"patch_size": 2, "documents": "separate", "context_length": T, "steps": 2,
-            "tokens_per_step": 4 * T, "patch_fraction": 0.5}  # fmt: skip
+    plan = {"patch_size": 2, "documents": "separate", "preset": "paper", "context_length": T,
+            "steps": 2, "tokens_per_step": 4 * T, "patch_fraction": 0.5}  # fmt: skip
     args = PatchConfig(str(tmp_path), plan=plan, use_cpu=True, disable_tqdm=True)
     run = PatchTrainer(tiny_model(), args, Dataset.from_dict({"input_ids": documents()}))
     expected = aligned_documents(split(documents()), 2)
@@ -217,7 +217,13 @@ def test_rows_of_a_dataset_are_documents(tmp_path: Path) -> None:
 
 
 def test_tokens_without_documents_and_models_that_cannot_are_refused(tmp_path: Path) -> None:
-    plan = {"documents": "separate", "context_length": T, "tokens_per_step": 4 * T, "steps": 2}
+    plan = {
+        "documents": "separate",
+        "preset": "paper",
+        "context_length": T,
+        "tokens_per_step": 4 * T,
+        "steps": 2,
+    }
     args = PatchConfig(str(tmp_path), plan=plan, use_cpu=True, disable_tqdm=True)
     with pytest.raises(UsageError, match=r"plan\.documents to mixed"):
         PatchTrainer(tiny_model(), args, np.zeros(1000, dtype=np.uint16))

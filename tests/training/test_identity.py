@@ -57,7 +57,14 @@ def test_other_tokens_have_another_digest(length: int) -> None:
 
 
 def plan(**values: Any) -> Plan:
-    spec = {"context_length": 8, "tokens_per_step": 64, "steps": 40, "patch_size": 4, **values}
+    spec = {
+        "preset": "paper",
+        "context_length": 8,
+        "tokens_per_step": 64,
+        "steps": 40,
+        "patch_size": 4,
+        **values,
+    }
     return PlanSpec.from_dict(spec).resolve()
 
 

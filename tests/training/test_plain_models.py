@@ -77,8 +77,8 @@ def test_keeping_it_changes_nothing_and_can_be_left(tmp_path: Path) -> None:
 
 
 def test_each_switch_keeps_one(tmp_path: Path) -> None:
-    plan = {"stages": [[4, 0.4], [2, 0.3], [1, 0.3]], "context_length": T, "steps": 10,
-            "tokens_per_step": 8 * T}  # fmt: skip
+    plan = {"stages": [[4, 0.4], [2, 0.3], [1, 0.3]], "preset": "paper", "context_length": T,
+            "steps": 10, "tokens_per_step": 8 * T}  # fmt: skip
     args = PatchConfig(str(tmp_path), plan=plan, use_cpu=True, disable_tqdm=True)
     PatchTrainer(tiny_model(), args, corpus()).train()
     folders = RunFolder(tmp_path).stage_models()

@@ -24,6 +24,7 @@ from patchtrain import (
 )
 from patchtrain.data.batches import spread
 from patchtrain.patches import hybrid_targets
+from patchtrain.presets import patch_size_for
 from patchtrain.runs import RunFolder
 from tests.models import VOCAB, tiny_model
 
@@ -469,7 +470,14 @@ def test_resuming_at_the_end_and_at_the_switch_keeps_one_record(tmp_path: Path) 
     ("values", "message"),
     [
         (
-            {"plan": {"context_length": 256, "tokens_per_step": 1024, "max_epochs": 9}},
+            {
+                "plan": {
+                    "preset": "paper",
+                    "context_length": 256,
+                    "tokens_per_step": 1024,
+                    "max_epochs": 9,
+                }
+            },
             "max_position_embeddings",
         ),
         ({"plan": {"patch_size": 3, "tokens_per_step": 100}}, "not a multiple"),
@@ -523,3 +531,12 @@ def test_compiled_code_keeps_to_one_level(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv(COMPILER, "EAGER")
     with pytest.raises(UsageError, match=r"token_share cannot be used with .* dynamo_backend"):
         trainer(tmp_path, plan=plan)
+
+
+def test_without_a_plan_it_is_the_default_for_the_models_size(tmp_path: Path) -> None:
+    args = PatchConfig(str(tmp_path), use_cpu=True, per_device_train_batch_size=2, max_steps=10)
+    run = PatchTrainer(tiny_model(), args, corpus())
+    assert run.plan.spec.preset == "patchtrain"
+    assert [(stage.patch_size, stage.steps) for stage in run.plan.stages] == [
+        (patch_size_for(run.size.parameters), 3), (1, 7),
+    ]  # fmt: skip

@@ -84,9 +84,11 @@ def of_own() -> Coverage:
     )
 
 
-def is_small(parameters: float, published: Coverage) -> bool:
-    """Whether the own runs are nearer, by the ratio of the sizes, than any published one."""
-    return parameters < math.sqrt(of_own().size.most * published.size.least)
+def boundary() -> float:
+    """Parameters below which the own runs are nearer, by the ratio of the sizes, than any published
+    ones at equal compute."""
+    published = of_table("equal_compute", points.equal_compute_pairs())
+    return math.sqrt(of_own().size.most * published.size.least)
 
 
 def short(value: float) -> str:

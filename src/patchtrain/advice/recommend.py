@@ -173,10 +173,12 @@ def _for_scarce_compute(parameters: int, tokens: int, given: dict[str, int]) -> 
     """Patches first in the same compute, on more text."""
     model, ratio, steps = fits.equal_compute(), tokens / parameters, _steps(tokens, given)
     covered = ranges.of_table("equal_compute", points.equal_compute_pairs())
+    preset = "superposition"
     warnings: list[str] = []
     gain: Estimate | None
-    if ranges.is_small(parameters, covered):
+    if parameters < ranges.boundary():
         choice, covered = small.best(parameters, tokens), ranges.of_own()
+        preset = "patchtrain"
         far = covered.is_far(parameters, tokens, steps)
         K, r = choice.patch_size, choice.step_fraction
         gain = None if far else choice.estimate
@@ -203,7 +205,7 @@ def _for_scarce_compute(parameters: int, tokens: int, given: dict[str, int]) -> 
         parameters=parameters,
         tokens=tokens,
         scarce="compute",
-        preset="superposition",
+        preset=preset,
         patch_size=K,
         patch_fraction=None,
         step_fraction=r,
@@ -212,7 +214,7 @@ def _for_scarce_compute(parameters: int, tokens: int, given: dict[str, int]) -> 
         interval=None if gain is None else (gain.low, gain.high),
         cost_ratio=1.0,
         tokens_read=read,
-        plan={"preset": "superposition", "patch_size": K, "step_fraction": r, **given,
+        plan={"preset": preset, "patch_size": K, "step_fraction": r, **given,
               "tokens": read},
         reasons=said,
         extrapolates=covered.beyond(parameters, tokens, steps),

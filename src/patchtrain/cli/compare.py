@@ -6,11 +6,11 @@ examples:
   patchtrain compare recipes/small.yaml --arms recipe "k4:patch_size=4,step_fraction=0.2"
   patchtrain compare recipes/small.yaml --baseline-budgets --rates 2e-3 4e-3 8e-3
 
-Arms are `token` (token level throughout, always there), `recipe` (the plan as it is), `paper` and
-`superposition` (that preset with the recipe's patch size), and any of your own: a name and the
-entries of the recipe to replace. Each is made as long as costs what token level costs at the
-recipe's length. Give --rates: every arm is then taken at its own best of them, chosen on the first
-seed; a comparison with one tuned arm is worth nothing.
+Arms are `token` (token level throughout, always there), `recipe` (the plan as it is), `patchtrain`,
+`paper` and `superposition` (that preset with the recipe's patch size), and any of your own: a name
+and the entries of the recipe to replace. Each is made as long as costs what token level costs at
+the recipe's length. Give --rates: every arm is then taken at its own best of them, chosen on the
+first seed; a comparison with one tuned arm is worth nothing.
 
 One process a core trains the runs; Ctrl-C leaves a folder that the same command goes on with, and
 more arms, seeds, rates or budgets may be asked for later. OUT/report.html is the page."""
@@ -42,7 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="ARM",
-        help="token, recipe, paper, superposition, or NAME:key=value,... (default: those four)",
+        help="token, recipe, patchtrain, paper, superposition, or NAME:key=value,... (default: "
+        "those five)",
     )
     parser.add_argument(
         "--rates",

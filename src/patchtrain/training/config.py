@@ -60,8 +60,8 @@ class PatchConfig(TrainingArguments):
 
     ``plan`` is a ``PlanSpec`` or a dict of its fields. What it leaves open is derived from the
     ordinary arguments: ``context_length`` from the model's longest context, ``tokens_per_step``
-    from batch size times accumulation, the length from ``max_steps`` or ``num_train_epochs``, so an
-    existing script needs ``plan={"patch_size": 4, "patch_fraction": 2 / 3}`` and no more.
+    from batch size times accumulation, the length from ``max_steps`` or ``num_train_epochs``, the
+    rest from the preset, so an existing script needs no plan, or ``plan={"patch_size": 4}``.
     ``per_device_train_batch_size`` is the most sequences a device takes at a time; accumulation
     follows from the plan, in each stage its own.
 

@@ -225,7 +225,7 @@ def _run(
     trainer = prepared.trainer
     record = trainer.record
     assert record is not None
-    write_text(folder.recipe_file, prepared.recipe.resolved().to_yaml())
+    write_text(folder.recipe_file, prepared.recipe.resolved(trainer.size.parameters).to_yaml())
     if not going_on:
         trainer.begin_record()  # a failure before the first step is recorded too
     try:

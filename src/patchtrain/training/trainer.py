@@ -114,7 +114,7 @@ class PatchTrainer(
             # 0 where the size of the text is unknown: then no bits per byte.
             bytes_per_token = eval_dataset.utf8_bytes / max(len(eval_dataset.tokens), 1) or None
         longest = longest_context(model)
-        spec = args.plan_spec(longest)
+        spec = args.plan_spec(longest).for_model(sum(p.numel() for p in model.parameters()))
         tokens = stream(train_dataset, spec)
         self.plan: Plan = spec.resolve(
             store_tokens=len(tokens),

@@ -39,7 +39,9 @@ def named(found: dict[str, Any], name: str) -> dict[str, Any]:
 
 def test_the_usual_arms_cost_the_same_and_a_twin_is_left_out() -> None:
     question = compared(recipe(step_fraction=0.3), [])
-    assert [item.name for item in question.contenders] == ["token", "recipe", "paper"]
+    assert [item.name for item in question.contenders] == [
+        "token", "recipe", "patchtrain", "paper",
+    ]  # fmt: skip
     assert question.about["same"] == {"superposition": "recipe"}
     for item in question.contenders:
         assert item.equality is not None
@@ -70,7 +72,7 @@ def test_what_a_plan_does_at_the_switch_and_its_settings_are_in_its_words() -> N
 
 
 def test_at_equal_data_all_read_the_same_tokens() -> None:
-    question = compared(recipe(), ["paper", "superposition"], held_equal="data")
+    question = compared(recipe(), ["patchtrain", "paper", "superposition"], held_equal="data")
     token, *others = question.contenders
     for item in others:
         assert item.equality is not None

@@ -17,8 +17,9 @@ from patchtrain.analysis.studies.equal import check_data, held_at, measured, pla
 from patchtrain.analysis.studies.study import HELD, Arm, Equality, Study
 from patchtrain.errors import UsageError, nearest
 from patchtrain.patch_settings import used
-from patchtrain.plan import PRESETS, PlanSpec
+from patchtrain.plan import PlanSpec
 from patchtrain.planning import Planned
+from patchtrain.presets import PRESETS, patch_size_for
 from patchtrain.recipe import Recipe
 from patchtrain.stage import Stage
 from patchtrain.yaml_reader import read_yaml
@@ -36,7 +37,7 @@ LENGTHS = ("plan.steps", "plan.tokens", "plan.epochs")
 _STAGES = ("plan.patch_fraction", "plan.step_fraction", "plan.stages")
 _PLAN_KEYS = tuple(PlanSpec.__dataclass_fields__)
 # What a preset decides, and what a contender that is a preset does not take from the recipe.
-_DECIDED = tuple(PRESETS["paper"])
+_DECIDED = tuple(PRESETS[PlanSpec.preset])
 _AT_SWITCH = {
     "carry": "optimizer carried",
     "reset": "optimizer reset",
@@ -182,7 +183,7 @@ def token_level() -> dict[str, Any]:
 
 
 def preset(name: str, patch_size: int) -> dict[str, Any]:
-    """The entries that make a recipe's plan a paper's, with what that paper's preset decides."""
+    """The entries that make a recipe's plan a preset's, with what that preset decides."""
     decided = {f"plan.{key}": None for key in _DECIDED}
     stages = dict.fromkeys(_STAGES, None)
     return {"plan.preset": name, "plan.patch_size": patch_size, **decided, **stages}
@@ -202,7 +203,7 @@ def from_words(words: str) -> tuple[str, dict[str, Any]]:
         entries[full_path(key.strip())] = read_yaml(value, f"arm '{name}'")
     if not colon or not entries or not re.fullmatch(r"\w[\w.-]*", name):
         raise UsageError(
-            f"'{words}' is no arm: name token, recipe, paper or superposition, or give one of your "
+            f"'{words}' is no arm: name token, recipe, {' or '.join(PRESETS)}, or give one of your "
             f"own, such as mine:plan.patch_size=2,plan.step_fraction=0.3"
         )
     return name, replaced(entries)
@@ -223,8 +224,8 @@ def compared(
 
     Args:
         recipe: what all arms share, and the length of the baseline.
-        arms: names or ``NAME:entries``; empty for token, recipe, paper and superposition, of which
-            one that is the same as another is left out.
+        arms: names or ``NAME:entries``; empty for token, recipe and the presets, of which one
+            that is the same as another is left out.
         held_equal: ``"compute"`` or ``"data"``.
         seeds: of weights and data order; runs with one seed are a pair.
         rates: peak learning rates that every arm is tried at.
@@ -241,8 +242,7 @@ def compared(
     known: dict[str, dict[str, Any]] = {
         BASELINE: token_level(),
         "recipe": {},
-        "paper": preset("paper", patch_size),
-        "superposition": preset("superposition", patch_size),
+        **{name: preset(name, patch_size) for name in PRESETS},
     }
     asked: dict[str, dict[str, Any]] = {BASELINE: known[BASELINE]}
     for word in arms or known:
@@ -320,11 +320,11 @@ def _reference(name: str) -> str | None:
 
 
 def _patch_size(question: Question) -> int:
-    """K of the recipe: of its first stage of patches, or what its plan has for one."""
+    """K of the recipe: of its first stage of patches, or what suits its model."""
     arm = Arm("recipe", "", {})
-    stages = plan_of(question.study([arm]), arm).plan.stages
-    sizes = [stage.patch_size for stage in stages if stage.patch_size > 1]
-    return sizes[0] if sizes else PlanSpec.patch_size
+    planned = plan_of(question.study([arm]), arm)
+    sizes = [stage.patch_size for stage in planned.plan.stages if stage.patch_size > 1]
+    return sizes[0] if sizes else patch_size_for(planned.size.parameters)
 
 
 def _alike(question: Question, first: Contender, second: Contender) -> bool:

@@ -1,0 +1,53 @@
+"""Whose convention a plan follows: the two papers', or the default, which follows the evidence.
+
+A preset decides what a plan leaves open: values of ``PlanSpec``'s keys, the share of patches, and
+for ``patchtrain`` K by the model's size. The papers' stay as the papers have them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # What won in our own comparisons of small models, each way to train at its own best learning
+    # rate (docs/evidence.md): a patch-level step costs as much as a token-level step; one cosine
+    # and one optimizer run through. K goes by the model's size (``patch_size_for``).
+    "patchtrain": {
+        "hold": "compute",
+        "schedule": "cosine",
+        "schedule_scope": "run",
+        "optimizer_at_switch": "carry",
+        "slot_weights": "auto",
+    },
+    # Shao, Meng, Zhou, arXiv:2407.12665: a patch-level step has as many tokens as a token-level
+    # step, and each stage is trained like a run of its own.
+    "paper": {
+        "hold": "tokens",
+        "schedule": "cosine",
+        "schedule_scope": "stage",
+        "optimizer_at_switch": "reset",
+        "slot_weights": "uniform",
+        "patch_size": 4,
+    },
+    # Peng, Gigant, Quesnelle, arXiv:2605.06546: a patch-level step costs as much as a token-level
+    # step and reads K times more tokens; one schedule and one optimizer run through.
+    "superposition": {
+        "hold": "compute",
+        "schedule": "wsd",
+        "schedule_scope": "run",
+        "optimizer_at_switch": "carry",
+        "slot_weights": "auto",
+        "patch_size": 4,
+    },
+}
+# The share at patch level where none is given: lambda of the tokens, or r of the steps.
+PATCH_FRACTION = {"paper": 2 / 3}
+STEP_FRACTION = {"patchtrain": 0.3, "superposition": 0.3}
+# K of ``patchtrain``: what gained most at equal compute in the comparisons nearest to a model's
+# size, which below so many parameters are our own (``advice``; a test holds the two together).
+SMALL, PATCH_SIZE_SMALL, PATCH_SIZE = 7_600_000, 2, 6
+
+
+def patch_size_for(parameters: int) -> int:
+    """K of preset ``patchtrain`` for a model of so many parameters, shared ones once."""
+    return PATCH_SIZE_SMALL if parameters < SMALL else PATCH_SIZE
