@@ -162,10 +162,17 @@ def test_the_default_goes_by_the_models_size() -> None:
         fixed = PlanSpec.from_dict({**BASE, "preset": "patchtrain", "steps": 100, **other})
         assert fixed.for_model(1) == fixed
     # Where no patch size is asked for, the size of the model does not matter.
+    for other in ({"position_scale": "patch"}, {"position_scale": "patch", "patch_size": 2}):
+        scaled = PlanSpec.from_dict({**BASE, "preset": "patchtrain", "steps": 9, **other})
+        if "patch_size" in other:
+            assert scaled.longest_context() == 32
+        else:
+            with pytest.raises(UsageError, match="position_scale patch needs a patch_size"):
+                scaled.longest_context()
     for other in ({"stages": [[4, 0.5], [1, 0.5]]}, {"patch_fraction": 0}, {"step_fraction": 0.0}):
         values = {**BASE, "preset": "patchtrain", "steps": 10, **other}
-        sized = PlanSpec.from_dict(values).for_model(1).resolve()
-        assert PlanSpec.from_dict(values).resolve().stages == sized.stages
+        assert PlanSpec.from_dict(values).for_model(1) == PlanSpec.from_dict(values)
+        assert PlanSpec.from_dict(values).resolve().stages
 
 
 def test_the_default_is_what_the_comparisons_speak_for() -> None:
@@ -221,6 +228,8 @@ def test_the_default_is_what_the_comparisons_speak_for() -> None:
         ({"steps": 20, "preset": ["paper"]}, "preset .* is not one of patchtrain, paper"),
         ({"steps": 20, "patch_fraction": "x", "documents": "separate"}, "patch_fraction must lie"),
         ({"steps": 20, "slot_weights": [10**400, 1, 1, 1]}, "slot weights are a name or a list"),
+        ({"steps": 20, "slot_weights": [1, 2]}, "slot_weights has 2 numbers, and no stage has"),
+        ({"steps": 20, "pool_weights": [1, 2]}, "pool_weights has 2 numbers, and no stage has"),
         (
             {
                 "steps": 20,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from patchtrain.devices import device
 from patchtrain.errors import UsageError
 from patchtrain.memory import fits
 from patchtrain.planning import planned
+from patchtrain.presets import PATCH_SIZE, PATCH_SIZE_SMALL
 from patchtrain.recipe import Recipe
 from patchtrain.rehearsal import rehearsal
 from patchtrain.runs import RunFolder
@@ -135,6 +137,11 @@ def test_a_step_fits_stages_that_are_mappings() -> None:
         "plan"
     ]
     assert small["tokens_per_step"] % (3 * 32) == 0
+
+
+def test_a_step_fits_any_patch_size_of_the_default() -> None:
+    small = rehearsal({"plan": {"hold": "tokens", "context_length": 2048}})["plan"]
+    assert small["tokens_per_step"] % (math.lcm(PATCH_SIZE_SMALL, PATCH_SIZE) * 32) == 0
 
 
 def test_what_is_wrong_with_a_recipe_is_said_all_the_same(tmp_path: Path) -> None:

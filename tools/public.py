@@ -24,7 +24,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "reference" / "public.md"
 # Of a class, the members that are public besides its constructor's arguments.
 MEMBERS = {
     "PatchTrainer": ("train", "evaluate", "export"),
-    "PlanSpec": ("from_dict", "resolve"),
+    "PlanSpec": ("from_dict", "for_model", "resolve"),
     "Plan": ("stage_at", "rate_at", "warnings", "to_dict"),
     "TokenStore": ("open", "verify", "load_tokenizer", "train", "validation", "meta"),
     "RunFolder": ("open", "model", "info", "metrics", "samples", "evaluation", "stage_models"),

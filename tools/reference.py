@@ -89,7 +89,7 @@ def recipe_page() -> str:
         "With compute held, `lambda = r K / (r K + 1 - r)`.",
         "## Settings of neither paper",
         "More keys of `plan`. They are there to be [tried](../compare.md), with "
-        "`--over plan.NAME=a,b`; left out, everything is as the papers have it.",
+        "`--over plan.NAME=a,b`; left out, they change nothing.",
         _table(
             ("key", "type", "default", "meaning"),
             plan[_index("embedding_scale") : _index("warmup_steps")],

@@ -172,9 +172,14 @@ class PlanSpec:
         unset = {key: value for key, value in preset.items() if getattr(self, key) is None}
         return replace(self, **unset)
 
+    def wants_size(self) -> bool:
+        """Whether K is still open and goes by the model's size."""
+        none = self.stages is not None or 0 in (self.patch_fraction, self.step_fraction)
+        return self.preset == "patchtrain" and self.patch_size is None and not none
+
     def for_model(self, parameters: int) -> PlanSpec:
-        """The spec with K for a model of so many parameters, where ``patchtrain`` decides."""
-        if self.patch_size is not None or self.preset != "patchtrain":
+        """The spec with K for a model of so many parameters, where its preset decides."""
+        if not self.wants_size():
             return self
         return replace(self, patch_size=patch_size_for(parameters))
 
@@ -182,8 +187,13 @@ class PlanSpec:
         """For how many positions a model must have room: T, but in studies.
 
         None where nothing sensible is asked for, which ``resolve`` says.
+
+        Raises:
+            UsageError: it goes by K, and K by the size of the model that has yet to be made.
         """
         if self.position_scale == "patch":
+            if self.wants_size():
+                raise UsageError("plan: position_scale patch needs a patch_size")
             from patchtrain.plan_resolver import Resolver
 
             return Resolver(self, None, 1, 1).longest_context()

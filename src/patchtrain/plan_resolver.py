@@ -87,6 +87,7 @@ class Resolver:
         if self.spec.epochs is not None and self.store_tokens is None:
             self.problems.append("epochs needs a store whose tokens can be counted")
         parts = self._parts()
+        self._check_lists(parts)
         self._stop_if_problems()
         lengths = [part.sequence_tokens for part in parts]
         self.block = math.lcm(self.spec.context_length, *lengths)
@@ -144,6 +145,16 @@ class Resolver:
         if self.device_sequences < 1 or self.processes < 1:
             bad("sequences per device and processes must be at least 1")
 
+    def _check_lists(self, parts: list[Part]) -> None:
+        """A list of weights is for the stages with as many tokens a patch; one there must be."""
+        sizes = {part.patch_size for part in parts} - {1}
+        for key in ("slot_weights", "pool_weights"):
+            weights = getattr(self.spec, key)
+            if isinstance(weights, list | tuple) and sizes and len(weights) not in sizes:
+                self.problems.append(
+                    f"{key} has {len(weights)} numbers, and no stage has patches of so many tokens"
+                )
+
     def _is_asked(self, key: str) -> bool:
         """Whether a key has to hold a value: None is one only where it means 'not given'."""
         return getattr(self.spec, key) is not None or getattr(PlanSpec, key, "required") is not None
@@ -175,8 +186,8 @@ class Resolver:
             fraction = fraction if of_steps else of_tokens
             if spec.patch_size is None and fraction:
                 self.problems.append(
-                    "patch_size is missing: preset patchtrain takes it from the size of the "
-                    "model, which is not known here"
+                    "patch_size is missing: preset patchtrain takes it from the size of the model, "
+                    "which is not known here; give it, or call for_model(parameters) first"
                 )
             pairs: list[tuple[Any, Any]] = []
             if not self.problems:

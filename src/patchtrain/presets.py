@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # What won in our own comparisons of small models, each way to train at its own best learning
-    # rate (docs/evidence.md): a patch-level step costs as much as a token-level step; one cosine
-    # and one optimizer run through. K goes by the model's size (``patch_size_for``).
+    # As what won in our own comparisons of small models was trained (docs/evidence.md): a
+    # patch-level step costs as much as a token-level step; one cosine and one optimizer run
+    # through. K goes by the model's size (``patch_size_for``).
     "patchtrain": {
         "hold": "compute",
         "schedule": "cosine",

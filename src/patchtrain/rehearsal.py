@@ -2,7 +2,8 @@
 
 What is tried is everything but the size: the same kind of model, preset, patch sizes, optimizer,
 precision and sharding, through all stages, to an exported model. Sizes are cut by the names that
-configs of transformers share; a config's other numbers stay.
+configs of transformers share; a config's other numbers stay. A patch size that the preset takes
+from the model's size is that of the tiny one.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any, TypeGuard
 
 from patchtrain.patch_settings import AFTER_SWITCH
 from patchtrain.plan import PlanSpec
-from patchtrain.presets import PRESETS
+from patchtrain.presets import PATCH_SIZE, PATCH_SIZE_SMALL, PRESETS
 
 # The most of each number of a config that a rehearsal keeps.
 _MOST = {
@@ -30,6 +31,7 @@ _MOST = {
 _LEFT_OUT = ("vocab_size", "max_position_embeddings", "n_positions")  # store and plan decide
 _STEPS, _CONTEXT_LENGTH, _SEQUENCES = 3, 32, 64
 _PASS_SEQUENCES = 2
+_ANY_PATCH_SIZE = math.lcm(PATCH_SIZE_SMALL, PATCH_SIZE)
 
 
 def rehearsal(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,7 +102,7 @@ def multiple_of_stages(values: Mapping[str, Any]) -> int:
     For who chooses ``tokens_per_step`` for a plan that has yet to be checked.
     """
     preset = PRESETS.get(str(values.get("preset")), PRESETS[PlanSpec.preset])
-    sizes = [values.get("patch_size", preset.get("patch_size"))]
+    sizes = [values.get("patch_size") or preset.get("patch_size", _ANY_PATCH_SIZE)]
     if isinstance(stages := values.get("stages"), list):
         sizes = [
             item.get("patch_size") if isinstance(item, Mapping) else item[0]

@@ -165,7 +165,7 @@ def print_plan(prepared: Prepared) -> None:
                      f"peak rate {trainer.args.learning_rate:g}; "
                      f"optimizer state at a switch: {spec.optimizer_at_switch}"),
         ("settings", ", ".join(f"{name} {value}" for name, value in used(spec).items())
-                     or "as the papers have them"),
+                     or "none beyond the preset's"),
         ("steps", f"{plan.total_steps:,}, context length {plan.context_length}, "
                   f"{plan.processes} process{'es' if plan.processes > 1 else ''}"),
         ("compute", f"{flops(total)}, {plan.compute_ratio:.3f} of token-level training on the "

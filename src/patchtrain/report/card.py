@@ -61,7 +61,7 @@ def front_matter(run: RunSummary) -> str:
     sizes = {stage.patch_size for stage in run.stages}
     tags = ["patchtrain", "causal-lm"]
     tags += ["patch-level-training"] if sizes - {1} else []
-    tags += ["token-superposition"] if run.plan.get("preset") == "superposition" else []
+    tags += ["token-superposition"] if run.plan.get("hold") == "compute" and sizes - {1} else []
     tags += ["instruction-tuned"] if run.part("tuning") else []
     card = ModelCardData(
         library_name="transformers",

@@ -152,8 +152,8 @@ class PatchTrainer(
         )
         if compiles() and any(stage.token_steps for stage in self.plan.stages):
             raise UsageError(
-                "token_share cannot be used with torch_compile or accelerate's dynamo_backend: "
-                "compiled code keeps to one level; set one of them aside"
+                "token_share cannot be used with torch_compile or accelerate's dynamo_backend "
+                "(ACCELERATE_DYNAMO_BACKEND): compiled code keeps to one level; set one aside"
             )
         self.eval_tokens = eval_tokens
         self.probe = probe(self.model)
