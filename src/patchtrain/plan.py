@@ -19,7 +19,7 @@ from typing import Any
 
 from patchtrain.errors import UsageError, nearest
 from patchtrain.patch_settings import averaged_steps
-from patchtrain.presets import PRESETS, patch_size_for
+from patchtrain.presets import DEFAULT, PRESETS, decided_by, patch_size_for
 from patchtrain.stage import SlotWeights, Stage
 
 CHOICES = {
@@ -54,7 +54,7 @@ class PlanSpec:
     tokens_per_step: int
     """Tokens of a token-level step, a multiple of T; gradient accumulation follows from it, in each
     stage its own."""
-    preset: str = "patchtrain"
+    preset: str = DEFAULT
     """Whose convention it is; decides what stands under *The presets* unless it is given."""
     patch_size: int | None = None
     """K of the first stage."""
@@ -167,15 +167,13 @@ class PlanSpec:
 
     def filled(self) -> PlanSpec:
         """The spec with what its preset decides filled in."""
-        known = isinstance(self.preset, str) and self.preset in PRESETS
-        preset = PRESETS[self.preset if known else PlanSpec.preset]
-        unset = {key: value for key, value in preset.items() if getattr(self, key) is None}
-        return replace(self, **unset)
+        decided = decided_by(self.preset).items()
+        return replace(self, **{key: value for key, value in decided if getattr(self, key) is None})
 
     def wants_size(self) -> bool:
         """Whether K is still open and goes by the model's size."""
         none = self.stages is not None or 0 in (self.patch_fraction, self.step_fraction)
-        return self.preset == "patchtrain" and self.patch_size is None and not none
+        return self.filled().patch_size is None and not none
 
     def for_model(self, parameters: int) -> PlanSpec:
         """The spec with K for a model of so many parameters, where its preset decides."""

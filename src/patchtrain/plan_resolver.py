@@ -186,8 +186,8 @@ class Resolver:
             fraction = fraction if of_steps else of_tokens
             if spec.patch_size is None and fraction:
                 self.problems.append(
-                    "patch_size is missing: preset patchtrain takes it from the size of the model, "
-                    "which is not known here; give it, or call for_model(parameters) first"
+                    f"patch_size is missing: preset {spec.preset} takes it from the size of the "
+                    f"model, which is not known here; give it, or call for_model(parameters) first"
                 )
             pairs: list[tuple[Any, Any]] = []
             if not self.problems:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+DEFAULT = "patchtrain"
 PRESETS: dict[str, dict[str, Any]] = {
     # As what won in our own comparisons of small models was trained (docs/evidence.md): a
     # patch-level step costs as much as a token-level step; one cosine and one optimizer run
@@ -46,6 +47,12 @@ STEP_FRACTION = {"patchtrain": 0.3, "superposition": 0.3}
 # K of ``patchtrain``: what gained most at equal compute in the comparisons nearest to a model's
 # size, which below so many parameters are our own (``advice``; a test holds the two together).
 SMALL, PATCH_SIZE_SMALL, PATCH_SIZE = 7_600_000, 2, 6
+
+
+def decided_by(preset: Any) -> dict[str, Any]:
+    """What a preset decides; the default's where there is none of that name, or none is given."""
+    known = isinstance(preset, str) and preset in PRESETS
+    return PRESETS[preset if known else DEFAULT]
 
 
 def patch_size_for(parameters: int) -> int:

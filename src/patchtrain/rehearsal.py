@@ -13,8 +13,7 @@ from collections.abc import Mapping
 from typing import Any, TypeGuard
 
 from patchtrain.patch_settings import AFTER_SWITCH
-from patchtrain.plan import PlanSpec
-from patchtrain.presets import PATCH_SIZE, PATCH_SIZE_SMALL, PRESETS
+from patchtrain.presets import PATCH_SIZE, PATCH_SIZE_SMALL, decided_by
 
 # The most of each number of a config that a rehearsal keeps.
 _MOST = {
@@ -78,8 +77,7 @@ def _small_plan(plan: Mapping[str, Any]) -> dict[str, Any]:
     }
     stages = plan.get("stages")
     context = _least(plan.get("context_length"), _CONTEXT_LENGTH)
-    preset = PRESETS.get(str(plan.get("preset")), PRESETS[PlanSpec.preset])
-    held = plan.get("hold", preset["hold"])
+    held = plan.get("hold", decided_by(plan.get("preset"))["hold"])
     sequences = _SEQUENCES * (multiple_of_stages(plan) if held == "tokens" else 1)
     small["context_length"] = context
     small["tokens_per_step"] = sequences * (context if _whole(context) else 1)
@@ -101,8 +99,8 @@ def multiple_of_stages(values: Mapping[str, Any]) -> int:
 
     For who chooses ``tokens_per_step`` for a plan that has yet to be checked.
     """
-    preset = PRESETS.get(str(values.get("preset")), PRESETS[PlanSpec.preset])
-    sizes = [values.get("patch_size") or preset.get("patch_size", _ANY_PATCH_SIZE)]
+    usual = decided_by(values.get("preset")).get("patch_size", _ANY_PATCH_SIZE)
+    sizes = [values.get("patch_size") or usual]
     if isinstance(stages := values.get("stages"), list):
         sizes = [
             item.get("patch_size") if isinstance(item, Mapping) else item[0]

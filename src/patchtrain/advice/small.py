@@ -46,22 +46,6 @@ def gain(item: Own) -> float:
     return fmean(item.gains)
 
 
-def usual() -> tuple[int, float]:
-    """The K and r that gained most over the texts, whatever the size and the number of tokens.
-
-    Each text counts once, by all of its comparisons; among what was tried on most texts.
-    """
-    by_text: dict[tuple[int, float], dict[str, list[Own]]] = defaultdict(lambda: defaultdict(list))
-    for item in points.own():
-        by_text[item.patch_size, item.step_fraction][item.text].append(item)
-    means = {
-        setting: fmean(fmean(map(gain, items)) for items in texts.values())
-        for setting, texts in by_text.items()
-    }
-    most = max(map(len, by_text.values()))
-    return max((item for item in means if len(by_text[item]) == most), key=means.__getitem__)
-
-
 def best(parameters: float, tokens: float, own: Sequence[Own] | None = None) -> Choice:
     """The K and r that gained most over the texts, among those tried on most of them."""
     choices = nearest(parameters, tokens, points.own() if own is None else own)

@@ -114,7 +114,8 @@ class PatchTrainer(
             # 0 where the size of the text is unknown: then no bits per byte.
             bytes_per_token = eval_dataset.utf8_bytes / max(len(eval_dataset.tokens), 1) or None
         longest = longest_context(model)
-        spec = args.plan_spec(longest).for_model(sum(p.numel() for p in model.parameters()))
+        self.size = model_size(model)
+        spec = args.plan_spec(longest).for_model(self.size.parameters)
         tokens = stream(train_dataset, spec)
         self.plan: Plan = spec.resolve(
             store_tokens=len(tokens),
@@ -164,7 +165,6 @@ class PatchTrainer(
         if spec.head_scale_at_switch != 1.0:
             check_own_head(self.model)
         self.backend = choose(args.loss_backend, self.probe, output_embeddings(self.model))
-        self.size = model_size(self.model)
         self.record = RunRecord(Path(args.output_dir)) if self.is_world_process_zero() else None
         self.window, self.weight_mean = LossWindow(self.args.device), WeightMean()
         self.stop_request, self.stopped_by = StopRequest(), 0

@@ -19,7 +19,7 @@ from patchtrain.errors import UsageError, nearest
 from patchtrain.patch_settings import used
 from patchtrain.plan import PlanSpec
 from patchtrain.planning import Planned
-from patchtrain.presets import PRESETS, patch_size_for
+from patchtrain.presets import DEFAULT, PRESETS, patch_size_for
 from patchtrain.recipe import Recipe
 from patchtrain.stage import Stage
 from patchtrain.yaml_reader import read_yaml
@@ -37,7 +37,7 @@ LENGTHS = ("plan.steps", "plan.tokens", "plan.epochs")
 _STAGES = ("plan.patch_fraction", "plan.step_fraction", "plan.stages")
 _PLAN_KEYS = tuple(PlanSpec.__dataclass_fields__)
 # What a preset decides, and what a contender that is a preset does not take from the recipe.
-_DECIDED = tuple(PRESETS[PlanSpec.preset])
+_DECIDED = tuple(PRESETS[DEFAULT])
 _AT_SWITCH = {
     "carry": "optimizer carried",
     "reset": "optimizer reset",
@@ -203,7 +203,7 @@ def from_words(words: str) -> tuple[str, dict[str, Any]]:
         entries[full_path(key.strip())] = read_yaml(value, f"arm '{name}'")
     if not colon or not entries or not re.fullmatch(r"\w[\w.-]*", name):
         raise UsageError(
-            f"'{words}' is no arm: name token, recipe, {' or '.join(PRESETS)}, or give one of your "
+            f"'{words}' is no arm: name token, recipe, {', '.join(PRESETS)}, or give one of your "
             f"own, such as mine:plan.patch_size=2,plan.step_fraction=0.3"
         )
     return name, replaced(entries)
