@@ -106,7 +106,7 @@ def difference(found: Mapping[str, Any], arm: str) -> dict[str, Any]:
 
 
 def _words(found: Mapping[str, Any]) -> str:
-    return f"{found['mean']:+.4f} ({found['count']} seed{'s' * (found['count'] > 1)})"
+    return f"{found['mean']:+z.4f} ({found['count']} seed{'s' * (found['count'] > 1)})"
 
 
 def _say(line: str) -> None:

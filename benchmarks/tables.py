@@ -241,7 +241,7 @@ def advice(result: dict[str, Any]) -> list[str]:
         elif gain is None:
             gain_range = "not known", "-"
         else:
-            gain_range = f"{gain:+.3f}", f"{ends[0]:+.3f} to {ends[1]:+.3f}"
+            gain_range = f"{gain:+z.3f}", f"{ends[0]:+z.3f} to {ends[1]:+z.3f}"
         lines.append(line(
             short(row["parameters"]), short(row["tokens"]), row["scarce"], what, *gain_range,
             f"{row['cost_ratio']:.3g}", short(row["tokens_read"]),

@@ -96,8 +96,8 @@ def boundaries(result: dict[str, Any]) -> list[str]:
 
 
 def _interval(found: dict[str, float | None]) -> str:
-    text = f"{found['value']:+.4f}"
-    return text if found["low"] is None else f"{text} ({found['low']:+.4f} to {found['high']:+.4f})"
+    text, low, high = f"{found['value']:+z.4f}", found["low"], found["high"]
+    return text if low is None else f"{text} ({low:+z.4f} to {high:+z.4f})"
 
 
 def study(result: dict[str, Any]) -> list[str]:
@@ -173,11 +173,11 @@ def map_of_gains(result: dict[str, Any]) -> list[str]:
         lines.append(line(
             row["corpus"], f"{row['vocab_size']:,}", short(row["parameters"]),
             short(row["tokens"] / row["parameters"]), row["patch_size"], row["step_fraction"],
-            f"{row['gain']:+.3f}", row["seeds"], f"{row['rates']}{edge}",
+            f"{row['gain']:+z.3f}", row["seeds"], f"{row['rates']}{edge}",
         ))  # fmt: skip
     fit = result["fit"]
     if fit["terms"]:
-        terms = " ".join(f"{value:+.3f} {name}" for name, value in fit["terms"].items())
+        terms = " ".join(f"{value:+z.3f} {name}" for name, value in fit["terms"].items())
         said = (
             f"Gain / -ln(1 - r) = {terms}, through {fit['points']} points at more than one rate. "
             f"Each left out and predicted by the others: {fit['rms_left_out']:.3f} off (root mean "

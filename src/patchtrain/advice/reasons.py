@@ -30,7 +30,7 @@ def cost(patch_size: int, patch_fraction: float) -> float:
 
 
 def interval(estimate: Estimate) -> str:
-    return f"{estimate.low:+.3f} to {estimate.high:+.3f}"
+    return f"{estimate.low:+z.3f} to {estimate.high:+z.3f}"
 
 
 def line(model: EqualData, ratio: float, usual: Estimate | None) -> str:
@@ -42,7 +42,7 @@ def line(model: EqualData, ratio: float, usual: Estimate | None) -> str:
     )
     if usual is None:
         return text
-    return f"{text}; {ratio:,.0f} give {usual.value:+.3f} nats ({interval(usual)})"
+    return f"{text}; {ratio:,.0f} give {usual.value:+z.3f} nats ({interval(usual)})"
 
 
 def line_elsewhere() -> str:
@@ -121,7 +121,7 @@ def own_runs(choice: Choice) -> list[str]:
 
 
 def _own_run(item: Own) -> str:
-    gains = ", ".join(f"{value:+.3f}" for value in item.gains)
+    gains = ", ".join(f"{value:+z.3f}" for value in item.gains)
     rates = "one rate" if item.rates == 1 else f"{item.rates} rates, each arm at its best"
     return (
         f"results/evidence/{item.study}.json, {item.text}, {item.parameters:,} parameters on "

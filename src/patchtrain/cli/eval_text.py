@@ -258,7 +258,7 @@ def _before(result: dict[str, Any]) -> list[tuple[str, str]]:
 def _change(now: float | None, before: float | None) -> str:
     if now is None or before is None:
         return "unknown"
-    return f"{now - before:+.4f} bits per byte"
+    return f"{now - before:+z.4f} bits per byte"
 
 
 def _positions(bins: list[dict[str, Any]]) -> list[tuple[str, str]]:

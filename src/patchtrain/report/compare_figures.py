@@ -144,7 +144,7 @@ def heat_map(results: Row) -> tuple[go.Figure, str] | None:
             go.Scatter(
                 x=[_value(x) for x, _ in places], y=[_value(y) for _, y in places],
                 mode="markers+text", customdata=list(best.values()),
-                text=[f"{value:+.3f}" for value in best.values()], textposition="top center",
+                text=[f"{value:+z.3f}" for value in best.values()], textposition="top center",
                 textfont={"size": 9},
                 marker={"size": 13, "color": list(best.values()),
                         "line": {"width": 1, "color": "#888"}, **colour},

@@ -237,7 +237,7 @@ def _ratio(found: Row | None) -> tuple[str, str]:
 
 
 def _signed(value: float | None) -> str:
-    return NONE if value is None else f"{value:+.4f}"
+    return NONE if value is None else f"{value:+z.4f}"
 
 
 def _lengths(results: Row) -> Sequence[str]:

@@ -107,7 +107,7 @@ def difference_rows(results: Row) -> list[list[str]]:
         [
             arm["name"],
             other,
-            f"{found['mean']:+.4f}",
+            f"{found['mean']:+z.4f}",
             interval(found),
             str(found["count"]),
             percent(found["compute_to_match"]),
@@ -122,7 +122,7 @@ def interval(found: Row) -> str:
     if found["interval"] is None:
         return NONE
     low, high = found["interval"]
-    return f"{low:+.4f} to {high:+.4f}"
+    return f"{low:+z.4f} to {high:+z.4f}"
 
 
 def _differences(results: Row) -> list[str]:

@@ -168,7 +168,7 @@ def _change(values: Row) -> str:
     before, now = _earlier(values)[-1].get("bits_per_byte"), values.get("bits_per_byte")
     if not (is_number(before) and is_number(now)):
         return NONE
-    return f"{now - before:+.4f}"
+    return f"{now - before:+z.4f}"
 
 
 def _eval_row(run: RunSummary, name: str, values: Row, model: str, change: str) -> list[str]:
