@@ -23,7 +23,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -49,8 +49,8 @@ ROOT = Path(__file__).parents[1]
 ASKED = Path(__file__).with_suffix(".yaml")
 KEPT = ROOT / "results" / "evidence"
 _OF_A_RUN = (
-    "status", "started", "finished", "learning_rate", "flops", "seconds", "versions", "machine",
-    "result", "kept",
+    "status", "started", "finished", "learning_rate", "compiled", "flops", "seconds", "versions",
+    "machine", "result", "kept",
 )  # fmt: skip
 _OF_ITS_PLAN = ("total_tokens", "total_positions", "total_steps", "epochs")
 _OF_ITS_MODEL = ("parameters", "body_parameters", "vocab_size")
@@ -107,8 +107,6 @@ class Ledger:
             if path.name not in self.rows and is_finished(run):
                 asked = (work / "recipes" / f"{path.name}.yaml").read_text(encoding="utf-8")
                 self.rows[path.name] = _row(run, yaml.safe_load(asked))
-                if _COMPILER in os.environ:
-                    self.rows[path.name]["info"]["compiled"] = True
         if len(self.rows) > before:
             self.save()
 
@@ -162,12 +160,19 @@ def main() -> int:
                 )
         except PatchtrainError as error:
             raise SystemExit(f"{name}: {error}") from None
-        # Not the command line: what is kept may come from many calls, on several machines.
+        # Neither the command line nor this machine: runs may come from many calls on several.
+        runs = runs_of(found, Ledger(name, kept))
         head = {
             **about("evidence", found["held_equal"]),
             "command": f"python benchmarks/evidence.py {name}",
+            "machine": machine_of(runs),
+            "settings": {
+                "threads": 1,
+                "runs": len(runs),
+                "compiled": sum(bool(run.get("compiled")) for run in runs),
+            },
         }
-        write_json(kept / f"{name}.json", {**found, **head, "settings": {"threads": 1}})
+        write_json(kept / f"{name}.json", {**found, **head})
         failed += len(found["failed"])
     return 1 if failed else 0
 
@@ -203,6 +208,24 @@ def carry_out(
         finally:
             ledger.pack(work)
     return found
+
+
+def runs_of(found: Mapping[str, Any], ledger: Ledger) -> list[dict[str, Any]]:
+    """What is kept of the runs that results are drawn from."""
+    names = (
+        run_name(Arm(arm["name"], "", {}), run["seed"])
+        for arm in found["arms"]
+        for run in arm["runs"]
+    )
+    return [ledger.rows[name]["info"] for name in names]
+
+
+def machine_of(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The processors that runs were trained on; the first ones did not write theirs down."""
+    names = {run["machine"].get("processor") for run in runs}
+    known = sorted(names - {None}) + ["a processor not written down"] * (None in names)
+    cores = sorted({str(run["machine"]["cores"]) for run in runs})
+    return {"cpu": " and ".join(known), "cores": " or ".join(cores)}
 
 
 def make_store(name: str, asked: Mapping[str, Any], data: Path) -> Path:

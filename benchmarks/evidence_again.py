@@ -19,7 +19,6 @@ import copy
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +91,11 @@ def reduced(
     if quick:
         recipe["plan"]["steps"] = _QUICK_STEPS
     arms = {arm: {**study["arms"][arm], RATE: rates[arm]}}
-    asked = {**study, "recipe": recipe, "arms": arms, "rates": (), "budgets": (), "seeds": seeds}
-    return replace(question_of(asked, store), confirm=None)
+    asked = {
+        **study, "recipe": recipe, "arms": arms, "rates": (), "tuning": 1, "confirm": None,
+        "budgets": (), "seeds": seeds,
+    }  # fmt: skip
+    return question_of(asked, store)
 
 
 def difference(found: Mapping[str, Any], arm: str) -> dict[str, Any]:

@@ -63,13 +63,13 @@ def own_points(file: Path) -> list[dict[str, Any]]:
     """The plain contenders of one study of evidence.yaml that have a pair of runs."""
     study = json.loads(file.read_text(encoding="utf-8"))
     arms = {arm["name"]: arm for arm in study["arms"]}
-    chosen = {item["name"]: item["chosen"] for item in study["contenders"]}
-    edges = {item["name"]: item.get("edge") for item in study["contenders"]}
+    contenders = {item["name"]: item for item in study["contenders"]}
     found = []
     for item in study["contenders"]:
-        if not item["reference"] or not item["chosen"] or not chosen[item["reference"]]:
+        reference = contenders.get(item["reference"])
+        if reference is None or not item["chosen"] or not reference["chosen"]:
             continue
-        arm, token = arms[item["chosen"]], arms[chosen[item["reference"]]]
+        arm, token = arms[item["chosen"]], arms[reference["chosen"]]
         losses = {run["seed"]: run["loss"] for run in arm["runs"]}
         gains = [
             run["loss"] - losses[run["seed"]] for run in token["runs"] if run["seed"] in losses
@@ -93,8 +93,8 @@ def own_points(file: Path) -> list[dict[str, Any]]:
             "gain": statistics.fmean(gains),
             "gains": gains,
             "seeds": len(gains),
-            "rates": len(item["tried"]),
-            "edge": sorted({edge for edge in (item.get("edge"), edges[item["reference"]]) if edge}),
+            "rates": sum(tried["bits_per_byte"] is not None for tried in item["tried"]),
+            "edge": sorted({side["edge"] for side in (item, reference) if side.get("edge")}),
         })  # fmt: skip
     return found
 

@@ -137,14 +137,20 @@ def evidence(result: dict[str, Any]) -> list[str]:
         lines += ["", *head(f"with {tuned_on(result)} at rate", *names[1:])]
         lines += [line(*row) for row in rows]
     if rows := [row for row in loss_rows(result) if row[1] != NONE]:
-        lines += ["", *head("at equal loss", "compute ratio", "95 % interval", "seeds inside")]
+        lines += [
+            "",
+            *head("at equal loss", "compute ratio", "95 % interval", "seeds with a ratio"),
+        ]
         lines += [line(*row[:3], row[5]) for row in rows]
     names, rows = budget_rows(result)
     if len(names) > 2 and rows:
         lines += ["", *head("less token level with that much compute", *names[1:])]
         lines += [line(*row) for row in rows]
-    lines += ["", *held(result), *(f"- {note}" for note in lost_notes(result))]
-    return lines
+    notes, settings = lost_notes(result), result["settings"]
+    if settings["compiled"]:
+        notes.append(f"{settings['compiled']} of {settings['runs']} runs were compiled by torch, "
+                     "the same but for rounding.")  # fmt: skip
+    return [*lines, "", *held(result), *(f"- {note}" for note in notes)]
 
 
 def copying(result: dict[str, Any]) -> list[str]:
@@ -165,15 +171,15 @@ def copying(result: dict[str, Any]) -> list[str]:
 
 def map_of_gains(result: dict[str, Any]) -> list[str]:
     """Where patches won and lost, by text, size and length; and how well a plane says so."""
-    lines = head("text", "vocabulary", "parameters", "tokens per parameter", "K", "r",
+    lines = head("text", "vocabulary", "parameters", "tokens per parameter", "epochs", "K", "r",
                  "gain, nats a token", "seeds", "rates tried")  # fmt: skip
     keys = ("corpus", "vocab_size", "parameters", "tokens", "patch_size", "step_fraction")
     for row in sorted(result["rows"], key=lambda row: [row[key] for key in keys]):
         edge = " (edge)" if row["edge"] else ""
         lines.append(line(
             row["corpus"], f"{row['vocab_size']:,}", short(row["parameters"]),
-            short(row["tokens"] / row["parameters"]), row["patch_size"], row["step_fraction"],
-            f"{row['gain']:+z.3f}", row["seeds"], f"{row['rates']}{edge}",
+            short(row["tokens"] / row["parameters"]), f"{row['epochs']:.1f}", row["patch_size"],
+            row["step_fraction"], f"{row['gain']:+z.3f}", row["seeds"], f"{row['rates']}{edge}",
         ))  # fmt: skip
     fit = result["fit"]
     if fit["terms"]:

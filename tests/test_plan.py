@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from patchtrain import Plan, PlanSpec, UsageError, slot_weights
-from patchtrain.advice import fits, points, ranges, small
+from patchtrain.advice import advise, fits, points, ranges
 from patchtrain.presets import PATCH_SIZE, PATCH_SIZE_SMALL, SMALL, STEP_FRACTION
 
 BASE: dict[str, Any] = {"preset": "paper", "context_length": 16, "tokens_per_step": 512}
@@ -176,10 +176,13 @@ def test_the_default_goes_by_the_models_size() -> None:
 
 
 def test_the_default_is_what_the_comparisons_speak_for() -> None:
-    for item in points.own():  # where there is a comparison, the advice takes it
-        choice = small.best(item.parameters, item.tokens)
-        assert choice.patch_size == PATCH_SIZE_SMALL
-        assert choice.step_fraction == STEP_FRACTION["patchtrain"]
+    advised = [
+        (found.patch_size, found.step_fraction)
+        for item in points.own()
+        for found in [advise(item.parameters, item.tokens, "compute", tokens_per_step=2048)]
+    ]
+    assert set(advised) <= {(1, 0.0), (PATCH_SIZE_SMALL, STEP_FRACTION["patchtrain"])}
+    assert len(set(advised)) == 2  # token level alone where runs are short
     large = fits.equal_compute()
     assert (large.patch_size, large.step_fraction) == (PATCH_SIZE, STEP_FRACTION["patchtrain"])
     assert pytest.approx(ranges.boundary(), rel=0.05) == SMALL

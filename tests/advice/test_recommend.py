@@ -107,7 +107,7 @@ def test_small_models_follow_the_own_runs_and_their_seeds() -> None:
     advice = advise(own.parameters, own.tokens, "compute", context_length=128, tokens_per_step=2048)
     for item in choice.found:
         (reason,) = (line for line in advice.reasons if f"evidence/{item.study}.json" in line)
-        assert all(f"{gain:+.3f}" in reason for gain in item.gains)
+        assert all(f"{gain:+z.3f}" in reason for gain in item.gains)
         assert item.text in reason
     assert advice.extrapolates == []
     for far in (
@@ -154,7 +154,12 @@ def test_where_a_small_model_gains_on_each_text_the_gain_is_given(
 def test_where_texts_disagree_no_gain_is_promised(monkeypatch: pytest.MonkeyPatch) -> None:
     advice = small_advice(monkeypatch, own_run("a", 0.2), own_run("b", -0.1))
     assert (advice.patch_size, advice.gain, advice.interval) == (2, None, None)
-    assert "gained on a and lost on b, so no gain is given" in advice.warnings[0]
+    assert advice.warnings[0].startswith(
+        "in the nearest runs patches gained on a (100 tokens for each parameter), lost on b (100 "
+        "tokens for each parameter); no gain is given: train both arms"
+    )
+    advice = small_advice(monkeypatch, own_run("a", 0.2), own_run("b", -0.001))
+    assert "gained or lost by the seed on b" in advice.warnings[0]
 
 
 @pytest.mark.parametrize("other", [-0.3, None])
@@ -165,7 +170,7 @@ def test_where_small_models_lose_it_is_token_level(
     advice = small_advice(monkeypatch, *own)
     assert (advice.patch_size, advice.step_fraction, advice.gain) == (1, 0.0, 0.0)
     assert advice.tokens_read == advice.tokens
-    assert "token level only" in advice.warnings[0]
+    assert "; token level only, or train both arms" in advice.warnings[0]
     assert [s.patch_size for s in PlanSpec.from_dict(advice.plan).resolve().stages] == [1]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from patchtrain.advice import points
-from patchtrain.advice.points import Pair
+from patchtrain.advice.points import Own, Pair
 
 # The papers round their sizes; within a tenth of the smallest or largest is not beyond it.
 _ROUNDING = 1.1
@@ -61,26 +61,23 @@ class Coverage:
 def of_table(name: str, pairs: Sequence[Pair]) -> Coverage:
     """Of ``equal_data`` or ``equal_compute`` in ``published.json``."""
     step = points.published()[name]["tokens_per_step"]
-    sizes = [pair.parameters for pair in pairs]
-    ratios = [pair.tokens_per_parameter for pair in pairs]
-    lengths = [pair.tokens / step for pair in pairs]
-    return Coverage(
-        Range("model size", min(sizes), max(sizes), "published"),
-        Range("tokens for each parameter", min(ratios), max(ratios), "published"),
-        Range("steps", min(lengths), max(lengths), "published"),
-    )
+    return _coverage(pairs, [pair.tokens / step for pair in pairs], "published")
 
 
 def of_own() -> Coverage:
     """Of ``own.json``."""
     own = points.own()
-    sizes = [item.parameters for item in own]
-    ratios = [item.tokens_per_parameter for item in own]
-    lengths = [item.steps for item in own]
+    return _coverage(own, [item.steps for item in own], "own")
+
+
+def _coverage(runs: Sequence[Pair | Own], steps: Sequence[float], whose: str) -> Coverage:
+    def over(name: str, values: Sequence[float]) -> Range:
+        return Range(name, min(values), max(values), whose)
+
     return Coverage(
-        Range("model size", min(sizes), max(sizes), "own"),
-        Range("tokens for each parameter", min(ratios), max(ratios), "own"),
-        Range("steps", min(lengths), max(lengths), "own"),
+        over("model size", [run.parameters for run in runs]),
+        over("tokens for each parameter", [run.tokens_per_parameter for run in runs]),
+        over("steps", steps),
     )
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
 from patchtrain.advice import held_out, points
 from patchtrain.advice.fits import TWO_THIRDS, EqualCompute, EqualData, Estimate
 from patchtrain.advice.points import Own
 from patchtrain.advice.ranges import short
-from patchtrain.advice.small import Choice, gain
+from patchtrain.advice.small import Choice
 
 SINGLE_SEEDS = "every published number is a single run: no seed was repeated"
+_OUTCOME = {True: "gained", False: "lost"}  # by whether all seeds did
 
 
 def finding(name: str) -> dict[str, Any]:
@@ -132,18 +134,15 @@ def _own_run(item: Own) -> str:
 
 def texts_disagree(choice: Choice) -> str:
     """What to say where patches do not gain on each text."""
-    gained, lost = (
-        ", ".join(sorted(item.text for item in choice.found if (gain(item) > 0) == is_gain))
-        for is_gain in (True, False)
-    )
-    advice = "train both arms on your text, with several seeds (patchtrain compare)"
-    if not gained:
-        return f"at this size and length patches lost on {lost}: token level only, or {advice}"
-    if choice.mean <= 0:
-        return (
-            f"at this size and length patches gained on {gained} and lost more on {lost}: token "
-            f"level only, or {advice}"
-        )
+    by_outcome: dict[str, list[str]] = defaultdict(list)
+    for item in sorted(choice.found, key=lambda item: item.text):
+        gained = {value > 0 for value in item.gains}
+        outcome = "gained or lost by the seed" if len(gained) > 1 else _OUTCOME[gained.pop()]
+        ratio = short(item.tokens_per_parameter)
+        by_outcome[outcome].append(f"{item.text} ({ratio} tokens for each parameter)")
+    said = ", ".join(f"{outcome} on {', '.join(texts)}" for outcome, texts in by_outcome.items())
+    then = "token level only, or" if choice.mean <= 0 else "no gain is given:"
     return (
-        f"at this size patches gained on {gained} and lost on {lost}, so no gain is given: {advice}"
+        f"in the nearest runs patches {said}; {then} train both arms on your text, with several "
+        f"seeds (patchtrain compare)"
     )

@@ -172,14 +172,15 @@ def _too_little_text(ratio: float, usual: Estimate) -> str:
 def _for_scarce_compute(parameters: int, tokens: int, given: dict[str, int]) -> Advice:
     """Patches first in the same compute, on more text."""
     model, ratio, steps = fits.equal_compute(), tokens / parameters, _steps(tokens, given)
-    covered = ranges.of_table("equal_compute", points.equal_compute_pairs())
-    preset = "superposition"
+    is_small = parameters < ranges.boundary()
+    table = ranges.of_table("equal_compute", points.equal_compute_pairs())
+    covered = ranges.of_own() if is_small else table
+    far = covered.is_far(parameters, tokens, steps)
+    preset = "patchtrain" if is_small else "superposition"
     warnings: list[str] = []
     gain: Estimate | None
-    if parameters < ranges.boundary():
-        choice, covered = small.best(parameters, tokens), ranges.of_own()
-        preset = "patchtrain"
-        far = covered.is_far(parameters, tokens, steps)
+    if is_small:
+        choice = small.best(parameters, tokens)
         K, r = choice.patch_size, choice.step_fraction
         gain = None if far else choice.estimate
         said = reasons.own_runs(choice)
@@ -189,7 +190,6 @@ def _for_scarce_compute(parameters: int, tokens: int, given: dict[str, int]) -> 
             K, r, gain = 1, 0.0, Estimate(0.0, 0.0, 0.0)
     else:
         K, r = model.patch_size, model.step_fraction
-        far = covered.is_far(parameters, tokens, steps)
         gain = None if far else model.gain(ratio, K, r)
         said = reasons.equal_compute(model, ratio, gain)
     if far:
@@ -197,9 +197,10 @@ def _for_scarce_compute(parameters: int, tokens: int, given: dict[str, int]) -> 
     times = 1 - r + r * K
     read = round(tokens * times)
     if K > 1:
+        once = "" if is_small else ", each once"  # the own runs read their text several times
         said.append(
-            f"at equal compute this reads {times:.3g} times the text, {short(read)} tokens, each "
-            f"once; if there is less, it is data that is scarce"
+            f"at equal compute this reads {times:.3g} times the text, {short(read)} tokens{once}; "
+            f"if there is less, it is data that is scarce"
         )
     return Advice(
         parameters=parameters,

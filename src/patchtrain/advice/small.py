@@ -1,7 +1,7 @@
 """Small models: what patches gained in the project's own comparisons nearest to a run.
 
-No curve is drawn through them. At these sizes the gain hangs on the text more than on anything
-else, so each text speaks for itself, by its comparison that is nearest in size and in tokens for
+No curve is drawn through them. At these sizes the gain hangs on the text and on the length of the
+run, so each text speaks for itself, by its comparison that is nearest in size and in tokens for
 each parameter. What gained most over the texts is advised, and a gain is promised only where no
 text disagrees.
 """

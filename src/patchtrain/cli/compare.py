@@ -87,7 +87,7 @@ def add_common(parser: argparse.ArgumentParser, seeds: list[int]) -> None:
         nargs="+",
         default=seeds,
         metavar="N",
-        help="of weights and data order; runs with one seed are a pair (default: "
+        help="of weights and data order; runs with the same seed are paired (default: "
         + " ".join(map(str, seeds))
         + ")",
     )

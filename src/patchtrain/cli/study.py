@@ -100,7 +100,7 @@ def _common(parser: argparse.ArgumentParser, words: str) -> None:
         nargs="+",
         default=[0, 1],
         metavar="N",
-        help="of weights and data order; arms with one seed are a pair (default: 0 1)",
+        help="of weights and data order; arms with the same seed are paired (default: 0 1)",
     )
     parser.add_argument(
         "--steps",

@@ -48,7 +48,7 @@ def held(results: Row) -> list[str]:
     sentences = [
         f"Held equal: {what}"
         + (f", {amount} a run" if target is not None and not _lengths(results) else "")
-        + f". Seeds: {', '.join(map(str, seeds))}; runs with one seed are a pair."
+        + f". Seeds: {', '.join(map(str, seeds))}; runs with the same seed are paired."
     ]
     rates, chose = results["rates"], "it" if len(results["tuning_seeds"]) == 1 else "them"
     if results["trials"]:
@@ -61,9 +61,10 @@ def held(results: Row) -> list[str]:
     elif len(rates) > 1:
         listed = ", ".join(f"{rate:g}" for rate in rates)
         sentences.append(
-            f"Every arm was trained at the learning rates {listed} with {tuned_on(results)}, and "
-            f"is taken at its own best of them. What chose the rates is also among what is "
-            f"compared; the column 'other seeds' is without {chose}."
+            f"Every arm {'was' if results['complete'] else 'is to be'} trained at the learning "
+            f"rates {listed} with {tuned_on(results)}, and is taken at its own best of them. What "
+            f"chose the rates is also among what is compared, which flatters most the arm whose "
+            f"runs vary most; the column 'other seeds' is without {chose}."
         )
     else:
         sentences.append(
@@ -119,7 +120,7 @@ def contender_rows(results: Row) -> list[list[str]]:
                 number(ended.get("standard_deviation"), 4),
                 _signed(difference.get("mean")),
                 interval(difference) if difference else NONE,
-                _signed(unseen.get("mean")),
+                _with_interval(unseen),
                 str(len(item.get("seeds", []))),
                 significant(item.get("learning_rate")),
                 count(item.get("tokens")),
@@ -130,7 +131,8 @@ def contender_rows(results: Row) -> list[list[str]]:
     return rows
 
 
-LOSS_HEAD = ("arm", "compute ratio", "interval", "time ratio", "interval of time", "seeds inside")
+LOSS_HEAD = ("arm", "compute ratio", "interval", "time ratio", "interval of time",
+             "seeds with a ratio")  # fmt: skip
 
 
 def loss_rows(results: Row) -> list[list[str]]:
@@ -151,7 +153,7 @@ def budget_rows(results: Row) -> tuple[list[str], list[list[str]]]:
     for item in ranking(results):
         against = (item["equal_loss"] or {}).get("against") or {}
         there = [against.get(budget) for budget in budgets]
-        cells = [f"{_signed(row['mean'])} ({interval(row)})" if row else "" for row in there]
+        cells = [_with_interval(row) if row else "" for row in there]
         if any(cells):
             rows.append([item["name"], *cells])
     return ["arm", *(f"{budget} x" for budget in budgets)], rows
@@ -238,6 +240,12 @@ def _ratio(found: Row | None) -> tuple[str, str]:
 
 def _signed(value: float | None) -> str:
     return NONE if value is None else f"{value:+z.4f}"
+
+
+def _with_interval(found: Row) -> str:
+    if not found or found["interval"] is None:
+        return _signed(found.get("mean"))
+    return f"{_signed(found['mean'])} ({interval(found)})"
 
 
 def _lengths(results: Row) -> Sequence[str]:

@@ -11,6 +11,7 @@ from transformers import Trainer
 from patchtrain.data.documents import AlignedDocuments
 from patchtrain.stage import Stage
 from patchtrain.training.record import RunRecord
+from patchtrain.training.switching import compiles
 
 
 class WritingMetrics(Trainer):
@@ -35,6 +36,7 @@ class WritingMetrics(Trainer):
             "model": {"class": self.identity["model"]["class"], **self.size.to_dict()},
             "flops_per_position": self.size.flops_per_position(self.plan.context_length).total,
             "learning_rate": self.args.learning_rate,
+            "compiled": compiles(),
             "loss_backend": {"name": self.backend.name, "reason": self.backend.reason},
             "plan": self.plan.to_dict(),
             "identity": self.identity,

@@ -14,6 +14,7 @@ from typing import Any
 
 from patchtrain.errors import PatchtrainError
 from patchtrain.files import open_own, sync, write_text
+from patchtrain.machine import cpu_model
 from patchtrain.runs import FORMAT_VERSION, RunFolder, versions
 from patchtrain.training.signals import StoppedBySignalError
 
@@ -108,6 +109,7 @@ def describe_process() -> dict[str, Any]:
         "versions": versions(),
         "machine": {
             "platform": f"{platform.system()} {platform.machine()}",
+            "processor": cpu_model(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "device": torch.cuda.get_device_name(0) if cuda else "cpu",

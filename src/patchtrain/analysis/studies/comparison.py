@@ -124,8 +124,8 @@ class Work:
         study = self.question.study(list(arms.values()))
         self._write(study)
         self.arms = arms
-        self.wanted.update(dict.fromkeys((arm.name, seed) for arm, seed in runs))
         names = dict.fromkeys((arm.name, seed) for arm, seed in runs)
+        self.wanted.update(names)
         chosen = [(study.arm(name), seed) for name, seed in names]
         if self.count_only:
             return

@@ -136,8 +136,11 @@ def _unseen(work: Work, runs: Sequence[Row], other: Sequence[Row]) -> Row | None
 
 
 def _edge(tried: Sequence[Row], rate: float) -> str | None:
-    """Whether the best rate is the largest or smallest tried: then a better one may lie beyond."""
-    rates = [item["learning_rate"] for item in tried if item["learning_rate"] is not None]
+    """Whether the best rate is the largest or smallest tried: then a better one may lie beyond.
+
+    Those that are not trained yet on all tuning seeds are not among them.
+    """
+    rates = [item["learning_rate"] for item in tried if item["bits_per_byte"] is not None]
     return "largest" if rate >= max(rates) else "smallest" if rate <= min(rates) else None
 
 

@@ -42,7 +42,18 @@ def measured(study: Study, arm: Arm, held: str) -> float:
 
 def held_at(study: Study, target: float, held: str) -> Study:
     """``study`` with the steps of each arm such that all have ``target`` FLOPs or tokens."""
-    return _equal(study, target, _MEASURES[held])
+    arms, equality, measure = [], {}, _MEASURES[held]
+    for arm in study.arms:
+        run = plan_of(study, arm, steps=_FEW, tokens=None, epochs=None)
+
+        def at(steps: int, run: Planned = run) -> float:
+            return measure(replace(run, plan=_resized(run.plan, steps)))
+
+        steps = _steps(at, target)
+        entries = {"plan.steps": steps, "plan.tokens": None, "plan.epochs": None}
+        arms.append(replace(arm, recipe={**arm.recipe, **entries}))
+        equality[arm.name] = Equality(target, at(steps))
+    return replace(study, arms=tuple(arms), equality=equality)
 
 
 def plan_of(study: Study, arm: Arm, **plan: Any) -> Planned:
@@ -73,21 +84,6 @@ _MEASURES: dict[str, Callable[[Planned], float]] = {
     "compute": lambda run: run.size.flops(run.plan).total,
     "data": lambda run: float(run.plan.total_tokens),
 }
-
-
-def _equal(study: Study, target: float, measure: Callable[[Planned], float]) -> Study:
-    arms, equality = [], {}
-    for arm in study.arms:
-        run = plan_of(study, arm, steps=_FEW, tokens=None, epochs=None)
-
-        def at(steps: int, run: Planned = run) -> float:
-            return measure(replace(run, plan=_resized(run.plan, steps)))
-
-        steps = _steps(at, target)
-        entries = {"plan.steps": steps, "plan.tokens": None, "plan.epochs": None}
-        arms.append(replace(arm, recipe={**arm.recipe, **entries}))
-        equality[arm.name] = Equality(target, at(steps))
-    return replace(study, arms=tuple(arms), equality=equality)
 
 
 def _resized(plan: Plan, steps: int) -> Plan:

@@ -227,7 +227,7 @@ def compared(
         arms: names or ``NAME:entries``; empty for token, recipe and the presets, of which one
             that is the same as another is left out.
         held_equal: ``"compute"`` or ``"data"``.
-        seeds: of weights and data order; runs with one seed are a pair.
+        seeds: of weights and data order; runs with the same seed are paired.
         rates: peak learning rates that every arm is tried at.
         tuning: how many of the seeds, from the first on, choose the learning rate.
         budgets: shares of its compute that the baseline is trained at, for the comparison at equal
@@ -258,7 +258,8 @@ def compared(
     found: list[Contender] = []
     same: dict[str, str] = {}
     for name, entries in asked.items():
-        contender = equalized(bare, Contender(name, "", entries, _reference(name)), target)
+        reference = None if name == BASELINE else BASELINE
+        contender = equalized(bare, Contender(name, "", entries, reference), target)
         twin = next((item.name for item in found if _alike(bare, item, contender)), None)
         if twin and not arms:
             same[name] = twin
@@ -291,7 +292,7 @@ def equalized(question: Question, contender: Contender, target: float) -> Conten
 
 
 def plan_words(run: Planned) -> str:
-    """A plan in a line: ``patches of 4 for 30% of the compute, then tokens; optimizer carried``."""
+    """A plan in a line: ``patches of 4 for 30% of the positions, then tokens``."""
     plan, length = run.plan, run.plan.spec.context_length
     if all((stage.patch_size, stage.context_length) == (1, length) for stage in plan.stages):
         return "tokens throughout"
@@ -313,10 +314,6 @@ def plan_words(run: Planned) -> str:
     if any(len(set(stage.slot_weights)) > 1 for stage in plan.stages):
         settings.append(f"slot_weights {plan.spec.slot_weights}")
     return "; ".join([*parts, f"{scope} ({plan.spec.schedule})", *settings])
-
-
-def _reference(name: str) -> str | None:
-    return None if name == BASELINE else BASELINE
 
 
 def _patch_size(question: Question) -> int:

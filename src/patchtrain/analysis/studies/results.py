@@ -28,7 +28,7 @@ def collect(study: Study, folder: Path, failed: Mapping[str, str]) -> Row:
     ``arms`` has for each arm its ``runs`` by seed, its ``bits_per_byte`` over them, and its
     ``differences`` by the arm it is compared with; each difference also has ``compute_to_match``:
     the share of that arm's compute after which this one had come down to that arm's last loss
-    (None where it never did), which is the comparison at equal loss.
+    (None where it never did). That is on the way of a longer run; ``equal_loss`` compares ends.
     """
     done = {
         arm.name: {

@@ -85,10 +85,7 @@ class Sweep:
 
     def point(self, values: Mapping[str, Any]) -> Contender:
         """The contender of a choice; raises ``UsageError`` where it cannot be trained."""
-        shared = self._shared(values)
-        own = {path: value for path, value in values.items() if path not in shared}
-        reference = _name(BASELINE, shared)
-        name = _name("", {**own, **shared})
+        reference, name = _name(BASELINE, self._shared(values)), self.name_of(values)
         return self._fitted(Contender(name, "", replaced(values), reference, dict(values)))
 
     def reference(self, values: Mapping[str, Any]) -> Contender:
