@@ -21,6 +21,7 @@ from tables_of_quality import (
     evidence,
     instructions,
     map_of_gains,
+    overview,
     study,
     zero_shot,
 )
@@ -51,6 +52,10 @@ def main() -> None:
         lines = [*table(result), "", source(result, f"{name}.json")]
         write_text(file.with_suffix(".md"), "\n".join(lines) + "\n")
         print(f"written to {file.with_suffix('.md')}")
+    studies = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in kept}
+    if studies:
+        write_text(folder / "evidence.md", "\n".join(overview(studies)) + "\n")
+        print(f"written to {folder / 'evidence.md'}")
     if not found:
         raise SystemExit(f"tables.py: no result in {folder}")
 

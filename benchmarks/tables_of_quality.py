@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Mapping
 from typing import Any
 
 from table_parts import head, line, verdict
 
 from patchtrain.advice.ranges import short
+from patchtrain.analysis.studies.question import BASELINE
 from patchtrain.report.compare_words import (
     CONTENDER_HEAD,
     budget_rows,
@@ -20,7 +22,7 @@ from patchtrain.report.compare_words import (
     tuned_on,
 )
 from patchtrain.report.formats import NONE, accuracy, part_of
-from patchtrain.report.study_page import arm_rows, difference_rows
+from patchtrain.report.study_page import arm_rows, difference_rows, interval
 
 
 def zero_shot(result: dict[str, Any]) -> list[str]:
@@ -151,6 +153,44 @@ def evidence(result: dict[str, Any]) -> list[str]:
         notes.append(f"{settings['compiled']} of {settings['runs']} runs were compiled by torch, "
                      "the same but for rounding.")  # fmt: skip
     return [*lines, "", *held(result), *(f"- {note}" for note in notes)]
+
+
+def overview(studies: Mapping[str, dict[str, Any]]) -> list[str]:
+    """Every comparison with token level over several seeds, in a row, whatever came out."""
+    lines = head("study", "text", "parameters", "steps", "arm", "difference, bits per byte",
+                 "lower on", "compute ratio at equal loss")  # fmt: skip
+    rows = []
+    for name, result in studies.items():
+        ratios = {row[0]: row[1] for row in loss_rows(result)}
+        for item in result["contenders"]:
+            found = item["difference"]
+            if found is None or found["count"] < 2 or item["reference"] != BASELINE:
+                continue
+            (run, *_), about = runs_of(result, item), result["about"]
+            lower = sum(value < 0 for value in found["values"])
+            rows.append((
+                f"`{name}`", about["corpus"], f"{run['parameters']:,}", f"{run['total_steps']:,}",
+                item["name"], f"{found['mean']:+z.4f} ({interval(found)})",
+                f"{lower} of {found['count']} seeds", ratios.get(item["name"], NONE),
+            ))  # fmt: skip
+    lines += [line(*row) for row in sorted(rows, key=lambda row: (row[1], row[2], row[3]))]
+    return [
+        *lines,
+        "",
+        "Held equal: compute. Each arm is at the best of the rates it was tried at, by the seeds "
+        "that each study names; intervals of 95%, Student's t over paired seeds. The ratio is the arm's "
+        "compute over what token level needs for the same loss; a seed that ends below token "
+        "level's longest runs counts as the bound that these are.",
+        "",
+        "From `results/evidence/*.json`: `python benchmarks/evidence.py STUDY`.",
+    ]
+
+
+def runs_of(result: dict[str, Any], item: dict[str, Any]) -> list[dict[str, Any]]:
+    """The runs of what a contender was taken at."""
+    (arm,) = (arm for arm in result["arms"] if arm["name"] == item["chosen"])
+    runs: list[dict[str, Any]] = arm["runs"]
+    return runs
 
 
 def copying(result: dict[str, Any]) -> list[str]:

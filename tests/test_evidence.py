@@ -107,6 +107,11 @@ def test_what_is_kept_is_not_trained_again(place: Place) -> None:
     assert "| k2 | patches of 2 for 50% of the positions, then tokens" in table
     assert f"| {best:g} |" in table
     assert "results/evidence/small.json" in table
+    of_all = (place.path / "evidence.md").read_text()
+    difference = place.summary()["contenders"][1]["difference"]
+    lower = sum(value < 0 for value in difference["values"])
+    assert f"| {difference['mean']:+z.4f} (" in of_all
+    assert f"| {lower} of 2 seeds | – |" in of_all
 
 
 def test_what_another_study_trained_by_the_same_recipe_is_taken_over(place: Place) -> None:
