@@ -155,42 +155,48 @@ def evidence(result: dict[str, Any]) -> list[str]:
     return [*lines, "", *held(result), *(f"- {note}" for note in notes)]
 
 
+OVERVIEW_HEAD = (
+    "study", "text", "parameters", "steps", "arm", "difference, bits per byte", "lower on",
+    "compute ratio at equal loss", "less token level with more compute",
+)  # fmt: skip
+
+
 def overview(studies: Mapping[str, dict[str, Any]]) -> list[str]:
-    """Every comparison with token level over several seeds, in a row, whatever came out."""
-    lines = head("study", "text", "parameters", "steps", "arm", "difference, bits per byte",
-                 "lower on", "compute ratio at equal loss")  # fmt: skip
-    rows = []
-    for name, result in studies.items():
-        ratios = {row[0]: row[1] for row in loss_rows(result)}
-        for item in result["contenders"]:
-            found = item["difference"]
-            if found is None or found["count"] < 2 or item["reference"] != BASELINE:
-                continue
-            (run, *_), about = runs_of(result, item), result["about"]
-            lower = sum(value < 0 for value in found["values"])
-            rows.append((
-                f"`{name}`", about["corpus"], f"{run['parameters']:,}", f"{run['total_steps']:,}",
-                item["name"], f"{found['mean']:+z.4f} ({interval(found)})",
-                f"{lower} of {found['count']} seeds", ratios.get(item["name"], NONE),
-            ))  # fmt: skip
-    lines += [line(*row) for row in sorted(rows, key=lambda row: (row[1], row[2], row[3]))]
+    """Every comparison with token level at equal compute over several seeds, whatever came out."""
+    rows = [
+        row
+        for name, result in studies.items()
+        if result["held_equal"] == "compute"
+        for item in result["contenders"]
+        if item["reference"] == BASELINE and item["difference"] and item["difference"]["count"] > 1
+        for row in [_overview_row(name, result, item)]
+    ]
     return [
-        *lines,
+        *head(*OVERVIEW_HEAD),
+        *(line(*row) for row in sorted(rows, key=lambda row: row[1:4])),
         "",
         "Held equal: compute. Each arm is at the best of the rates it was tried at, by the seeds "
-        "that each study names; intervals of 95%, Student's t over paired seeds. The ratio is the arm's "
-        "compute over what token level needs for the same loss; a seed that ends below token "
+        "that each study names; intervals of 95%, Student's t over paired seeds. The ratio is the "
+        "arm's compute over what token level needs for the same loss; a seed that ends below token "
         "level's longest runs counts as the bound that these are.",
         "",
         "From `results/evidence/*.json`: `python benchmarks/evidence.py STUDY`.",
     ]
 
 
-def runs_of(result: dict[str, Any], item: dict[str, Any]) -> list[dict[str, Any]]:
-    """The runs of what a contender was taken at."""
-    (arm,) = (arm for arm in result["arms"] if arm["name"] == item["chosen"])
-    runs: list[dict[str, Any]] = arm["runs"]
-    return runs
+def _overview_row(name: str, result: dict[str, Any], item: dict[str, Any]) -> list[str]:
+    arm = next(arm for arm in result["arms"] if arm["name"] == item["chosen"])
+    run, found = arm["runs"][0], item["difference"]
+    ratios = {row[0]: row[1] for row in loss_rows(result)}
+    titles, budgets = budget_rows(result)
+    longer = max(map(float, result["budgets"]), default=1) > 1
+    most = {row[0]: f"{titles[-1]}: {row[-1]}" for row in budgets if longer and row[-1]}
+    return [
+        f"`{name}`", result["about"]["corpus"], f"{run['parameters']:,}",
+        f"{run['total_steps']:,}", item["name"], f"{found['mean']:+z.4f} ({interval(found)})",
+        f"{sum(value < 0 for value in found['values'])} of {found['count']} seeds",
+        ratios.get(item["name"], NONE), most.get(item["name"], NONE),
+    ]  # fmt: skip
 
 
 def copying(result: dict[str, Any]) -> list[str]:

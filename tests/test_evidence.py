@@ -111,7 +111,7 @@ def test_what_is_kept_is_not_trained_again(place: Place) -> None:
     difference = place.summary()["contenders"][1]["difference"]
     lower = sum(value < 0 for value in difference["values"])
     assert f"| {difference['mean']:+z.4f} (" in of_all
-    assert f"| {lower} of 2 seeds | – |" in of_all
+    assert f"| {lower} of 2 seeds | – | – |" in of_all
 
 
 def test_what_another_study_trained_by_the_same_recipe_is_taken_over(place: Place) -> None:
