@@ -130,23 +130,21 @@ def plane(own: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The gain over -ln(1 - r) as a plane in the logarithms of size, length, K and vocabulary.
 
     Token level falls about as the logarithm of its compute, so giving up a share r of it costs so
-    much a unit of -ln(1 - r); the plane says what is left after what patches taught. Errors are
-    those of each point from the plane through all others, and through those of other corpora.
+    much a unit of -ln(1 - r); the plane says what is left after what patches taught. Errors, in
+    that unit too, are those of each point from the plane through all others, and through those of
+    other corpora.
     """
     fitted = [point for point in own if point["rates"] > 1]
     X, y = columns(fitted), np.array([unit_gain(point) for point in fitted])
     # As many again as it has terms, and each of them varied; else it would only repeat the points.
     if len(fitted) < 2 * len(TERMS) or np.linalg.matrix_rank(X) < len(TERMS):
         return {"points": len(fitted), "terms": None}
-    fit = Fit(X, y)
-    off = {"left_out": fit.left_out, "other_corpora": across(fitted, X, y)}
+    corpora = np.array([point["corpus"] for point in fitted])
     return {
         "points": len(fitted),
-        "terms": dict(zip(TERMS, fit.coefficients.tolist(), strict=True)),
-        "rms_left_out": fit.spread,
-        "rms_other_corpora": root_mean_square(off["other_corpora"]),
-        "same_sign": sum((y - off["left_out"]) * y > 0).item(),
-        "same_sign_other_corpora": sum((y - off["other_corpora"]) * y > 0).item(),
+        "terms": dict(zip(TERMS, Fit(X, y).coefficients.tolist(), strict=True)),
+        "left_out": errors(np.arange(len(y)), X, y),
+        "other_corpora": errors(corpora, X, y),
     }
 
 
@@ -163,21 +161,22 @@ def unit_gain(point: dict[str, Any]) -> float:
     return float(point["gain"]) / -math.log(1 - point["step_fraction"])
 
 
-def root_mean_square(values: np.ndarray) -> float | None:
-    """Of the values that there are; None where there is none."""
-    known = values[~np.isnan(values)]
-    return float(np.sqrt(np.mean(known**2))) if len(known) else None
+def errors(groups: np.ndarray, X: np.ndarray, y: np.ndarray) -> dict[str, Any]:
+    """Of each group of points (P,) from the plane through the others, where they make one.
 
-
-def across(points: Sequence[dict[str, Any]], X: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """(P,) what each point is above the fit to the other corpora, nan where they are too few."""
-    corpora = np.array([point["corpus"] for point in points])
+    A point that alone has a value of some term cannot be predicted, nor counted.
+    """
     off = np.full(len(y), np.nan)
-    for corpus in set(corpora.tolist()):
-        kept = corpora != corpus
+    for group in set(groups.tolist()):
+        kept = groups != group
         if np.linalg.matrix_rank(X[kept]) == X.shape[1]:
             off[~kept] = y[~kept] - X[~kept] @ Fit(X[kept], y[kept]).coefficients
-    return off
+    known = ~np.isnan(off)
+    return {
+        "points": int(known.sum()),
+        "rms": float(np.sqrt(np.mean(off[known] ** 2))) if known.any() else None,
+        "same_sign": int(((y - off)[known] * y[known] > 0).sum()),
+    }
 
 
 def draw(found: dict[str, Any], file: Path) -> None:

@@ -230,16 +230,16 @@ def map_of_gains(result: dict[str, Any]) -> list[str]:
     fit = result["fit"]
     if fit["terms"]:
         terms = " ".join(f"{value:+z.3f} {name}" for name, value in fit["terms"].items())
-        said = (
-            f"Gain / -ln(1 - r) = {terms}, through {fit['points']} points at more than one rate. "
-            f"Each left out and predicted by the others: {fit['rms_left_out']:.3f} off (root mean "
-            f"square), the sign right for {fit['same_sign']}"
-        )
-        if fit["rms_other_corpora"] is not None:
-            said += (
-                f"; each text predicted by the other texts: {fit['rms_other_corpora']:.3f} off, "
-                f"the sign right for {fit['same_sign_other_corpora']}"
-            )
+        said = f"Gain / -ln(1 - r) = {terms}, through {fit['points']} points at more than one rate"
+        for who, key in (
+            ("each predicted by the others", "left_out"),
+            ("each text predicted by the other texts", "other_corpora"),
+        ):
+            if (found := fit[key])["points"]:
+                said += (
+                    f"; {who}, where they can: {found['rms']:.3f} off in that unit (root mean "
+                    f"square), the sign right for {found['same_sign']} of {found['points']}"
+                )
         lines += ["", f"{said}."]
     return lines
 

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from patchtrain.analysis.studies import runner
+from patchtrain.report.formats import NONE
 from tests.analysis.studies.tiny import Here
 from tests.cli.corpus import write_corpus
 from tests.test_benchmarks import BENCHMARKS, Done, result, run
@@ -111,7 +112,7 @@ def test_what_is_kept_is_not_trained_again(place: Place) -> None:
     difference = place.summary()["contenders"][1]["difference"]
     lower = sum(value < 0 for value in difference["values"])
     assert f"| {difference['mean']:+z.4f} (" in of_all
-    assert f"| {lower} of 2 seeds | – | – |" in of_all
+    assert f"| {lower} of 2 seeds | {NONE} | {NONE} |" in of_all
 
 
 def test_what_another_study_trained_by_the_same_recipe_is_taken_over(place: Place) -> None:
@@ -266,8 +267,13 @@ def test_the_plane_of_the_map_is_found_again() -> None:
         point["gain"] = float(row @ terms) * -np.log(1 - point["step_fraction"])
     found = script["plane"](points)
     assert list(found["terms"].values()) == pytest.approx(terms, abs=1e-6)
-    assert found["rms_left_out"] < 1e-6 > found["rms_other_corpora"]
-    assert found["same_sign"] == found["same_sign_other_corpora"] == 24
+    for key in ("left_out", "other_corpora"):
+        assert found[key]["rms"] < 1e-6
+        assert found[key]["points"] == found[key]["same_sign"] == 24
+    # A point that alone has another vocabulary cannot be predicted by the others.
+    same = [{**point, "vocab_size": 256} for point in points]
+    alone = script["plane"]([*same, {**points[0], "corpus": "alone", "vocab_size": 512}])
+    assert alone["left_out"]["points"] == alone["other_corpora"]["points"] == 24
     for few in (0, 4, 9):
         assert script["plane"](points[:few])["terms"] is None
     same_size = [{**point, "patch_size": 2} for point in points]
