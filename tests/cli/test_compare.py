@@ -12,6 +12,7 @@ from patchtrain.analysis.studies import comparison, runner
 from patchtrain.analysis.studies.study import Arm
 from patchtrain.cli.main import main
 from patchtrain.data.prepare import prepare
+from patchtrain.runs import RunFolder
 from tests.analysis.studies.pretend import Pretend
 from tests.cli.corpus import write_corpus
 
@@ -165,3 +166,16 @@ def test_runs_are_trained_counted_and_shown(
     page = (place / "s" / "report.html").read_text()
     assert 'id="against-compute"' in page
     assert "://" not in re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
+
+
+def test_overwrite_touches_no_comparison_that_is_running(
+    place: Path, pretend: Pretend, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["compare", "tiny.yaml", "--arms", "recipe", "--seeds", "0", "--out", "c", "--quiet"]
+    assert main(command) == 0
+    before = sorted(path.name for path in (place / "c").iterdir())
+    with RunFolder(Path("c")).locked():
+        assert main([*command, "--overwrite"]) == 2
+    assert "is still training in c; stop it first" in capsys.readouterr().err
+    assert sorted(path.name for path in (place / "c").iterdir()) == before
+    assert main([*command, "--overwrite"]) == 0

@@ -7,9 +7,11 @@ import pytest
 import yaml
 
 from patchtrain.analysis.studies import runner
+from patchtrain.analysis.studies.study import claim, start_over
 from patchtrain.cli.main import main
 from patchtrain.data.prepare import prepare
 from patchtrain.data.tokenizer import train
+from patchtrain.runs import RunFolder
 from patchtrain.stage import ABLATIONS
 from tests.analysis.studies.tiny import Pretended, recipe
 from tests.cli.corpus import write_corpus
@@ -114,3 +116,21 @@ def test_overwrite_starts_over_in_a_studys_folder_only(
     assert main(["study", "ablation", "--overwrite", "--out", str(tmp_path)]) == 2
     assert "holds something else" in capsys.readouterr().err
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_overwrite_touches_no_study_that_is_running_and_nothing_for_a_dry_run(
+    tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    claim(tmp_path)
+    run = tmp_path / "runs" / "first" / "run.json"
+    run.parent.mkdir(parents=True)
+    run.write_text("{}")
+    command = ["study", "ablation", str(corpus), *SMALL, "--overwrite", "--out", str(tmp_path)]
+    with RunFolder(tmp_path).locked():
+        assert main(command) == 2
+    assert "is still training in" in capsys.readouterr().err
+    assert main([*command, "--dry-run"]) == 0
+    assert run.is_file()
+    start_over(tmp_path)
+    assert not run.parent.exists()
+    claim(tmp_path)  # it is still a study's

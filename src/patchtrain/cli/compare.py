@@ -18,7 +18,6 @@ more arms, seeds, rates or budgets may be asked for later. OUT/report.html is th
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -168,7 +167,7 @@ def carry_out(
 ) -> int:
     """Print what would be trained, or train it and print what came out; the exit code."""
     from patchtrain.analysis.studies.comparison import run_comparison
-    from patchtrain.analysis.studies.study import claim
+    from patchtrain.analysis.studies.study import claim, start_over
 
     if args.dry_run:
         asked = question_summary(question, args.out, trials)
@@ -177,9 +176,7 @@ def carry_out(
         else:
             print_question(asked)
         return 0
-    claim(args.out)
-    if args.overwrite:
-        shutil.rmtree(args.out)
+    (start_over if args.overwrite else claim)(args.out)
     found = run_comparison(
         question,
         args.out,

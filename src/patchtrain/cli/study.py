@@ -114,15 +114,10 @@ def _common(parser: argparse.ArgumentParser, words: str) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.study == "sweep":
         return sweep.run(args)
-    import shutil
-
-    from patchtrain.analysis.studies.study import claim
+    from patchtrain.analysis.studies.study import claim, start_over
 
     at_least_one(args, "steps", "workers")
-    claim(args.out)
-    if args.overwrite:
-        shutil.rmtree(args.out)
-        claim(args.out)
+    (start_over if args.overwrite and not args.dry_run else claim)(args.out)
     study = {"ablation": _ablation, "tokenizers": _tokenizers}[args.study](args)
     if args.dry_run:
         arms = arms_summary(study)

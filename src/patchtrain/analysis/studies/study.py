@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -154,6 +155,18 @@ def run_folder(folder: Path, arm: Arm, seed: int) -> RunFolder:
 def claim(folder: Path) -> None:
     """Mark ``folder`` as a study's; raises as ``files.claim_folder``."""
     claim_folder(folder, MARKER)
+
+
+def start_over(folder: Path) -> None:
+    """Delete what is in a study's folder; raises as ``claim``, and where the study is running."""
+    claim(folder)
+    held = RunFolder(folder)
+    with held.locked():
+        for path in folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name not in (MARKER, held.lock_file.name):
+                path.unlink()
 
 
 def refuse_another(study: Study, folder: Path) -> None:
