@@ -102,6 +102,16 @@ def test_one_seed_outside_leaves_no_mean() -> None:
     }
 
 
+def test_where_pooled_runs_contradict_each_other_there_is_no_bound() -> None:
+    """The middle run ended lowest: below it is beyond all, above it and below the mean is not."""
+    points = [(0.5, 3.93), (1.0, 3.86), (1.6, 3.92)]
+    assert ratio(points, 1.0, 3.87) == Ratio(None)
+    assert ratio(points, 1.0, 3.85) == Ratio(None, 1 / 1.6, below=True)
+    points = [(0.5, 3.86), (1.0, 3.93), (1.6, 3.80)]
+    assert ratio(points, 1.0, 3.92) == Ratio(None)
+    assert ratio(points, 1.0, 3.95) == Ratio(None, 2.0)
+
+
 def test_bounds_from_both_sides_and_seeds_without_any_bound_no_mean() -> None:
     assert over_seeds({0: Ratio(None, 0.8, below=True), 1: Ratio(None, 1.2)})["bound"] is None
     assert over_seeds({0: Ratio(None, 0.8, below=True), 1: Ratio(None)})["bound"] is None

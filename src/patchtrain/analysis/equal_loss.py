@@ -73,15 +73,19 @@ def needed_for(points: Sequence[tuple[float, float]], loss: float) -> float | No
 
 
 def ratio(points: Sequence[tuple[float, float]], spent: float, loss: float) -> Ratio:
-    """``spent`` for ``loss``, over what the baseline of ``points`` needs for it."""
-    if not points:
-        return Ratio(None)
+    """``spent`` for ``loss``, over what the baseline of ``points`` needs for it.
+
+    A bound is that of the baseline's longest or shortest run, and only where ``loss`` lies beyond
+    all of its ends: pooled points may lie above a run that ended lower.
+    """
     if (needed := needed_for(points, loss)) is not None:
         return Ratio(spent / needed)
-    curve = falling(points)
-    if loss < curve[-1][1]:
-        return Ratio(None, spent / curve[-1][0], below=True)
-    return Ratio(None, spent / curve[0][0])
+    budgets, ends = zip(*points, strict=True) if points else ((), ())
+    if points and loss < min(ends):
+        return Ratio(None, spent / max(budgets), below=True)
+    if points and loss > max(ends):
+        return Ratio(None, spent / min(budgets))
+    return Ratio(None)
 
 
 def over_seeds(ratios: Mapping[int, Ratio]) -> dict[str, Any]:
