@@ -1,9 +1,11 @@
 """Sweeps: axes from words, points with their references, what fails is kept, searches resume."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from patchtrain.analysis.studies import comparison
@@ -196,6 +198,22 @@ def test_a_search_that_was_cut_goes_on_to_the_same_trials(
     assert again["trials"] == whole["trials"]
     known = json.loads((tmp_path / "cut" / "trials.json").read_text())
     assert len(known["trials"]) == 10
+
+
+def test_a_random_search_is_uniform_however_it_is_cut_in_batches() -> None:
+    pytest.importorskip("optuna")
+    from patchtrain.analysis.studies.search import Search
+
+    search = Search(swept(recipe(), ["K=2,4", "r=0.1..0.5"]), "random", 200)
+    done: list[dict[str, Any]] = []
+    while len(done) < 200:
+        done += [search._trial(values) for values in search.suggest(done, 1)]
+    shares = np.sort([trial["values"]["plan.step_fraction"] for trial in done])
+    steps = np.arange(201) / 200
+    far = np.abs((shares - 0.1) / 0.4 - np.stack([steps[:-1], steps[1:]])).max()
+    assert far < 1.63 / math.sqrt(200)  # Kolmogorov and Smirnov, 1 %
+    twos = sum(trial["values"]["plan.patch_size"] == 2 for trial in done)
+    assert 80 <= twos <= 120
 
 
 def test_another_search_does_not_go_on_in_the_folder(
