@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from patchtrain.files import write_text
+from patchtrain.machine import cpu_model
 
 PACKAGES = ("patchtrain", "torch", "transformers", "accelerate", "numpy")
 
@@ -33,13 +34,8 @@ def about(name: str, held_equal: str, device: str = "cpu") -> dict[str, Any]:
 
 def machine(device: str = "cpu") -> dict[str, Any]:
     """The processor, its cores and, if used, the GPU."""
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        models = [line for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        name = models[0].split(":", 1)[1].strip() if models else name
     found: dict[str, Any] = {
-        "cpu": name,
+        "cpu": cpu_model(),
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
     }

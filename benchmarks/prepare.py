@@ -28,6 +28,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from patchtrain.machine import cpu_model
+
 PARTS, WAYS = ["speed", "memory"], ["loaded", "trained"]
 PACKAGES = ("patchtrain", "tokenizers", "transformers", "numpy", "datasets", "pyarrow")
 
@@ -193,13 +195,7 @@ def peak_megabytes(file: Path, out: Path, how: list[str]) -> float:
 
 
 def machine() -> dict[str, Any]:
-    model = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        model = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    return {"system": platform.system(), "processor": model, "cores": os.cpu_count()}
+    return {"system": platform.system(), "processor": cpu_model(), "cores": os.cpu_count()}
 
 
 def say(text: str) -> None:

@@ -38,7 +38,7 @@ def main() -> None:
     )
     parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of the results")
     folder = parser.parse_args().results
-    found = 0
+    results: dict[str, dict[str, Any]] = {}
     kept = sorted((folder / "evidence").glob("*.json"))
     tables = {**TABLES, **{f"evidence/{file.stem}": evidence for file in kept}}
     for name, table in tables.items():
@@ -47,16 +47,14 @@ def main() -> None:
             script = name.replace("-", ".py ") if "-" in name else f"{name}.py"
             print(f"{file} is missing; python benchmarks/{script} writes it", file=sys.stderr)
             continue
-        found += 1
-        result = json.loads(file.read_text(encoding="utf-8"))
+        result = results[name] = json.loads(file.read_text(encoding="utf-8"))
         lines = [*table(result), "", source(result, f"{name}.json")]
         write_text(file.with_suffix(".md"), "\n".join(lines) + "\n")
         print(f"written to {file.with_suffix('.md')}")
-    studies = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in kept}
-    if studies:
+    if studies := {file.stem: results[f"evidence/{file.stem}"] for file in kept}:
         write_text(folder / "evidence.md", "\n".join(overview(studies)) + "\n")
         print(f"written to {folder / 'evidence.md'}")
-    if not found:
+    if not results:
         raise SystemExit(f"tables.py: no result in {folder}")
 
 

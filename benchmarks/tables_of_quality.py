@@ -20,9 +20,10 @@ from patchtrain.report.compare_words import (
     lost_notes,
     rate_rows,
     tuned_on,
+    with_interval,
 )
 from patchtrain.report.formats import NONE, accuracy, part_of
-from patchtrain.report.study_page import arm_rows, difference_rows, interval
+from patchtrain.report.study_page import arm_rows, difference_rows
 
 
 def zero_shot(result: dict[str, Any]) -> list[str]:
@@ -188,14 +189,14 @@ def _overview_row(name: str, result: dict[str, Any], item: dict[str, Any]) -> li
     arm = next(arm for arm in result["arms"] if arm["name"] == item["chosen"])
     run, found = arm["runs"][0], item["difference"]
     ratios = {row[0]: row[1] for row in loss_rows(result)}
-    titles, budgets = budget_rows(result)
-    longer = max(map(float, result["budgets"]), default=1) > 1
-    most = {row[0]: f"{titles[-1]}: {row[-1]}" for row in budgets if longer and row[-1]}
+    against = (item["equal_loss"] or {}).get("against") or {}
+    most = max(against, key=float, default="1")
+    longer = f"{most} x: {with_interval(against[most])}" if float(most) > 1 else NONE
     return [
         f"`{name}`", result["about"]["corpus"], f"{run['parameters']:,}",
-        f"{run['total_steps']:,}", item["name"], f"{found['mean']:+z.4f} ({interval(found)})",
+        f"{run['total_steps']:,}", item["name"], with_interval(found),
         f"{sum(value < 0 for value in found['values'])} of {found['count']} seeds",
-        ratios.get(item["name"], NONE), most.get(item["name"], NONE),
+        ratios.get(item["name"], NONE), longer,
     ]  # fmt: skip
 
 

@@ -120,7 +120,7 @@ def contender_rows(results: Row) -> list[list[str]]:
                 number(ended.get("standard_deviation"), 4),
                 _signed(difference.get("mean")),
                 interval(difference) if difference else NONE,
-                _with_interval(unseen),
+                with_interval(unseen),
                 str(len(item.get("seeds", []))),
                 significant(item.get("learning_rate")),
                 count(item.get("tokens")),
@@ -153,7 +153,7 @@ def budget_rows(results: Row) -> tuple[list[str], list[list[str]]]:
     for item in ranking(results):
         against = (item["equal_loss"] or {}).get("against") or {}
         there = [against.get(budget) for budget in budgets]
-        cells = [_with_interval(row) if row else "" for row in there]
+        cells = [with_interval(row) if row else "" for row in there]
         if any(cells):
             rows.append([item["name"], *cells])
     return ["arm", *(f"{budget} x" for budget in budgets)], rows
@@ -242,7 +242,8 @@ def _signed(value: float | None) -> str:
     return NONE if value is None else f"{value:+z.4f}"
 
 
-def _with_interval(found: Row) -> str:
+def with_interval(found: Row) -> str:
+    """A mean difference, with its interval where it has one: ``-0.0312 (-0.0401 to -0.0223)``."""
     if not found or found["interval"] is None:
         return _signed(found.get("mean"))
     return f"{_signed(found['mean'])} ({interval(found)})"
