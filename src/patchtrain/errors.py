@@ -18,6 +18,17 @@ class UsageError(PatchtrainError, ValueError):
     exit_code = 2
 
 
+class NonfiniteError(PatchtrainError):
+    """A loss, gradient or weight was no number any more, and the run stopped.
+
+    The same run again comes to the same place; ``what`` and where is told without the ways on.
+    """
+
+    def __init__(self, what: str, ways_on: str) -> None:
+        super().__init__(what + ways_on)
+        self.what = what
+
+
 _SHORT_LIST = 30
 
 

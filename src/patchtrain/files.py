@@ -208,6 +208,16 @@ def umask() -> int:
 def claim_folder(folder: Path, marker: str) -> None:
     """Mark ``folder`` by a file of the name ``marker``, so that nothing else is ever written over.
 
+    Raises as ``check_claim``.
+    """
+    check_claim(folder, marker)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / marker).touch()
+
+
+def check_claim(folder: Path, marker: str) -> None:
+    """Refuse what ``claim_folder`` would not mark.
+
     Raises:
         UsageError: it is a file, or a folder with other things in it.
     """
@@ -215,5 +225,3 @@ def claim_folder(folder: Path, marker: str) -> None:
         raise UsageError(f"--out {folder} is a file; name a folder")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / marker).is_file():
         raise UsageError(f"--out {folder} holds something else; name a new folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / marker).touch()

@@ -70,7 +70,7 @@ class PlanSpec:
     steps: int | None = None
     """Length of the run: one of `steps`, `tokens` and `epochs`."""
     tokens: int | None = None
-    """Or raw tokens over all stages; `360B` is short for 360,000,000,000."""
+    """Or raw tokens over all stages; `360B` is short for 360,000,000,000 (K, M, B, T)."""
     epochs: float | None = None
     """Or passes over the store."""
     documents: str = "mixed"
@@ -400,8 +400,8 @@ def largest_divisor(number: int, limit: int) -> int:
 
 def _count(value: Any) -> Any:
     """``360B`` as the number it stands for; anything else as it is, to be judged elsewhere."""
-    sizes = {"M": 10**6, "B": 10**9, "T": 10**12}
-    if isinstance(value, str) and (found := re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([MBT])", value)):
+    sizes = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+    if isinstance(value, str) and (found := re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([KMBT])", value)):
         return round(float(found[1]) * sizes[found[2]])
     return value
 

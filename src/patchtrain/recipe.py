@@ -321,7 +321,7 @@ def build_config(
 
 def _check_training(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """``training`` with its values converted, and what is wrong with it."""
-    from patchtrain.training.config import DERIVED, PatchConfig
+    from patchtrain.training.config import DERIVED, PatchConfig, wrong_values
 
     hints = {**get_type_hints(PatchConfig), "log_level": _LogLevel, "log_level_replica": _LogLevel}
     known = [item.name for item in fields(PatchConfig) if item.init and item.name != "plan"]
@@ -341,7 +341,7 @@ def _check_training(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str
                 continue
             if isinstance(checked[key], float) and not math.isfinite(checked[key]):
                 problems.append(f"training.{key} is {_shown(value)}: no setting is infinite")
-    return checked, problems
+    return checked, problems + [f"training.{problem}" for problem in wrong_values(checked)]
 
 
 def _with_numbers(value: Any) -> Any:

@@ -95,7 +95,25 @@ def test_a_dry_run_writes_nothing_and_knows_the_time_once_something_ran(
     assert printed == json.loads((place / "c" / "results.json").read_text())
     assert len(pretend.trained) == 6
     assert main([*words, "--dry-run"]) == 0
-    assert "at the pace of the finished runs" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "at most 6 runs (6 are there)" in out
+    assert "at most 0.0 s left, one at a time, at the pace of the finished runs" in out
+    assert main([*words, "--dry-run", "--seeds", "0", "1", "2", "--json"]) == 0
+    more: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert (more["runs_there"], more["most_runs"]) == (6, 8)
+    assert more["flops_left"] == pytest.approx(more["flops"] / 4, rel=0.01)
+    assert more["seconds_left"] == pytest.approx(more["flops_left"] / 1e6)
+
+
+def test_a_thousand_runs_are_counted_as_they_are_trained(
+    place: Path, pretend: Pretend, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["study", "sweep", "tiny.yaml", "--over", "K=2,4", "--over", "r=0.4,0.5", "--dry-run"]
+    many = ["--seeds", *map(str, range(300)), "--confirm", "1", "--json"]
+    assert main([*words, *many]) == 0  # all points with seed 0, two arms with the rest
+    assert json.loads(capsys.readouterr().out)["most_runs"] == 5 + 2 * 299
+    assert main([*words, *many, "--tuning-seeds", "300"]) == 2
+    assert "1,500 runs are more than 1,000" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -103,7 +121,11 @@ def test_a_dry_run_writes_nothing_and_knows_the_time_once_something_ran(
     [
         (["compare", "none.yaml"], "no recipe at none.yaml"),
         (["compare", "tiny.yaml", "--arms", "tokn"], "'tokn' is no arm"),
+        (["compare"], "required: RECIPE (see"),
         (["compare", "tiny.yaml", "--rates", "0"], "--rates are numbers above 0"),
+        (["compare", "tiny.yaml", "--rates", "-1e-3"], "--rates are numbers above 0"),
+        (["compare", "tiny.yaml", "--out", "store", "--dry-run"], "holds something else"),
+        (["study", "sweep", "tiny.yaml", "--over", "K=2", "--trials", "3"], "--trials is of a"),
         (["compare", "tiny.yaml", "--workers", "0"], "--workers must be at least 1"),
         (["compare", "tiny.yaml", "plan.steps=900000"], "arm"),
         (["compare", "tiny.yaml", "--out", "tiny.yaml"], "is a file"),

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +27,8 @@ from patchtrain.cli.parser import at_least_one, general
 from patchtrain.cli.results import show_json
 
 if TYPE_CHECKING:
-    from patchtrain.analysis.studies.comparison import Work
+    from patchtrain.analysis.studies.comparison import Searching
     from patchtrain.analysis.studies.question import Question
-    from patchtrain.planning import Planned
 
 HELP = "train one recipe in several ways over seeds, and say by how much they differ"
 
@@ -68,6 +67,7 @@ def add_common(parser: argparse.ArgumentParser, seeds: list[int]) -> None:
     parser.add_argument(
         "overrides",
         nargs="*",
+        default=[],
         metavar="key=value",
         help="entries of the recipe to replace, such as plan.steps=2000",
     )
@@ -162,15 +162,17 @@ def load(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
 def carry_out(
     args: argparse.Namespace,
     question: Question,
-    search: Callable[[Work], None] | None = None,
+    search: Searching | None = None,
     trials: int = 0,
 ) -> int:
     """Print what would be trained, or train it and print what came out; the exit code."""
     from patchtrain.analysis.studies.comparison import run_comparison
-    from patchtrain.analysis.studies.study import claim, start_over
+    from patchtrain.analysis.studies.estimate import estimate
+    from patchtrain.analysis.studies.study import claim, refuse_foreign, start_over
 
+    refuse_foreign(args.out)
+    asked = estimate(question, args.out, trials)
     if args.dry_run:
-        asked = question_summary(question, args.out, trials)
         if args.json:
             show_json(asked)
         else:
@@ -194,22 +196,8 @@ def carry_out(
     return 1 if found["failed"] or found["unfit"] else 0
 
 
-def arm_summary(
-    name: str, words: str, planned: Planned, flops: float, off: float | None
-) -> dict[str, Any]:
-    """An arm and what a run of it costs; ``off`` is the rounding error of what is held equal."""
-    return {
-        "name": name,
-        "words": words,
-        "steps": planned.plan.total_steps,
-        "tokens": planned.plan.total_tokens,
-        "flops": flops,
-        "off": off,
-    }
-
-
 def print_arm_table(arms: Sequence[Mapping[str, Any]]) -> None:
-    """A line for each ``arm_summary``."""
+    """A line for each of ``estimate.arm_rows``."""
     from patchtrain.report.formats import count, flops
     from patchtrain.report.terminal import print_table
 
@@ -223,71 +211,29 @@ def print_arm_table(arms: Sequence[Mapping[str, Any]]) -> None:
     print_table(["arm", "what it is", "steps", "tokens", "compute", "off"], rows)
 
 
-def question_summary(question: Question, folder: Path, trials: int = 0) -> dict[str, Any]:
-    """The contenders, what a run of each costs, and how many runs there are at most.
-
-    ``seconds``, one run at a time, is None until a run has finished in ``folder``.
-    """
-    from patchtrain.analysis.studies.comparison_results import seconds_per_flop
-    from patchtrain.analysis.studies.equal import plan_of
-    from patchtrain.analysis.studies.question import BASELINE
-    from patchtrain.analysis.studies.study import Arm
-
-    arms, costs = [], {}
-    for item in question.contenders:
-        arm = Arm(item.name, item.words, item.recipe)
-        planned = plan_of(question.study([arm]), arm)
-        costs[item.name] = planned.size.flops(planned.plan).total
-        off = item.equality.off if item.equality else None
-        arms.append(arm_summary(item.name, item.words, planned, costs[item.name], off))
-    rates, seeds = max(len(question.rates), 1), len(question.seeds)
-    points = len(costs)
-    tried = rates * question.tuning
-    first, total = points * tried, sum(costs.values()) * tried
-    repeated = points if question.confirm is None else min(2 * question.confirm, points + trials)
-    average = sum(costs.values()) / points
-    trials *= question.tuning
-    later = repeated * (seeds - question.tuning)
-    runs = first + trials + later + len([b for b in question.budgets if b != 1]) * seeds
-    total += average * (trials + later)
-    if question.budgets:
-        total += costs[BASELINE] * seeds * sum(b for b in question.budgets if b != 1)
-    pace = seconds_per_flop(folder)
-    return {
-        "arms": arms,
-        "same": question.about.get("same", {}),
-        "unfit": question.unfit,
-        "held_equal": question.held_equal,
-        "tuning_seeds": list(question.tuning_seeds),
-        "first_runs": first,
-        "trials": trials,
-        "budgets": list(question.budgets),
-        "most_runs": runs,
-        "flops": total,
-        "seconds": None if pace is None else pace * total,
-    }
-
-
 def print_question(asked: Mapping[str, Any]) -> None:
-    """A ``question_summary`` in words."""
+    """What ``estimate`` says, in words."""
     from patchtrain.report.formats import duration, flops, seeds_in_words
 
     print_arm_table(asked["arms"])
-    for name, twin in asked["same"].items():
-        print(f"left out     {name}: the same plan as {twin}")
+    for name, reason in asked["left_out"].items():
+        print(f"left out     {name}: {reason}")
     for name, reason in asked["unfit"].items():
         print(f"not trained  {name}: {reason}")
+    there = f" ({asked['runs_there']} are there)" if asked["runs_there"] else ""
+    seeds = seeds_in_words(asked["tuning_seeds"])
     print(
-        f"at most {asked['most_runs']} runs: {asked['first_runs']} for each arm at each rate with "
-        f"{seeds_in_words(asked['tuning_seeds'])}, "
+        f"at most {asked['most_runs']} runs{there}: "
+        f"{asked['first_runs']} for each arm at each rate with {seeds}, "
         + (f"{asked['trials']} trials, " if asked["trials"] else "")
         + f"the rest for the other seeds{' and the budgets' * bool(asked['budgets'])}; "
         f"{flops(asked['flops'])} in all, equal {asked['held_equal']} a run"
     )
-    if asked["seconds"] is None:
+    if asked["seconds_left"] is None:
         print("how long that takes is not known until a run has finished in the folder")
     else:
-        print(f"about {duration(asked['seconds'])} one at a time, at the pace of the finished runs")
+        left = duration(asked["seconds_left"])
+        print(f"at most {left} left, one at a time, at the pace of the finished runs")
 
 
 def print_results(found: Mapping[str, Any]) -> None:

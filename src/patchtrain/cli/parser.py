@@ -8,6 +8,7 @@ options. What all commands share is added by ``general``.
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -29,6 +30,8 @@ class Parser(argparse.ArgumentParser):
             **kwargs,
         )
         self._positionals.title = "arguments"
+        # So that a value of -1e-3 is refused as one, not as an option that is not there.
+        self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
 
     def format_help(self) -> str:
         # All options on one line of usage would be many lines.

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from patchtrain.cli import sweep
-from patchtrain.cli.compare import arm_summary, print_arm_table, running, say
+from patchtrain.cli.compare import print_arm_table, running, say
 from patchtrain.cli.parser import at_least_one
 from patchtrain.cli.results import show_json
 
@@ -90,6 +90,7 @@ def _common(parser: argparse.ArgumentParser, words: str) -> None:
     parser.add_argument(
         "overrides",
         nargs="*",
+        default=[],
         metavar=words,
         help="what to study on, and entries of the recipe to replace, such as plan.patch_size=2",
     )
@@ -212,17 +213,14 @@ def _named(words: Sequence[str]) -> dict[str, str]:
 
 def arms_summary(study: Study) -> dict[str, Any]:
     """The arms of a study and what a run of each costs."""
-    from patchtrain.analysis.studies.equal import plan_of
+    from patchtrain.analysis.studies.estimate import arm_rows
 
-    arms: list[dict[str, Any]] = []
-    for arm in study.arms:
-        run, equality = plan_of(study, arm), study.equality[arm.name]
-        arms.append(arm_summary(arm.name, arm.words, run, equality.actual, equality.off))
+    arms, seeds = arm_rows(study), len(study.seeds)
     return {
         "arms": arms,
         "seeds": list(study.seeds),
-        "runs": len(arms) * len(study.seeds),
-        "flops": sum(arm["flops"] for arm in arms) * len(study.seeds),
+        "runs": len(arms) * seeds,
+        "flops": sum(arm["flops"] for arm in arms) * seeds,
         "held_equal": study.held_equal,
     }
 

@@ -21,6 +21,7 @@ from patchtrain.cli import compare
 from patchtrain.cli.parser import at_least_one
 
 _CONFIRMED = 3
+_TRIALS = 20
 
 
 def add(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -36,7 +37,8 @@ def add(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         action="append",
         required=True,
         metavar="PATH=VALUES",
-        help="an axis: values with commas between, or low..high for a search; several times",
+        help="an axis: values with commas between, or low..high for a search (in the logarithm "
+        "where high is 8 times low or more); several times",
     )
     parser.add_argument(
         "--search",
@@ -44,14 +46,13 @@ def add(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         default="grid",
         help="all points, or some by optuna (default: %(default)s)",
     )
-    parser.add_argument(
-        "--trials", type=int, default=20, metavar="N", help="of a search (default: %(default)s)"
-    )
+    parser.add_argument("--trials", type=int, metavar="N", help=f"of a search (default: {_TRIALS})")
     parser.add_argument(
         "--confirm",
         type=int,
         metavar="N",
-        help="points that are trained on the other seeds too, the best first (default: all of a "
+        help="points that are trained on the other seeds too, those first that gained most over "
+        "their token level (default: all of a "
         f"grid, {_CONFIRMED} of a search)",
     )
 
@@ -59,10 +60,13 @@ def add(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 def run(args: argparse.Namespace) -> int:
     from patchtrain.analysis.studies.search import Search
     from patchtrain.analysis.studies.sweep import grid, searched, swept
+    from patchtrain.errors import UsageError
 
-    at_least_one(args, "confirm")
+    at_least_one(args, "confirm", "trials")
     recipe, about = compare.load(args)
     is_grid = args.search == "grid"
+    if is_grid and args.trials is not None:
+        raise UsageError("--trials is of a search: add --search random or --search bayes")
     sweep = swept(
         recipe,
         args.over,
@@ -74,5 +78,5 @@ def run(args: argparse.Namespace) -> int:
     )
     if is_grid:
         return compare.carry_out(args, grid(sweep))
-    search = Search(sweep, args.search, args.trials)
-    return compare.carry_out(args, searched(sweep), search, args.trials)
+    search = Search(sweep, args.search, args.trials or _TRIALS)
+    return compare.carry_out(args, searched(sweep), search, search.trials)

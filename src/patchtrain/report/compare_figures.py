@@ -10,13 +10,13 @@ from typing import Any
 import plotly.graph_objects as go
 
 from patchtrain.report.compare_words import first_difference, ranking
-from patchtrain.report.figures import COLOURS, GRID, dress
+from patchtrain.report.figures import COLOURS, GRID, dress, legend_name
 from patchtrain.report.formats import is_number, scale
 from patchtrain.report.study_page import curves_figure
 
 Row = Mapping[str, Any]
 _ROOMY = 6  # columns of a heat map whose cells have room for all digits on a phone
-_MOST_CURVES = 6  # as many as there are colours
+MOST_CURVES = 6  # as many as there are colours
 # Below token level blue, above it orange: apart for the colour-blind, and zero is in between.
 _SCALE = [[0.0, "#2f7fc1"], [0.5, "#efeeea"], [1.0, "#d5641c"]]
 
@@ -25,7 +25,7 @@ def curves(results: Row) -> go.Figure | None:
     """The chosen variants against compute: the best of them, with their references."""
     rows = {arm["name"]: arm for arm in results["arms"]}
     ranked = [item for item in ranking(results) if item["chosen"]]
-    best = ranked[:_MOST_CURVES]
+    best = ranked[:MOST_CURVES]
     best += [
         item for item in ranked if any(item["name"] == other["reference"] for other in best)
         and item not in best
@@ -67,12 +67,12 @@ def needed(results: Row) -> go.Figure | None:
                 "thickness": 1,
             },
             mode="lines+markers",
-            name=html.escape(f"{baseline}, whole runs"),
+            name=legend_name(f"{baseline}, whole runs"),
             line={"color": COLOURS[0], "width": 2},
             hovertemplate="%{y:.4f}<extra></extra>",
         )
     )
-    for index, item in enumerate(others[: _MOST_CURVES - 1], 1):
+    for index, item in enumerate(others[: MOST_CURVES - 1], 1):
         end, at = item["bits_per_byte"]["mean"], item["flops"] / divisor
         ratio = ((item["equal_loss"] or {}).get("compute") or {}).get("mean")
         x, y = [at], [end]
@@ -83,7 +83,7 @@ def needed(results: Row) -> go.Figure | None:
                 x=x,
                 y=y,
                 mode="lines+markers",
-                name=html.escape(item["name"]),
+                name=legend_name(item["name"]),
                 line={"color": COLOURS[index], "width": 1.5, "dash": "dot"},
                 marker={"size": 9, "symbol": ["circle", "line-ns-open"][: len(x)]},
                 hovertemplate=f"{html.escape(item['name'])}: %{{y:.4f}}<extra></extra>",

@@ -135,10 +135,14 @@ def _curves(results: Row) -> list[str]:
     figure = compare_figures.curves(results)
     if figure is None:
         return []
+    ended = sum(item["bits_per_byte"] is not None for item in results["contenders"])
+    most = compare_figures.MOST_CURVES
+    shown = f"The best {most} of {ended}, with what they are compared with. " * (ended > most)
     return [
         "<h2>Against compute</h2>",
         to_html(figure, "against-compute"),
         note(
+            f"{shown}"
             "Validation text read token by token in every stage; lines are means over the seeds, "
             "bands reach from the least to the most. A click on a name hides it."
         ),

@@ -27,7 +27,10 @@ def verdict(results: Row) -> list[str]:
     compared = [item for item in ranked if item["difference"]]
     if not compared:
         return ["Nothing can be said yet: no contender and its reference are both finished."]
-    said = compared if results["name"] == "compare" else compared[:1]
+    said = compared
+    if results["name"] == "sweep":  # over models, the largest ends lowest whatever patches do
+        said = sorted(compared, key=lambda item: (-len(item["seeds"]), item["difference"]["mean"]))
+        said = said[:1]
     sentences = [_sentence(item) for item in said[:_MOST_SAID]]
     first = [item for item in results["contenders"] if first_difference(results, item) is not None]
     if results["name"] == "sweep" and first:
@@ -81,8 +84,8 @@ def held(results: Row) -> list[str]:
             f"At the edge of the rates tried, so that a better one may lie beyond: "
             f"{', '.join(edges)}."
         )
-    for name, twin in results["about"].get("same", {}).items():
-        sentences.append(f"The arm {name} is left out: it is the same plan as {twin}.")
+    for name, reason in results["about"].get("left_out", {}).items():
+        sentences.append(f"The arm {name} is left out: {reason}.")
     if len(seeds) < 2:
         sentences.append("One seed says nothing of the spread: no difference here has an interval.")
     else:
@@ -199,9 +202,11 @@ def lost_notes(results: Row) -> list[str]:
     """What is missing: runs to come, runs that failed, contenders that could not be trained."""
     notes = []
     if results["runs_there"] < results["runs_wanted"] or not results["complete"]:
+        there, wanted = results["runs_there"], results["runs_wanted"]
+        more = there + len(results["failed"]) < wanted or not results["failed"]
         notes.append(
-            f"{results['runs_there']} of the {results['runs_wanted']} runs asked for so far are "
-            f"finished; the same command goes on."
+            f"{there} of the {wanted} runs asked for so far are finished"
+            + ("; the same command goes on." if more else ".")
         )
     notes += [f"{name} failed: {reason}" for name, reason in results["failed"].items()]
     notes += [f"{name} was not trained: {reason}" for name, reason in results["unfit"].items()]

@@ -14,6 +14,7 @@ page stays small.
 from __future__ import annotations
 
 import html
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,7 @@ COLOURS = ("#d5641c", "#2f7fc1", "#159a7a", "#b9599b", "#a38a1d", "#6f6fd0")
 POINTS_PER_STAGE = 500
 GRID: dict[str, Any] = {"zeroline": False, "gridcolor": "rgba(128,128,128,.18)"}
 _LABEL_LINES = 6
+_LEGEND_LINE = 40  # letters
 
 KINDS = {
     "patch": "patch loss, training",
@@ -114,6 +116,11 @@ def dress(figure: go.Figure, **more: Any) -> None:
         modebar={"bgcolor": "rgba(0,0,0,0)", "color": "#999", "activecolor": "#666"},
     )
     figure.update_layout(**more)
+
+
+def legend_name(name: str) -> str:
+    """A name for the legend, escaped, in lines that a phone has room for."""
+    return "<br>".join(map(html.escape, textwrap.wrap(name, _LEGEND_LINE)))
 
 
 def script() -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from patchtrain.report.figures import COLOURS, GRID, dress, to_html
+from patchtrain.report.figures import COLOURS, GRID, dress, legend_name, to_html
 from patchtrain.report.formats import NONE, count, duration, flops, number, percent, scale
 from patchtrain.report.tables import table
 from patchtrain.report.template import note, page, paragraphs, write
@@ -187,7 +187,7 @@ def curves_figure(results: Row) -> go.Figure:
                 x=x,
                 y=[point["mean"] for point in arm["curve"]],
                 mode="lines",
-                name=html.escape(arm["name"]),
+                name=legend_name(arm["name"]),
                 legendgroup=group,
                 line={"color": colour, "width": 2,
                       "dash": _DASHES[index // len(COLOURS) % len(_DASHES)]},

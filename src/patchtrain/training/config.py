@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from transformers import TrainingArguments
-from transformers.training_args import ParallelMode
+from transformers.training_args import OptimizerNames, ParallelMode
 
 from patchtrain.errors import UsageError, nearest, one_line
 from patchtrain.extras import require
@@ -45,6 +45,17 @@ UNSUPPORTED = {
     "enable_jit_checkpoint": "SIGTERM saves a checkpoint anyway",
     "parallelism_config": "set fsdp and fsdp_replicas",
 }
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "learning_rate": (lambda rate: rate > 0, "above 0"),
+    "muon_rate": (
+        lambda rate: not isinstance(rate, bool) and isinstance(rate, int | float)
+        and 0 <= rate <= 1024,
+        "from 0 to 1,024",
+    ),
+    "adam_beta1": (lambda beta: 0 <= beta < 1, "at least 0 and below 1"),
+    "adam_beta2": (lambda beta: 0 <= beta < 1, "at least 0 and below 1"),
+    "dataloader_num_workers": (lambda workers: 0 <= workers <= 256, "from 0 to 256"),
+}  # fmt: skip
 ON_NONFINITE = ("stop", "skip", "rollback")  # what the guard can do (``guard.py``)
 # What ``fsdp_config`` takes, with or without ``fsdp_`` in front.
 FSDP_KEYS = (
@@ -52,6 +63,22 @@ FSDP_KEYS = (
     "min_num_params", "cpu_offload", "activation_checkpointing", "cpu_ram_efficient_loading",
     "state_dict_type",
 )  # fmt: skip
+
+
+def wrong_values(values: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the values of settings, as far as each can be told alone."""
+    problems = []
+    for name, (fits, what) in _RANGES.items():
+        if name in values and not fits(values[name]):
+            problems.append(f"{name} must be {what}, not {one_line(repr(values[name]), 40)}")
+    if (choice := values.get("on_nonfinite", "stop")) not in ON_NONFINITE:
+        problems.append(f"on_nonfinite is '{choice}'; choose {', '.join(ON_NONFINITE)}")
+    optimizers = [str(name.value) for name in OptimizerNames]
+    if (optim := values.get("optim", optimizers[0])) not in optimizers:
+        problems.append(
+            f"optim '{optim}' is no optimizer of transformers{nearest(optim, optimizers)}"
+        )
+    return problems
 
 
 @dataclass
@@ -139,22 +166,8 @@ class PatchConfig(TrainingArguments):
         for name, reason in UNSUPPORTED.items():
             if getattr(self, name):
                 raise UsageError(f"{name} is not supported: {reason}")
-        if not self.learning_rate > 0:
-            raise UsageError(f"learning_rate must be above 0, not {self.learning_rate}")
-        rate = self.muon_rate
-        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate <= 1024:
-            raise UsageError(f"muon_rate must be from 0 to 1,024, not {one_line(repr(rate), 40)}")
-        for name in ("adam_beta1", "adam_beta2"):
-            if not 0 <= (beta := getattr(self, name)) < 1:
-                raise UsageError(f"{name} must be at least 0 and below 1, not {beta}")
-        if not 0 <= self.dataloader_num_workers <= 256:
-            raise UsageError(
-                f"dataloader_num_workers must be from 0 to 256, not {self.dataloader_num_workers}"
-            )
-        if self.on_nonfinite not in ON_NONFINITE:
-            raise UsageError(
-                f"on_nonfinite is '{self.on_nonfinite}'; choose {', '.join(ON_NONFINITE)}"
-            )
+        if problems := wrong_values(vars(self)):
+            raise UsageError("; ".join(problems))
         if not torch.accelerator.is_available():
             self.use_cpu = True  # so that bf16 is allowed there too
         if self.fsdp:

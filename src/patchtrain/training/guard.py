@@ -29,7 +29,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from patchtrain.errors import PatchtrainError, warning_line
+from patchtrain.errors import NonfiniteError, warning_line
 from patchtrain.files import write_text
 from patchtrain.stage import Stage
 
@@ -70,7 +70,7 @@ class NonfiniteGuard(TrainerCallback):
             The norm of the gradient for the log, None where the step is left out.
 
         Raises:
-            PatchtrainError: the run must not go on; names what, where, and the ways on.
+            NonfiniteError: the run must not go on; names what, where, and the ways on.
         """
         norm = torch.as_tensor(grad_norm, device=self._losses[0].device)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # sharded
@@ -98,7 +98,7 @@ class NonfiniteGuard(TrainerCallback):
         """Whether a validation loss, the same on all processes, is fit to be logged.
 
         Raises:
-            PatchtrainError: as ``check``.
+            NonfiniteError: as ``check``.
         """
         if math.isfinite(loss) or not self.trainer.is_in_train:
             return True
@@ -135,8 +135,9 @@ class NonfiniteGuard(TrainerCallback):
         )
         rate = self.trainer.args.learning_rate / 2
         ways.append(f"a lower rate (training.learning_rate={rate:g} --allow-change learning_rate)")
-        raise PatchtrainError(
-            f"{what}{because}{where}. Check the data, then resume with {', or '.join(ways)}"
+        raise NonfiniteError(
+            f"{what}{because}",
+            f"{where}. Check the data, then resume with {', or '.join(ways)}",
         )
 
     def _skip(self, what: str, batch: Path) -> None:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from patchtrain.errors import PatchtrainError
+from patchtrain.errors import NonfiniteError, PatchtrainError, one_line
 from patchtrain.files import open_own, sync, write_text
 from patchtrain.machine import cpu_model
 from patchtrain.runs import FORMAT_VERSION, RunFolder, versions
@@ -89,6 +89,8 @@ class RunRecord:
         if self._info:
             interrupted = isinstance(error, KeyboardInterrupt | SystemExit | StoppedBySignalError)
             self.update(status="interrupted" if interrupted else "failed", finished=now())
+            if isinstance(error, NonfiniteError):
+                self.update(diverged=one_line(error.what))
 
     def update(self, **values: Any) -> None:
         """Change entries of ``run.json``."""

@@ -11,12 +11,15 @@ from hypothesis import strategies as st
 
 from patchtrain.analysis.studies import comparison
 from patchtrain.analysis.studies.comparison import run_comparison
-from patchtrain.analysis.studies.question import compared, from_words, full_path
+from patchtrain.analysis.studies.question import compared, exact, from_words, full_path
 from patchtrain.analysis.studies.study import Arm
+from patchtrain.data.prepare import prepare
 from patchtrain.errors import PatchtrainError, UsageError
 from patchtrain.plan import CHOICES
+from patchtrain.recipe import Recipe
 from patchtrain.report.compare_words import budget_rows, held
-from tests.analysis.studies.pretend import End, Pretend, recipe
+from tests.analysis.studies.pretend import RECIPE, End, Pretend, recipe
+from tests.cli.corpus import write_corpus
 
 
 @pytest.fixture
@@ -42,7 +45,7 @@ def test_the_usual_arms_cost_the_same_and_a_twin_is_left_out() -> None:
     assert [item.name for item in question.contenders] == [
         "token", "recipe", "patchtrain", "paper",
     ]  # fmt: skip
-    assert question.about["same"] == {"superposition": "recipe"}
+    assert question.about["left_out"] == {"superposition": "the same plan as recipe"}
     for item in question.contenders:
         assert item.equality is not None
         assert abs(item.equality.off) < 0.01
@@ -69,6 +72,30 @@ def test_what_a_plan_does_at_the_switch_and_its_settings_are_in_its_words() -> N
     assert words["short"].startswith(
         "tokens in rows of 8 positions for 30% of the positions, then t"
     )
+
+
+def test_a_preset_that_does_not_fit_is_left_out_unless_it_was_asked_for() -> None:
+    odd = recipe(patch_size=3)  # the paper's long rows do not fit the step
+    question = compared(odd, [])
+    names = [item.name for item in question.contenders]
+    assert names == ["token", "recipe", "patchtrain", "superposition"]
+    assert "tokens_per_step 64 is not a multiple of 48" in question.about["left_out"]["paper"]
+    with pytest.raises(UsageError, match="arm paper: the plan does not fit"):
+        compared(odd, ["paper"])
+
+
+def test_what_an_arm_changes_besides_its_plan_is_in_its_words() -> None:
+    question = compared(recipe(), ["other:training.optim=sgd,training.learning_rate=0.1"])
+    assert question.contenders[1].words.endswith("; optim sgd; learning_rate 0.1")
+
+
+@given(st.lists(st.floats(min_value=1e-9, max_value=1e5), min_size=2, max_size=2, unique=True))
+def test_rates_that_differ_have_names_that_do(rates: list[float]) -> None:
+    first, second = map(exact, rates)
+    assert first != second
+    assert [float(first), float(second)] == rates
+    assert exact(0.008) == "0.008"
+    assert exact(1e-5) == "1e-05"
 
 
 def test_at_equal_data_all_read_the_same_tokens() -> None:
@@ -117,6 +144,23 @@ def test_any_words_are_an_arm_or_a_usage_error(words: str) -> None:
         return
     assert name
     assert entries
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"arms": ["token"]}, "--arms has token level alone"),
+        ({"arms": ["mine:steps=500"]}, "arm 'mine': its length is set .* as much compute"),
+        ({"arms": ["mine:training.learning_rate=-1"]}, "learning_rate must be above 0"),
+        ({"arms": ["mine:training.optim=adamq"]}, "arm mine: .*'adamq' is no optimizer"),
+        ({"seeds": (0, 0)}, "--seeds: a seed is there twice"),
+        ({"seeds": (-1,)}, "a seed is a number from 0 to"),
+        ({"rates": (1e30,)}, "above 0 and below a million"),
+    ],
+)
+def test_what_no_run_could_be_made_of_is_refused_first(more: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        compared(recipe(), more.pop("arms", ["recipe"]), **more)
 
 
 def test_short_names_of_entries() -> None:
@@ -252,6 +296,46 @@ def test_at_equal_loss_by_the_baselines_own_runs(tmp_path: Path, pretend: Any) -
                      "+0.0000 (+0.0000 to +0.0000)"]]  # fmt: skip
     budgets = {arm["name"]: arm["runs"][0]["flops"] for arm in found["arms"]}
     assert budgets["token-budget-0.5"] == pytest.approx(budgets["token"] / 2, rel=0.02)
+
+
+def test_a_budget_that_fails_leaves_the_ratio_to_the_others(tmp_path: Path, pretend: Any) -> None:
+    def end(arm: Arm, seed: int) -> float | None:
+        if arm.notes["contender"] == "recipe":
+            return 2.0
+        budget = arm.notes["budget"]
+        return None if (budget, seed) == (2.0, 1) else 2.0 - 0.5 * math.log2(budget)
+
+    pretend(end)
+    asked = compared(recipe(), ["recipe"], seeds=(0, 1), budgets=(0.5, 2.0))
+    compute = named(run(asked, tmp_path / "c"), "recipe")["equal_loss"]["compute"]
+    assert (compute["count"], compute["inside"]) == (2, 2)
+    assert compute["mean"] == pytest.approx(1.0, rel=0.02)
+
+
+def test_a_budget_that_reads_too_often_is_refused_before_anything_is_trained(
+    tmp_path: Path,
+) -> None:
+    text = write_corpus(tmp_path / "text.txt", sentences=4000)
+    prepare([text], tmp_path / "store", train_tokenizer="byte")
+    asked = Recipe.check({**RECIPE, "store": str(tmp_path / "store"),
+                          "model": {"config": {**RECIPE["model"]["config"], "vocab_size": 512}},
+                          })  # fmt: skip
+    compared(asked, ["recipe"], budgets=(0.5, 1.0))
+    with pytest.raises(UsageError, match=r"arm token-budget-30: .* allow max_epochs"):
+        compared(asked, ["recipe"], budgets=(0.5, 30.0))
+
+
+def test_a_rate_that_fails_has_been_tried(tmp_path: Path, pretend: Any) -> None:
+    def end(arm: Arm, seed: int) -> float | None:
+        rate: float = arm.notes["learning_rate"]
+        return None if rate == 0.1 else 2.0 - rate
+
+    pretend(end)
+    found = run(compared(recipe(), ["recipe"], rates=(0.01, 0.02, 0.1)), tmp_path / "c")
+    assert named(found, "recipe")["learning_rate"] == 0.02
+    assert named(found, "recipe")["edge"] is None
+    found = run(compared(recipe(), ["recipe"], rates=(0.02, 0.1)), tmp_path / "c")
+    assert named(found, "recipe")["edge"] == "smallest"
 
 
 def test_beyond_the_budgets_there_is_only_a_bound(tmp_path: Path, pretend: Any) -> None:

@@ -16,7 +16,7 @@ from patchtrain.analysis.studies import runner
 from patchtrain.analysis.studies.runner import flops_so_far, is_finished, run_study
 from patchtrain.analysis.studies.study import Study
 from patchtrain.data.prepare import prepare
-from patchtrain.errors import PatchtrainError
+from patchtrain.errors import PatchtrainError, UsageError
 from patchtrain.runs import RunFolder
 from tests.analysis.studies.tiny import Here, Pretended, failing, tiny_study
 from tests.cli.corpus import write_corpus
@@ -128,6 +128,33 @@ def test_a_failed_arm_is_told_and_the_others_go_on(
     assert "patches-seed-0 failed" in page
     monkeypatch.setattr(runner, "_popen", Here)  # the same call tries it again
     assert run_study(study, tmp_path / "study", 1, say=said.append)["complete"]
+
+
+def test_a_run_that_diverged_is_not_trained_again(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "_popen", Here)
+    study = tiny_study(store, seeds=(0,))
+    first, other = study.arms
+    study = replace(
+        study, arms=(replace(first, recipe={**first.recipe, "training.learning_rate": 1e20}), other)
+    )
+    said: list[str] = []
+    for call in range(2):
+        found = run_study(study, tmp_path / "study", 1, say=said.append)
+        (reason,) = found["failed"].values()
+        assert "became nan at step" in reason or "became inf at step" in reason
+        assert "--allow-change" not in reason
+        assert ("would be again; delete" in reason) == (call == 1)
+    log = (tmp_path / "study" / "logs" / f"{first.name}-seed-0.txt").read_text()
+    assert log.count("error: ") == 1
+    assert any(line.startswith(f"{first.name}-seed-0 failed before: ") for line in said)
+
+
+def test_more_runs_than_anyone_means_are_refused(store: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="2,002 runs are more than 1,000"):
+        run_study(tiny_study(store, seeds=tuple(range(1001))), tmp_path / "study", 1)
+    assert not (tmp_path / "study").exists()
 
 
 def test_a_study_of_which_all_fails_is_an_error(

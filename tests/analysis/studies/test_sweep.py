@@ -14,6 +14,7 @@ from patchtrain.analysis.studies.study import Arm
 from patchtrain.analysis.studies.sweep import Range, axis_from_words, grid, searched, swept
 from patchtrain.errors import UsageError
 from patchtrain.report.compare_figures import heat_map
+from patchtrain.report.compare_words import verdict
 from tests.analysis.studies.pretend import Pretend, recipe
 
 
@@ -31,6 +32,10 @@ def test_axes_in_words() -> None:
     rates = axis_from_words("rate=1e-3..1e-2")[1]
     assert isinstance(rates, Range)
     assert (rates.log, rates.whole) == (True, False)
+    for words in ("r=0..1", "lambda=0..2", "epochs=1..4", "training.weight_decay=0..1"):
+        between = axis_from_words(words)[1]
+        assert isinstance(between, Range)
+        assert not between.whole, words  # what lies between, not the ends alone
 
 
 @pytest.mark.parametrize(
@@ -228,6 +233,39 @@ def test_another_search_does_not_go_on_in_the_folder(
         search = Search(sweep, kind, 2)
         if kind == "random":
             run(searched(sweep), tmp_path / "s", search=search)
+            before = [
+                (tmp_path / "s" / name).read_text() for name in ("results.json", "report.html")
+            ]
         else:
             with pytest.raises(UsageError, match="another search"):
                 run(searched(sweep), tmp_path / "s", search=search)
+    after = [(tmp_path / "s" / name).read_text() for name in ("results.json", "report.html")]
+    assert after == before
+    assert json.loads(after[0])["trials"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_search_gives_no_warnings_of_its_packages() -> None:
+    pytest.importorskip("optuna")
+    from patchtrain.analysis.studies.search import Search
+
+    search = Search(swept(recipe(), ["K=2,4", "r=0.1..0.5"]), "bayes", 20)
+    done = [{**search._trial(values), "value": 1.0} for values in search.suggest([], 10)]
+    assert len(search.suggest(done, 2)) == 2
+
+
+def test_the_points_that_gained_most_are_repeated_not_the_largest_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end(arm: Arm, seed: int) -> float:
+        wide = arm.recipe["model.config.hidden_size"] == 32
+        patches = arm.notes["contender"].startswith("K")
+        return 2.0 - 0.5 * wide - 0.1 * (patches and not wide) + 0.01 * seed
+
+    trainer = Pretend(end)
+    monkeypatch.setattr(comparison, "train_runs", trainer)
+    asked = swept(recipe(), ["K=2", "model.config.hidden_size=16,32"], seeds=(0, 1), confirm=1)
+    found = run(grid(asked), tmp_path / "s")
+    repeated = {name for name, seed in trainer.trained if seed == 1}
+    assert repeated == {"K2-hidden_size16", "token-hidden_size16"}
+    assert verdict(found)[0].startswith("K2-hidden_size16 ended 0.1000 bits per byte below")

@@ -10,10 +10,10 @@ results.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from patchtrain.analysis.studies import comparison_results as results
 from patchtrain.analysis.studies.question import BASELINE, Contender, Question
@@ -32,6 +32,14 @@ from patchtrain.report.formats import seeds_in_words
 from patchtrain.runs import versions
 
 Rate = float | None  # None: the recipe's own
+
+
+class Searching(Protocol):
+    """A search, as ``search.Search`` is one."""
+
+    def check(self, folder: Path) -> None: ...
+
+    def __call__(self, work: Work) -> None: ...
 
 
 @dataclass
@@ -94,12 +102,16 @@ class Work:
         )
 
     def confirmed(self) -> list[str]:
-        """The contenders that get all seeds: the best so far, with their references."""
+        """The contenders that get all seeds: those that gained most, with their references."""
         question = self.question
         ended = {name: self.ended_at(arm) for name, arm in self.chosen.items()}
-        ends = {name: end for name, end in ended.items() if end is not None}
         against = {item.name: item.reference for item in question.contenders}
-        ranked = [name for name in sorted(ends, key=lambda name: ends[name]) if against[name]]
+        gains = {
+            name: end - other
+            for name, end in ended.items()
+            if end is not None and (other := ended.get(against[name] or "")) is not None
+        }
+        ranked = sorted(gains, key=lambda name: gains[name])
         best = set(ranked if question.confirm is None else ranked[: question.confirm])
         best |= {reference for name in best if (reference := against[name])}
         return [item.name for item in question.contenders if item.name in best]
@@ -190,7 +202,7 @@ def run_comparison(
     say: Say = print,
     quiet: bool = False,
     keep: Keep = "models",
-    search: Callable[[Work], None] | None = None,
+    search: Searching | None = None,
     count_only: bool = False,
 ) -> dict[str, Any]:
     """Train, count, and write ``results.json`` and ``report.html``; returns the results.
@@ -202,7 +214,8 @@ def run_comparison(
         say: is given a line where something begins, ends or fails, and now and then on progress.
         quiet: no lines on progress.
         keep: what is left of a run that is finished.
-        search: trains more contenders, which it chooses as it goes, after the question's own.
+        search: trains more contenders, which it chooses as it goes, after the question's own; its
+            ``check`` refuses the folder of another search before anything is written.
         count_only: train nothing; what is there is counted, with the runs that are missing.
 
     Raises:
@@ -212,6 +225,8 @@ def run_comparison(
     claim(folder)
     work = Work(question, folder, jobs or usable_cores(), say, quiet, keep, count_only)
     with concluding(folder, work.failed, work.conclude) as found:
+        if search is not None:
+            search.check(folder)
         work.tune(question.contenders)
         if search is not None:
             search(work)

@@ -11,13 +11,13 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from patchtrain.analysis import equal_loss
 from patchtrain.analysis.statistics import paired, spread
 from patchtrain.analysis.studies import results
 from patchtrain.analysis.studies.question import Contender
+from patchtrain.analysis.studies.study import run_name
 from patchtrain.runs import RunFolder
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def _contender(work: Work, contender: Contender, rows: Mapping[str, Row]) -> Row
         return row
     runs = rows[chosen.name]["runs"]
     row["learning_rate"] = runs[0]["learning_rate"]
-    row["edge"] = _edge(tried, row["learning_rate"]) if len(tried) > 1 else None
+    row["edge"] = _edge(work, tried, row["learning_rate"]) if len(tried) > 1 else None
     row["bits_per_byte"] = rows[chosen.name]["bits_per_byte"]
     row["flops"] = statistics.fmean(run["flops"] for run in runs)
     row["tokens"] = statistics.fmean(run["total_tokens"] for run in runs)
@@ -135,12 +135,16 @@ def _unseen(work: Work, runs: Sequence[Row], other: Sequence[Row]) -> Row | None
     return None if found is None else {"values": list(found.values), **found.to_dict()}
 
 
-def _edge(tried: Sequence[Row], rate: float) -> str | None:
+def _edge(work: Work, tried: Sequence[Row], rate: float) -> str | None:
     """Whether the best rate is the largest or smallest tried: then a better one may lie beyond.
 
-    Those that are not trained yet on all tuning seeds are not among them.
+    Those that failed are among them; those that are not trained yet on all tuning seeds are not.
     """
-    rates = [item["learning_rate"] for item in tried if item["bits_per_byte"] is not None]
+    failed = {name.rpartition("-seed-")[0] for name in work.failed}
+    rates = [
+        item["learning_rate"] for item in tried
+        if item["bits_per_byte"] is not None or item["variant"] in failed
+    ]  # fmt: skip
     return "largest" if rate >= max(rates) else "smallest" if rate <= min(rates) else None
 
 
@@ -150,7 +154,7 @@ def _own_rate(rows: Mapping[str, Row], name: str) -> float | None:
 
 
 def _equal_loss(work: Work, runs: Sequence[Row], rows: Mapping[str, Row]) -> Row:
-    """Ratios of compute and of time at equal loss, over the seeds that all budgets have.
+    """Ratios of compute and of time at equal loss, over the seeds whose budgets are trained.
 
     ``against`` has the difference to the baseline at each of its budgets, over paired seeds.
     """
@@ -164,7 +168,9 @@ def _equal_loss(work: Work, runs: Sequence[Row], rows: Mapping[str, Row]) -> Row
                 for item in rows[arm.name]["runs"]
                 if item["seed"] == run["seed"]
             ]
-            if len(points) == len(work.budgets):
+            # One that failed is not waited for: it would for ever, and the others say enough.
+            lost = [run_name(arm, run["seed"]) in work.failed for arm in work.budgets.values()]
+            if len(points) == len(work.budgets) - sum(lost) and len(points) > 1:
                 ratios[run["seed"]] = equal_loss.ratio(points, run[spent], run["bits_per_byte"])
         found[kind] = equal_loss.over_seeds(ratios) if ratios else None
     found["against"] = {}
@@ -176,12 +182,3 @@ def _equal_loss(work: Work, runs: Sequence[Row], rows: Mapping[str, Row]) -> Row
         if difference := paired(own, others):
             found["against"][f"{budget:g}"] = difference.to_dict()
     return found
-
-
-def seconds_per_flop(folder: Path) -> float | None:
-    """Of all finished runs of a folder, for an estimate; None where there is none."""
-    flops = seconds = 0.0
-    for path in sorted((folder / "runs").glob("*")):
-        if (info := results.finished(RunFolder(path))) is not None:
-            flops, seconds = flops + info["flops"], seconds + info["seconds"]
-    return seconds / flops if flops else None

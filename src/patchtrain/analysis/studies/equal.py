@@ -60,7 +60,11 @@ def plan_of(study: Study, arm: Arm, **plan: Any) -> Planned:
     """The model and plan of an arm, with entries of its plan replaced."""
     values = study.values(arm)
     values = {**values, "plan": {**values["plan"], **plan}, "out": "none"}
-    return planned_recipe(Recipe.check(values, f"arm {arm.name}"))
+    recipe = Recipe.check(values, f"arm {arm.name}")
+    try:
+        return planned_recipe(recipe)
+    except UsageError as error:
+        raise UsageError(f"arm {arm.name}: {error}") from error
 
 
 def check_data(study: Study) -> None:

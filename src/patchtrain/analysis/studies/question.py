@@ -15,7 +15,7 @@ from typing import Any
 
 from patchtrain.analysis.studies.equal import check_data, held_at, measured, plan_of
 from patchtrain.analysis.studies.study import HELD, Arm, Equality, Study
-from patchtrain.errors import UsageError, nearest
+from patchtrain.errors import UsageError, nearest, one_line
 from patchtrain.patch_settings import used
 from patchtrain.plan import PlanSpec
 from patchtrain.planning import Planned
@@ -80,9 +80,11 @@ class Question:
             raise UsageError(f"--equal is one of {', '.join(HELD)}, not {self.held_equal}")
         for option, values in (("--rates", self.rates), ("--baseline-budgets", self.budgets)):
             if any(not 0 < value < 1e6 for value in values):
-                raise UsageError(f"{option} are numbers above 0")
+                raise UsageError(f"{option} are numbers above 0 and below a million")
             if len(set(values)) < len(values):
                 raise UsageError(f"{option}: a value is there twice")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise UsageError("--seeds: a seed is there twice")
         if not 1 <= self.tuning <= len(self.seeds):
             raise UsageError(
                 f"--tuning-seeds is at least 1 and at most the number of seeds, {len(self.seeds)}"
@@ -101,10 +103,11 @@ class Question:
         name, words, recipe = contender.name, contender.words, dict(contender.recipe)
         notes = {"contender": contender.name, "learning_rate": rate, "budget": budget}
         if rate is not None:
-            name, words = f"{name}-rate-{rate:g}", f"{words}; learning rate {rate:g}"
+            name, words = f"{name}-rate-{exact(rate)}", f"{words}; learning rate {exact(rate)}"
             recipe[RATE] = rate
         if budget != 1.0:
-            name, words = f"{name}-budget-{budget:g}", f"{words}; {budget:g} of the compute"
+            shown = exact(budget)
+            name, words = f"{name}-budget-{shown}", f"{words}; {shown} of the compute"
         return Arm(name, words, recipe, notes=notes)
 
     def at_budget(self, contender: Contender, rate: float | None, budget: float) -> Arm:
@@ -128,6 +131,12 @@ class Question:
             self.name, self.title, self.recipe, tuple(arms), self.seeds, self.held_equal,
             self.about, equality,
         )  # fmt: skip
+
+
+def exact(value: float) -> str:
+    """A number as short as tells it from any other: two rates never share a folder."""
+    short = f"{value:.15g}"
+    return short if float(short) == value else repr(value)
 
 
 def shared_recipe(recipe: Recipe) -> dict[str, Any]:
@@ -225,7 +234,7 @@ def compared(
     Args:
         recipe: what all arms share, and the length of the baseline.
         arms: names or ``NAME:entries``; empty for token, recipe and the presets, of which one
-            that is the same as another is left out.
+            that is the same as another, or does not fit the recipe, is left out.
         held_equal: ``"compute"`` or ``"data"``.
         seeds: of weights and data order; runs with the same seed are paired.
         rates: peak learning rates that every arm is tried at.
@@ -253,25 +262,40 @@ def compared(
             raise UsageError(f"arm '{name}' is there twice")
         if rates and RATE in entries:
             raise UsageError(f"arm '{name}' has a learning rate, and --rates tries others on it")
+        if any(entries.get(path) is not None for path in LENGTHS):
+            raise UsageError(
+                f"arm '{name}': its length is set so that it has as much {held_equal} as token "
+                f"level; leave {', '.join(path[5:] for path in LENGTHS)} out of it"
+            )
         asked[name] = entries
     target = measured_length(bare, asked[BASELINE])
     found: list[Contender] = []
-    same: dict[str, str] = {}
+    left_out: dict[str, str] = {}
     for name, entries in asked.items():
         reference = None if name == BASELINE else BASELINE
-        contender = equalized(bare, Contender(name, "", entries, reference), target)
+        try:
+            contender = equalized(bare, Contender(name, "", entries, reference), target)
+            check_data(bare.study([Arm(name, "", contender.recipe)]))
+        except UsageError as error:
+            if arms or name not in PRESETS:
+                raise
+            left_out[name] = one_line(error, 300)
+            continue
         twin = next((item.name for item in found if _alike(bare, item, contender)), None)
         if twin and not arms:
-            same[name] = twin
+            left_out[name] = f"the same plan as {twin}"
         else:
             found.append(contender)
     question = replace(
         bare, contenders=tuple(found), rates=tuple(sorted(rates)), tuning=tuning,
-        budgets=tuple(sorted(budgets)), about={**(about or {}), "same": same},
+        budgets=tuple(sorted(budgets)), about={**(about or {}), "left_out": left_out},
     )  # fmt: skip
     if len(found) < 2:
-        raise UsageError("there is nothing to compare: the recipe trains on tokens throughout")
-    check_data(question.study([question.variant(item, None) for item in found]))
+        why = "--arms has token level alone" if arms else "the recipe trains on tokens throughout"
+        raise UsageError(f"there is nothing to compare: {why}; an arm is such as k2:patch_size=2")
+    if question.budgets:
+        longest = question.at_budget(found[0], None, max(question.budgets))
+        check_data(question.study([longest]))
     return question
 
 
@@ -287,8 +311,17 @@ def equalized(question: Question, contender: Contender, target: float) -> Conten
     study = held_at(question.study([arm]), target, question.held_equal)
     (found,) = study.arms
     run = plan_of(study, found)
-    words = contender.words or plan_words(run)
+    words = contender.words or "; ".join([plan_words(run), *_besides(contender.recipe)])
     return replace(contender, words=words, recipe=found.recipe, equality=study.equality[arm.name])
+
+
+def _besides(entries: Mapping[str, Any]) -> list[str]:
+    """What of an arm is no matter of its plan: ``optim adamw_torch``."""
+    return [
+        f"{path.rpartition('.')[2]} {value}"
+        for path, value in entries.items()
+        if not path.startswith("plan.")
+    ]
 
 
 def plan_words(run: Planned) -> str:

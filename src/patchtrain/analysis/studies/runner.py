@@ -28,6 +28,7 @@ from patchtrain.analysis.studies.study import (
     Study,
     claim,
     refuse_another,
+    refuse_too_many,
     run_folder,
     run_name,
 )
@@ -104,6 +105,7 @@ def run_study(
         UsageError: the folder holds something else, or another study is running in it.
         PatchtrainError: every run failed.
     """
+    refuse_too_many(len(study.runs()))
     claim(folder)
     refuse_another(study, folder)
     failed: dict[str, str] = {}
@@ -194,6 +196,10 @@ def train_runs(
             finished, done = finished + 1, done + flops
             continue
         name = run_name(arm, seed)
+        if reason := _diverged(run):
+            failed[name] = f"{reason}, and would be again; delete {run.path} to train it again"
+            say(f"{name} failed before: {failed[name]}")
+            continue
         recipe = folder / "recipes" / f"{name}.yaml"
         write_text(recipe, study.recipe_of(arm, seed, folder).to_yaml())
         waiting.append((name, run, recipe, flops))
@@ -264,10 +270,21 @@ def _outcome(child: _Child) -> str | None:
     code = child.process.returncode
     if code == 0 and is_finished(child.folder):
         return None
+    if what := _diverged(child.folder):
+        return f"{what}; a lower rate may do ({child.log})"
     lines = child.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     said = lines[-1].removeprefix("patchtrain: error: ") if lines else ""
     ended = f"ended by signal {-code}" if code < 0 else f"exit code {code}"
     return one_line(f"{said or 'it said nothing'} ({ended}; {child.log})", 400)
+
+
+def _diverged(run: RunFolder) -> str | None:
+    """What was no number any more in a run that ended so: it would end so again."""
+    try:
+        found = run.info().get("diverged")
+    except (OSError, PatchtrainError):
+        return None
+    return None if found is None else str(found)
 
 
 def tidy(run: RunFolder, keep: Keep = "models") -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from patchtrain.analysis.studies.comparison import Work
 
 SEARCHES = ("random", "bayes")
+_FILE = "trials.json"
 _RANDOM_FIRST = 8  # trials before the Bayesian search has something to go by
 
 Trial = dict[str, Any]  # values by path (the rate among them), contender, learning_rate, value
@@ -54,8 +55,8 @@ class Search:
         return {**self.sweep.axes, **({RATE: rates} if searched else {})}
 
     def __call__(self, work: Work) -> None:
-        file = work.folder / "trials.json"
-        done = self._known(file)
+        file = work.folder / _FILE
+        done = self._known(work.folder)
         work.trials = done
         while True:
             pending = [trial for trial in done if trial["value"] is None and not trial["failed"]]
@@ -68,6 +69,10 @@ class Search:
                 self._write(file, done)
             self._train(work, pending)
             self._write(file, done)
+
+    def check(self, folder: Path) -> None:
+        """Refuse to go on in the folder of another search."""
+        self._known(folder)
 
     def suggest(self, done: list[Trial], count: int) -> list[dict[str, Any]]:
         """The next ``count`` choices after the trials that are ``done``."""
@@ -124,8 +129,9 @@ class Search:
             trial["value"] = work.ended_at(arm)
             trial["failed"] = trial["value"] is None
 
-    def _known(self, file: Path) -> list[Trial]:
+    def _known(self, folder: Path) -> list[Trial]:
         """The trials of an earlier call; those that failed are tried again."""
+        file = folder / _FILE
         if not file.is_file():
             return []
         known = read_written(file)
@@ -158,6 +164,7 @@ def optuna() -> Any:
     found: Any = require("optuna", "a random or Bayesian search", "--search grid needs nothing")
 
     warnings.filterwarnings("ignore", category=found.exceptions.ExperimentalWarning)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="optuna")
     found.logging.set_verbosity(found.logging.ERROR)
     return found
 

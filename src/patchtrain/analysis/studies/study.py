@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from patchtrain.errors import PatchtrainError, UsageError
-from patchtrain.files import claim_folder
+from patchtrain.files import check_claim, claim_folder
 from patchtrain.recipe import Recipe
 from patchtrain.runs import RunFolder
 
@@ -88,8 +88,8 @@ class Study:
             problems.append("a study has at least one arm and one seed")
         if len(set(self.seeds)) < len(self.seeds):
             problems.append("a seed is there twice")
-        if len(self.arms) * len(self.seeds) > MOST_RUNS:
-            problems.append(f"{len(self.arms) * len(self.seeds):,} runs are more than {MOST_RUNS}")
+        if wrong := [seed for seed in self.seeds if not 0 <= seed < 2**32]:
+            problems.append(f"a seed is a number from 0 to {2**32 - 1:,}, not {wrong[0]}")
         if self.held_equal not in HELD:
             problems.append(f"held_equal is one of {', '.join(HELD)}, not {self.held_equal}")
         if problems:
@@ -144,12 +144,23 @@ class Study:
         return plain
 
 
+def refuse_too_many(runs: int) -> None:
+    """``UsageError`` where there are more runs than anyone means."""
+    if runs > MOST_RUNS:
+        raise UsageError(f"{runs:,} runs are more than {MOST_RUNS:,}")
+
+
 def run_name(arm: Arm, seed: int) -> str:
     return f"{arm.name}-seed-{seed}"
 
 
 def run_folder(folder: Path, arm: Arm, seed: int) -> RunFolder:
     return RunFolder(folder / "runs" / run_name(arm, seed))
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Raises as ``claim`` would, and leaves the folder as it is."""
+    check_claim(folder, MARKER)
 
 
 def claim(folder: Path) -> None:

@@ -16,7 +16,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from patchtrain.analysis.studies.equal import check_data
@@ -28,6 +28,7 @@ from patchtrain.analysis.studies.question import (
     Contender,
     Question,
     equalized,
+    exact,
     full_path,
     measured_length,
     replaced,
@@ -36,6 +37,7 @@ from patchtrain.analysis.studies.question import (
 )
 from patchtrain.errors import UsageError, one_line
 from patchtrain.patch_settings import UNUSED
+from patchtrain.plan import PlanSpec
 from patchtrain.recipe import Recipe
 from patchtrain.yaml_reader import read_yaml
 
@@ -45,6 +47,8 @@ _OF_PATCHES = (
     "plan.hold", "plan.schedule_scope", "plan.optimizer_at_switch", "plan.slot_weights",
     *(f"plan.{setting}" for setting in UNUSED),
 )  # fmt: skip
+# Fields of a plan that may lie between two whole numbers.
+_NOT_WHOLE = {f"plan.{item.name}" for item in fields(PlanSpec) if "float" in str(item.type)}
 _MOST_POINTS = 500
 _LONGEST_NAME = 100
 _RANGE = re.compile(r"([-+.\deE]+)\.\.([-+.\deE]+)")
@@ -68,7 +72,7 @@ class Range:
         return self.low > 0 and self.high / self.low >= 8
 
     def to_json(self) -> list[str]:
-        return [f"{self.low:g} to {self.high:g}"]
+        return [f"{exact(self.low)} to {exact(self.high)}"]
 
 
 Axis = Sequence[Any] | Range
@@ -252,6 +256,8 @@ def axis_from_words(words: str) -> tuple[str, Axis]:
         low, high = (_number(end, words) for end in found.groups())
         if not low < high:
             raise UsageError(f"--over {words}: the range goes from less to more")
+        if path in _NOT_WHOLE or high - low == 1:  # r=0..1 means what lies between
+            low, high = float(low), float(high)
         return path, Range(low, high)
     values = read_yaml(f"[{text}]", f"--over {key}")
     values = [_rate(value) for value in values] if path == RATE else values
@@ -289,7 +295,7 @@ def _name(first: str, values: Mapping[str, Any]) -> str:
     parts = [first] if first else []
     for path, value in values.items():
         name = short.get(path, path.rpartition(".")[2])
-        shown = f"{value:g}" if isinstance(value, float) else json.dumps(value, default=str)
+        shown = exact(value) if isinstance(value, float) else json.dumps(value, default=str)
         parts.append(name + re.sub(r"[^\w.-]+", "_", shown).strip("_"))
     whole = "-".join(parts)
     if len(whole) > _LONGEST_NAME:
