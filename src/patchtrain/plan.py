@@ -401,7 +401,9 @@ def largest_divisor(number: int, limit: int) -> int:
 def _count(value: Any) -> Any:
     """``360B`` as the number it stands for; anything else as it is, to be judged elsewhere."""
     sizes = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
-    if isinstance(value, str) and (found := re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([KMBT])", value)):
+    if isinstance(value, str) and (
+        found := re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([KMBT])", value)
+    ):
         return round(float(found[1]) * sizes[found[2]])
     return value
 

@@ -357,6 +357,18 @@ def test_a_run_that_fails_is_kept_and_the_rest_goes_on(tmp_path: Path, pretend: 
     assert "recipe-seed-1 failed: it fell over" in page
 
 
+def test_each_part_says_how_many_there_are(tmp_path: Path, pretend: Any) -> None:
+    pretend(lambda arm, seed: 2.0)
+    said: list[str] = []
+    asked = compared(recipe(), ["recipe"], seeds=(0, 1), rates=(0.01, 0.02), budgets=(0.5, 1.0))
+    run_comparison(asked, tmp_path / "c", 1, say=said.append)
+    assert said == [
+        "part 1 of 3: 4 runs with seed 0",
+        "part 2 of 3: the arms at the rates chosen, with all seeds",
+        "part 3 of 3: token level at its budgets",
+    ]
+
+
 def test_nothing_finished_is_an_error(tmp_path: Path, pretend: Any) -> None:
     pretend(lambda arm, seed: None)
     with pytest.raises(PatchtrainError, match="no run of the study got to its end"):

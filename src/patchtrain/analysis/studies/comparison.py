@@ -60,6 +60,8 @@ class Work:
     wanted: dict[tuple[str, int], None] = field(default_factory=dict)  # runs: variant and seed
     failed: dict[str, str] = field(default_factory=dict)  # by run
     trials: list[dict[str, Any]] = field(default_factory=list)  # of a search
+    searches: bool = False
+    parts: int = 0  # begun
 
     def tune(self, contenders: Iterable[Contender], rates: Sequence[Rate] = ()) -> None:
         """Train contenders at each of the rates (the question's if none) on the tuning seeds."""
@@ -70,7 +72,7 @@ class Work:
                 tried[rate] = self.question.variant(contender, rate)
                 variants.append(tried[rate])
         seeds = self.question.tuning_seeds
-        self._tell(f"{len(variants) * len(seeds)} runs with {seeds_in_words(seeds)}")
+        self._begin(f"{len(variants) * len(seeds)} runs with {seeds_in_words(seeds)}")
         self.try_out(variants)
 
     def try_out(self, variants: Iterable[Arm]) -> None:
@@ -89,9 +91,9 @@ class Work:
 
     def repeat(self) -> None:
         """Train the chosen variants on the other seeds: the best few, or all of them."""
-        if len(self.question.seeds) < 2:
+        if not self._repeats:
             return
-        self._tell("the arms at the rates chosen, with all seeds")
+        self._begin("the arms at the rates chosen, with all seeds")
         self.train(
             [
                 (self.chosen[name], seed)
@@ -125,7 +127,7 @@ class Work:
         for budget in self.question.budgets:
             self.budgets[budget] = self.question.at_budget(contender, rate, budget)
         self.budgets.setdefault(1.0, baseline)
-        self._tell("token level at its budgets")
+        self._begin("token level at its budgets")
         self.train([(arm, seed) for seed in self.question.seeds for arm in self.budgets.values()])
 
     def train(self, runs: Sequence[tuple[Arm, int]]) -> None:
@@ -151,6 +153,10 @@ class Work:
         ends = [end for run in runs if (end := results.bits_per_byte(run)) is not None]
         return statistics.fmean(ends) if len(ends) == len(runs) else None
 
+    def begin_search(self, trials: int) -> None:
+        """Say that a search of so many trials begins."""
+        self._begin(f"{trials} trials with {seeds_in_words(self.question.tuning_seeds)}")
+
     def add(self, contender: Contender) -> None:
         """One more contender, which a search came to."""
         if all(item.name != contender.name for item in self.question.contenders):
@@ -172,9 +178,16 @@ class Work:
         write_compare_page(found, self.folder / "report.html")
         return found
 
-    def _tell(self, line: str) -> None:
+    @property
+    def _repeats(self) -> bool:
+        return len(self.question.seeds) > 1
+
+    def _begin(self, line: str) -> None:
+        """Say what part of the whole comes now: what is left is counted in each part alone."""
+        self.parts += 1
+        last = 1 + self.searches + self._repeats + bool(self.question.budgets)
         if not self.quiet:
-            self.say(line)
+            self.say(f"part {self.parts} of {last}: {line}")
 
     def _write(self, study: Study) -> None:
         """``study.json``, with the variants of earlier calls; refuses what is another study."""
@@ -227,6 +240,7 @@ def run_comparison(
     with concluding(folder, work.failed, work.conclude) as found:
         if search is not None:
             search.check(folder)
+            work.searches = True
         work.tune(question.contenders)
         if search is not None:
             search(work)

@@ -58,6 +58,7 @@ class Search:
         file = work.folder / _FILE
         done = self._known(work.folder)
         work.trials = done
+        work.begin_search(self.trials)
         while True:
             pending = [trial for trial in done if trial["value"] is None and not trial["failed"]]
             if not pending:
