@@ -234,7 +234,7 @@ def make_store(name: str, asked: Mapping[str, Any], data: Path) -> Path:
     if not is_store(store):
         store.parent.mkdir(exist_ok=True)
         sources = [place(source, data) for source in asked[name]["sources"]]
-        kind, size = asked[name]["tokenizer"], asked[name]["vocab_size"]
+        kind, size = asked[name]["tokenizer"], asked[name].get("vocab_size")
         prepare(sources, store, train_tokenizer=kind, vocab_size=size)
     return store
 
