@@ -63,12 +63,12 @@ class Work:
     searches: bool = False
     parts: int = 0  # begun
 
-    def tune(self, contenders: Iterable[Contender], rates: Sequence[Rate] = ()) -> None:
-        """Train contenders at each of the rates (the question's if none) on the tuning seeds."""
+    def tune(self, contenders: Iterable[Contender]) -> None:
+        """Train contenders at each of the question's rates on the tuning seeds."""
         variants = []
         for contender in contenders:
             tried = self.tried.setdefault(contender.name, {})
-            for rate in rates or self.question.rates or (None,):
+            for rate in self.question.rates or (None,):
                 tried[rate] = self.question.variant(contender, rate)
                 variants.append(tried[rate])
         seeds = self.question.tuning_seeds
