@@ -42,6 +42,32 @@ def test_superposition_holds_the_compute_of_a_step() -> None:
     assert (plan.spec.schedule_scope, plan.spec.optimizer_at_switch) == ("run", "carry")
 
 
+@given(
+    k=st.sampled_from([2, 4, 8]), r=st.floats(0.1, 0.9), hold=st.sampled_from(["tokens", "compute"])
+)
+def test_rows_of_as_many_tokens_are_as_wide_as_those_at_token_level(
+    k: int, r: float, hold: str
+) -> None:
+    common = {"step_fraction": r, "steps": 100, "hold": hold, "patch_size": k}
+    patch, token = resolve(rows="tokens", **common).stages
+    assert (patch.context_length, token.context_length) == (16 // k, 16)
+    assert patch.sequence_tokens == token.sequence_tokens == 16
+    wide = resolve(**common).stages[0]
+    assert patch.tokens_per_step == wide.tokens_per_step
+    assert patch.positions_per_step == wide.positions_per_step
+    listed = resolve(
+        stages=[{"patch_size": k, "share": r, "context_length": 16 // k}, [1, 1 - r]],
+        share_of="steps", steps=100, hold=hold,
+    )  # fmt: skip
+    assert listed.stages == (patch, token)
+
+
+def test_each_stage_of_a_list_has_rows_of_as_many_tokens_but_for_its_own() -> None:
+    stages = [[8, 0.2], {"patch_size": 4, "share": 0.2, "context_length": 16}, [2, 0.2], [1, 0.4]]
+    plan = resolve(stages=stages, rows="tokens", steps=100, hold="compute")
+    assert [stage.context_length for stage in plan.stages] == [2, 16, 8, 16]
+
+
 @given(k=st.sampled_from([2, 4, 8]), r=st.floats(0.05, 0.95))
 def test_share_of_tokens_and_share_of_steps_convert_as_published(k: int, r: float) -> None:
     share = r * k / (r * k + 1 - r)  # design: lambda = rK / (rK + 1 - r)
@@ -194,6 +220,9 @@ def test_the_default_is_what_the_comparisons_speak_for() -> None:
         ({"patch_size": 0, "steps": 10}, "patch_size must be a whole number of at least 1"),
         ({"patch_size": 2.5, "steps": 10}, "patch_size must be a whole number"),
         ({"patch_size": 3, "steps": 10}, "not a multiple of 48 .* the nearest that fits is 480 or"),
+        ({"patch_size": 3, "steps": 10, "rows": "tokens"}, "16 is not such a multiple of 3"),
+        ({"patch_size": 16, "steps": 10, "rows": "tokens"}, "16 is not such a multiple of 16"),
+        ({"steps": 10, "rows": "words"}, "rows 'words' is not one of positions, tokens"),
         ({"steps": 10, "tokens": 10_000}, "steps and tokens are given"),
         ({}, "none is given"),
         ({"epochs": 1}, "epochs needs a store"),

@@ -15,6 +15,7 @@ from patchtrain.stage import Stage
 
 # What a plan and its stages hold where a setting is not used.
 UNUSED: dict[str, Any] = {
+    "rows": "positions",
     "embedding_scale": "none",
     "pool_weights": "uniform",
     "pool_order": "none",

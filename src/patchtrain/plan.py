@@ -5,8 +5,8 @@
 Stages are data: patch size 8, 4, 2, 1 is a longer list, nothing more.
 
 Standard library only. Words: a *sequence* of a stage with patch size K has K * T raw tokens and
-costs T positions, T being the context length; the *tokens per step* asked for are those of a
-token-level step.
+costs T positions, T being the context length (with ``rows: tokens`` T and T / K); the *tokens per
+step* asked for are those of a token-level step.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from patchtrain.stage import SlotWeights, Stage
 CHOICES = {
     "preset": tuple(PRESETS),
     "hold": ("tokens", "compute"),
+    "rows": ("positions", "tokens"),
     "schedule": ("cosine", "wsd", "constant"),
     "schedule_scope": ("stage", "run"),
     "optimizer_at_switch": ("reset", "carry", "second"),
@@ -50,7 +51,8 @@ class PlanSpec:
     """
 
     context_length: int
-    """T, the positions the transformer sees, the same in all stages."""
+    """T, the positions the transformer sees at token level, and in all stages unless `rows` says
+    otherwise."""
     tokens_per_step: int
     """Tokens of a token-level step, a multiple of T; gradient accumulation follows from it, in each
     stage its own."""
@@ -81,6 +83,9 @@ class PlanSpec:
     # What the preset decides, unless given here:
     hold: str | None = None
     """What a patch-level step has as much of as a token-level step: tokens or compute."""
+    rows: str | None = None
+    """What a row of patches has as many of as a row of tokens: `positions` (T, and K times the
+    tokens), or `tokens` (T, in T / K positions)."""
     schedule: str | None = None
     """Of the learning rate, whose peak is `training.learning_rate`; all warm up first, and `wsd` is
     warm-up, stable, decay."""

@@ -194,9 +194,8 @@ class Resolver:
                 pairs = [(spec.patch_size, fraction), (1, 1 - fraction)]  # type: ignore[operator]
             if spec.patch_size == 1 and pairs:
                 pairs = [(1, 1.0)]
-            T = spec.context_length
             parts = [
-                Part(patch_size, share, T, None, self._tail(patch_size, T))
+                Part(patch_size, share, T := self._row(patch_size), None, self._tail(patch_size, T))
                 for patch_size, share in pairs
                 if share > 0
             ]
@@ -216,20 +215,33 @@ class Resolver:
             return 1.0
         return 1 - self.spec.token_share * (1 - 1 / part.tokens_per_position)
 
+    def _row(self, patch_size: int) -> int:
+        """The positions of a row of patches, unless its stage says otherwise."""
+        T = self.spec.context_length
+        if patch_size == 1 or self.spec.rows != "tokens" or self.problems:
+            return T
+        if T % patch_size or 2 * patch_size > T:
+            self.problems.append(
+                f"rows: tokens needs a context_length that patches divide into two or more, and "
+                f"{T} is not such a multiple of {patch_size}"
+            )
+            return T
+        return T // patch_size
+
     def _tail(self, patch_size: int, context_length: int) -> int:
         share = 0.0 if self.problems else self.spec.hybrid_share
         return tail(share, patch_size, context_length)
 
     def _part(self, item: Any) -> Part | None:
         """One stage of a free list: ``(patch_size, share)`` or a mapping."""
-        context_length, ablation = self.spec.context_length, None
+        own_length, ablation = None, None
         if isinstance(item, Mapping):
             unknown = [key for key in item if key not in _STAGE_KEYS]
             for key in unknown:
                 self.problems.append(f"stage: no key '{key}'{nearest(key, list(_STAGE_KEYS))}")
             if unknown:
                 return None
-            context_length = item.get("context_length", context_length)
+            own_length = item.get("context_length")
             ablation = item.get("ablation")
             item = (item.get("patch_size"), item.get("share"))
         if not isinstance(item, Sequence) or isinstance(item, str) or len(item) != 2:
@@ -243,12 +255,15 @@ class Resolver:
             )
         elif not is_number(share) or not 0 < share <= 1:
             self.problems.append(f"the share of a stage must lie in (0, 1], not {shown(share)}")
-        elif not is_whole(context_length) or not 2 <= context_length <= _MOST["context_length"]:
+        elif own_length is not None and not (
+            is_whole(own_length) and 2 <= own_length <= _MOST["context_length"]
+        ):
             self.problems.append(
                 f"the context_length of a stage must be a whole number of at least 2, not "
-                f"{shown(context_length)}"
+                f"{shown(own_length)}"
             )
         elif self._can_ablate(ablation, patch_size):
+            context_length = self._row(patch_size) if own_length is None else own_length
             length = self._tail(patch_size, context_length)
             return Part(patch_size, float(share), context_length, ablation, length)
         return None

@@ -15,6 +15,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # through. K goes by the model's size (``patch_size_for``).
     "patchtrain": {
         "hold": "compute",
+        "rows": "positions",
         "schedule": "cosine",
         "schedule_scope": "run",
         "optimizer_at_switch": "carry",
@@ -24,6 +25,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # step, and each stage is trained like a run of its own.
     "paper": {
         "hold": "tokens",
+        "rows": "positions",
         "schedule": "cosine",
         "schedule_scope": "stage",
         "optimizer_at_switch": "reset",
@@ -34,6 +36,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # step and reads K times more tokens; one schedule and one optimizer run through.
     "superposition": {
         "hold": "compute",
+        "rows": "positions",
         "schedule": "wsd",
         "schedule_scope": "run",
         "optimizer_at_switch": "carry",

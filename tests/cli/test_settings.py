@@ -13,6 +13,7 @@ from tests.cli.test_resume import stop_at
 from tests.cli.test_train import refused, write_recipe
 
 SETTINGS = [
+    "plan.rows=tokens",
     "plan.embedding_scale=sqrt",
     "plan.optimizer_at_switch=second",
     "plan.pool_weights=recent",
