@@ -21,11 +21,11 @@ class UsageError(PatchtrainError, ValueError):
 class NonfiniteError(PatchtrainError):
     """A loss, gradient or weight was no number any more, and the run stopped.
 
-    The same run again comes to the same place; ``what`` and where is told without the ways on.
+    The same run again would come to the same end. ``what`` happened is told without ``advice``.
     """
 
-    def __init__(self, what: str, ways_on: str) -> None:
-        super().__init__(what + ways_on)
+    def __init__(self, what: str, advice: str) -> None:
+        super().__init__(what + advice)
         self.what = what
 
 

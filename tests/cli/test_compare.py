@@ -96,13 +96,22 @@ def test_a_dry_run_writes_nothing_and_knows_the_time_once_something_ran(
     assert len(pretend.trained) == 6
     assert main([*words, "--dry-run"]) == 0
     out = capsys.readouterr().out
-    assert "at most 6 runs (6 are there)" in out
-    assert "at most 0.0 s left, one at a time, at the pace of the finished runs" in out
+    assert "at most 0 runs, besides 6 that are there: " in out
+    assert "at most 0.0 s, one at a time, at the pace of the finished runs" in out
     assert main([*words, "--dry-run", "--seeds", "0", "1", "2", "--json"]) == 0
     more: dict[str, Any] = json.loads(capsys.readouterr().out)
-    assert (more["runs_there"], more["most_runs"]) == (6, 8)
-    assert more["flops_left"] == pytest.approx(more["flops"] / 4, rel=0.01)
-    assert more["seconds_left"] == pytest.approx(more["flops_left"] / 1e6)
+    assert (more["runs_there"], more["most_runs"]) == (6, 2)
+    assert more["flops"] == pytest.approx(sum(arm["flops"] for arm in more["arms"]))
+    assert more["seconds_left"] == pytest.approx(more["flops"] / 1e6)
+    # Another rate may be the best one, which the other seeds have not been trained at yet.
+    words[words.index("2e-3") + 1 : 0] = ["4e-3"]
+    assert main([*words, "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["most_runs"] == 4
+    assert main([*words, "--dry-run", "--json", "--overwrite"]) == 0
+    anew = json.loads(capsys.readouterr().out)
+    assert (anew["runs_there"], anew["most_runs"], anew["seconds_left"]) == (0, 8, None)
+    assert main([*words, "plan.steps=60", "--dry-run"]) == 2
+    assert "holds another study: recipe" in capsys.readouterr().err
 
 
 def test_a_thousand_runs_are_counted_as_they_are_trained(

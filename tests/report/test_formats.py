@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from patchtrain.report import formats
 
@@ -19,6 +21,9 @@ from patchtrain.report import formats
         (formats.flops(3.1e14), "310 TFLOP"),
         (formats.flops(1.234e15, per_second=True), "1.23 PFLOP/s"),
         (formats.flops(12), "12.0 FLOP"),
+        (formats.exact(0.008), "0.008"),
+        (formats.exact(1e-5), "1e-05"),
+        (formats.exact(2), "2"),
         (formats.duration(8.44), "8.4 s"),
         (formats.duration(59.97), "1 min 00 s"),
         (formats.duration(190), "3 min 10 s"),
@@ -37,6 +42,11 @@ from patchtrain.report import formats
 )
 def test_numbers(value: str, expected: str) -> None:
     assert value == expected
+
+
+@given(st.floats(min_value=1e-9, max_value=1e9))
+def test_an_exact_number_comes_back(value: float) -> None:
+    assert float(formats.exact(value)) == value
 
 
 def test_the_fall_of_the_first_steps_does_not_flatten_the_rest() -> None:

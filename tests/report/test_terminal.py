@@ -35,6 +35,19 @@ def test_every_number_and_heading_is_whole_at_any_width(width: int) -> None:
     assert words.count("-slot_weightspower") >= 2  # folded, not cut
 
 
+def test_a_bill_on_a_narrow_terminal_is_whole(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(terminal, "console", lambda asked=150: Console(width=60))
+    terminal.print_table(
+        ("stage", "steps", "tokens/step", "positions/step", "tokens", "compute", "share"),
+        [["1 patches of 4", "12,345", "2,097,152", "524,288", "25.9G", "123.4 TFLOP", "33.3%"]],
+    )
+    out = capsys.readouterr().out
+    for cell in ("12,345", "2,097,152", "524,288", "25.9G", "123.4 TFLOP", "33.3%"):
+        assert f" {cell} " in out.replace("\n", " \n"), cell
+
+
 def test_a_file_gets_one_table_as_wide_as_it_needs() -> None:
     lines = printed(list(CONTENDER_HEAD), [ROW], None).splitlines()
     assert any(all(cell in line for cell in ROW[1:]) for line in lines)

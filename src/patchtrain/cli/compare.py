@@ -27,8 +27,8 @@ from patchtrain.cli.parser import at_least_one, general
 from patchtrain.cli.results import show_json
 
 if TYPE_CHECKING:
-    from patchtrain.analysis.studies.comparison import Searching
     from patchtrain.analysis.studies.question import Question
+    from patchtrain.analysis.studies.search import Search
 
 HELP = "train one recipe in several ways over seeds, and say by how much they differ"
 
@@ -159,26 +159,28 @@ def load(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     return recipe, {"corpus": str(recipe.store), "store": describe(store)}
 
 
-def carry_out(
-    args: argparse.Namespace,
-    question: Question,
-    search: Searching | None = None,
-    trials: int = 0,
-) -> int:
+def carry_out(args: argparse.Namespace, question: Question, search: Search | None = None) -> int:
     """Print what would be trained, or train it and print what came out; the exit code."""
-    from patchtrain.analysis.studies.comparison import run_comparison
+    from patchtrain.analysis.studies.comparison import refuse_another, run_comparison
     from patchtrain.analysis.studies.estimate import estimate
-    from patchtrain.analysis.studies.study import claim, refuse_foreign, start_over
+    from patchtrain.analysis.studies.study import refuse_foreign, refuse_too_many, start_over
 
-    refuse_foreign(args.out)
-    asked = estimate(question, args.out, trials)
+    anew = args.overwrite
+    refuse_foreign(args.out) if anew else refuse_another(question, args.out, search)
+    asked = estimate(
+        question,
+        None if anew else args.out,
+        search.left(None if anew else args.out) if search else 0,
+    )
+    refuse_too_many(asked["most_runs"])
     if args.dry_run:
         if args.json:
             show_json(asked)
         else:
             print_question(asked)
         return 0
-    (start_over if args.overwrite else claim)(args.out)
+    if anew:
+        start_over(args.out)
     found = run_comparison(
         question,
         args.out,
@@ -193,7 +195,7 @@ def carry_out(
     else:
         print_results(found)
         print(f"results  {args.out / 'results.json'}\npage     {args.out / 'report.html'}")
-    return 1 if found["failed"] or found["unfit"] else 0
+    return 0 if found["complete"] and not found["unfit"] else 1
 
 
 def print_arm_table(arms: Sequence[Mapping[str, Any]]) -> None:
@@ -220,8 +222,8 @@ def print_question(asked: Mapping[str, Any]) -> None:
         print(f"left out     {name}: {reason}")
     for name, reason in asked["unfit"].items():
         print(f"not trained  {name}: {reason}")
-    there = f" ({asked['runs_there']} are there)" if asked["runs_there"] else ""
     seeds = seeds_in_words(asked["tuning_seeds"])
+    there = f", besides {asked['runs_there']} that are there" if asked["runs_there"] else ""
     print(
         f"at most {asked['most_runs']} runs{there}: "
         f"{asked['first_runs']} for each arm at each rate with {seeds}, "
@@ -233,7 +235,7 @@ def print_question(asked: Mapping[str, Any]) -> None:
         print("how long that takes is not known until a run has finished in the folder")
     else:
         left = duration(asked["seconds_left"])
-        print(f"at most {left} left, one at a time, at the pace of the finished runs")
+        print(f"at most {left}, one at a time, at the pace of the finished runs")
 
 
 def print_results(found: Mapping[str, Any]) -> None:

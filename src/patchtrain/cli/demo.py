@@ -75,12 +75,12 @@ def _print_result(result: DemoResult, quick: bool) -> None:
 
     runs = (result.token_level, result.patch_level)
     infos = [run.info() for run in runs]
-    console = terminal.console(120)
-    table = terminal.table(("run", "steps", "tokens read", "compute", "time", "validation loss",
-                            "perplexity", "bits per byte"))  # fmt: skip
+    head = ("run", "steps", "tokens read", "compute", "time", "validation loss", "perplexity",
+            "bits per byte")  # fmt: skip
+    rows = []
     for info in infos:
         plan, loss = info["plan"], info["result"]
-        table.add_row(
+        rows.append([
             " then ".join(stage["name"] for stage in plan["stages"]),
             f"{plan['total_steps']:,}",
             count(plan["total_tokens"]),
@@ -89,8 +89,9 @@ def _print_result(result: DemoResult, quick: bool) -> None:
             f"{loss['loss']:.4f}",
             f"{loss['perplexity']:.3f}",
             f"{loss['bits_per_byte']:.4f}",
-        )
-    console.print(table)
+        ])  # fmt: skip
+    terminal.print_table(head, rows)
+    console = terminal.console(120)
     token, patch = (info["result"]["loss"] for info in infos)
     size = infos[0]["model"]
     verdict = "below" if patch < token else "above"

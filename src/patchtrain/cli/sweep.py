@@ -79,4 +79,4 @@ def run(args: argparse.Namespace) -> int:
     if is_grid:
         return compare.carry_out(args, grid(sweep))
     search = Search(sweep, args.search, args.trials or _TRIALS)
-    return compare.carry_out(args, searched(sweep), search, search.trials)
+    return compare.carry_out(args, searched(sweep), search)

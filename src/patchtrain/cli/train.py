@@ -133,14 +133,13 @@ def print_plan(prepared: Prepared) -> None:
     from patchtrain.patch_settings import used
     from patchtrain.progress import clock
     from patchtrain.report.formats import count, flops, percent
-    from patchtrain.report.terminal import console, table
+    from patchtrain.report.terminal import console, print_table
     from patchtrain.training.run import documents_line, estimate_seconds
 
     plan, trainer, store = prepared.plan, prepared.trainer, prepared.store
     head = ("stage", "steps", "passes/step", "tokens/step", "tokens", "positions", "compute")
-    stages = table(head)
-    for stage in plan.stages:
-        stages.add_row(
+    rows = [
+        [
             f"{stage.index + 1} {stage.name}",
             f"{stage.steps:,}",
             f"{plan.passes(stage)} x {plan.pass_rows(stage)}",
@@ -148,9 +147,11 @@ def print_plan(prepared: Prepared) -> None:
             f"{stage.tokens:,}",
             f"{stage.positions:,}",
             percent(stage.positions / plan.total_positions),
-        )
+        ]
+        for stage in plan.stages
+    ]
+    print_table(head, rows)
     out = console()
-    out.print(stages)
     spec = plan.spec
     size = trainer.size
     total = size.flops(plan).total

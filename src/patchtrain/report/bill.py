@@ -8,34 +8,35 @@ from patchtrain.devices import Device, devices
 from patchtrain.memory import Memory
 from patchtrain.planning import Planned
 from patchtrain.report.formats import NONE, count, duration, flops, percent
-from patchtrain.report.terminal import console, table
+from patchtrain.report.terminal import console, print_table
 
 
 def print_devices() -> None:
     """All known devices, what they can do and who says so."""
-    shown = table(("name", "device", "bf16 TFLOP/s", "fp32 TFLOP/s", "GB", "W", "source"))
+    rows = []
     for known in devices().values():
         bf16 = NONE if known.bf16_tflops is None else f"{known.bf16_tflops:g}"
         figures = (f"{value:g}" for value in (known.fp32_tflops, known.memory_gb, known.watts))
-        shown.add_row(known.name, known.title, bf16, *figures, known.source)
-    console().print(shown)
+        rows.append([known.name, known.title, bf16, *figures, known.source])
+    print_table(("name", "device", "bf16 TFLOP/s", "fp32 TFLOP/s", "GB", "W", "source"), rows)
 
 
 def print_bill(run: Planned, found: Bill, warnings: list[str], assumed: bool) -> None:
     """What each stage and all of it costs; ``assumed``: nobody named the utilisation."""
     plan = found.plan
-    stages = table(("stage", "steps", "tokens/step", "positions/step", "tokens", "positions",
-                    "compute", "share", "time"))  # fmt: skip
+    head = ("stage", "steps", "tokens/step", "positions/step", "tokens", "positions", "compute",
+            "share", "time")  # fmt: skip
+    rows = []
     for cost in found.stages:
         stage = cost.stage
-        stages.add_row(
+        rows.append([
             f"{stage.index + 1} {stage.name}", f"{stage.steps:,}", f"{stage.tokens_per_step:,}",
             f"{stage.positions_per_step:,}", count(stage.tokens), count(stage.positions),
             flops(cost.flops.total), percent(cost.flops.total / found.flops.total),
             duration(cost.seconds),
-        )  # fmt: skip
+        ])  # fmt: skip
+    print_table(head, rows)
     out = console()
-    out.print(stages)
     lines = [
         ("model", _model_line(run)),
         ("compute", _compute_line(found)),
@@ -62,12 +63,12 @@ def print_memory(
 ) -> None:
     """The parts of each stage's memory, and whether it fits."""
     parts = ("parameters", "gradients", "optimizer", "activations", "loss", "transient")
-    sizes_of = table(("stage", *parts, "peak", "at"))
+    rows = []
     for stage, found in zip(run.plan.stages, memory, strict=True):
         sizes = (f"{getattr(found, part) / 1e9:,.2f} GB" for part in (*parts, "peak"))
-        sizes_of.add_row(f"{stage.index + 1} {stage.name}", *sizes, found.when)
+        rows.append([f"{stage.index + 1} {stage.name}", *sizes, found.when])
+    print_table(("stage", *parts, "peak", "at"), rows)
     out = console()
-    out.print(sizes_of)
     passes = run.plan.pass_sequences
     lines = [("memory", f"of each device, {passes} sequence{'s' * (passes > 1)} a pass; the parts "
                         f"are not at their most at one time")]  # fmt: skip

@@ -9,6 +9,7 @@ from patchtrain.report.formats import (
     NONE,
     count,
     duration,
+    exact,
     flops,
     number,
     seeds_in_words,
@@ -29,8 +30,8 @@ def verdict(results: Row) -> list[str]:
         return ["Nothing can be said yet: no contender and its reference are both finished."]
     said = compared
     if results["name"] == "sweep":  # over models, the largest ends lowest whatever patches do
-        said = sorted(compared, key=lambda item: (-len(item["seeds"]), item["difference"]["mean"]))
-        said = said[:1]
+        said = sorted(compared, key=lambda item: (-item["difference"]["count"],
+                                                  item["difference"]["mean"]))[:1]  # fmt: skip
     sentences = [_sentence(item) for item in said[:_MOST_SAID]]
     first = [item for item in results["contenders"] if first_difference(results, item) is not None]
     if results["name"] == "sweep" and first:
@@ -58,11 +59,11 @@ def held(results: Row) -> list[str]:
         sentences.append(
             f"{len(results['trials'])} trials searched, each a point at one learning rate with "
             f"{tuned_on(results)}; token level was tried at "
-            f"{', '.join(f'{rate:g}' for rate in rates) or 'the rate of the recipe'}. Each is "
+            f"{', '.join(map(exact, rates)) or 'the rate of the recipe'}. Each is "
             f"taken at the best of its own; the column 'other seeds' is without {chose}."
         )
     elif len(rates) > 1:
-        listed = ", ".join(f"{rate:g}" for rate in rates)
+        listed = ", ".join(map(exact, rates))
         sentences.append(
             f"Every arm {'was' if results['complete'] else 'is to be'} trained at the learning "
             f"rates {listed} with {tuned_on(results)}, and is taken at its own best of them. What "
@@ -76,13 +77,18 @@ def held(results: Row) -> list[str]:
         )
     if results["confirm"] is not None and len(seeds) > 1:
         sentences.append(
-            f"Only the best {results['confirm']} points of {tuned_on(results)}, with what they "
-            f"are compared with, were trained on the other seeds."
+            f"Only the {results['confirm']} points that gained most with {tuned_on(results)}, and "
+            f"what they are compared with, were trained on the other seeds."
         )
     if edges := [item["name"] for item in results["contenders"] if item.get("edge")]:
         sentences.append(
             f"At the edge of the rates tried, so that a better one may lie beyond: "
             f"{', '.join(edges)}."
+        )
+    budgets = [f"{name}-seed-" for name in results["budgets"].values()]
+    if any(run.startswith(name) for run in results.get("diverged", []) for name in budgets):
+        sentences.append(
+            "Where a run at a budget diverged, its seed's ratio is read off between the others."
         )
     for name, reason in results["about"].get("left_out", {}).items():
         sentences.append(f"The arm {name} is left out: {reason}.")
@@ -180,7 +186,7 @@ def rate_rows(results: Row) -> tuple[list[str], list[list[str]]]:
             mark = " *" if tried and tried["variant"] == item["chosen"] else ""
             cells.append(number(tried["bits_per_byte"], 4) + mark if tried else "")
         rows.append([item["name"], *cells])
-    return ["arm", *(f"{rate:g}" for rate in rates)], rows
+    return ["arm", *map(exact, rates)], rows
 
 
 def first_difference(results: Row, item: Row) -> float | None:
@@ -203,10 +209,10 @@ def lost_notes(results: Row) -> list[str]:
     notes = []
     if results["runs_there"] < results["runs_wanted"] or not results["complete"]:
         there, wanted = results["runs_there"], results["runs_wanted"]
-        more = there + len(results["failed"]) < wanted or not results["failed"]
         notes.append(
             f"{there} of the {wanted} runs asked for so far are finished"
-            + ("; the same command goes on." if more else ".")
+            + (f", {lost} diverged" if (lost := len(results.get("diverged", []))) else "")
+            + ("." if results["complete"] else "; the same command goes on.")
         )
     notes += [f"{name} failed: {reason}" for name, reason in results["failed"].items()]
     notes += [f"{name} was not trained: {reason}" for name, reason in results["unfit"].items()]

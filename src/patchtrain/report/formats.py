@@ -117,6 +117,11 @@ def with_error(value: Any, error: Any, digits: int) -> str:
     return number(value, digits) + (f" ± {number(error, digits)}" if is_number(error) else "")
 
 
+def exact(value: float) -> str:
+    """A number as short as tells it from any other."""
+    return repr(float(value)).removesuffix(".0")
+
+
 def seeds_in_words(seeds: Sequence[int]) -> str:
     """``seed 0``, ``seeds 0, 1, 2``."""
     return f"seed{'s' * (len(seeds) != 1)} {', '.join(map(str, seeds))}"

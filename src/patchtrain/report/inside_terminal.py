@@ -14,7 +14,7 @@ def print_inside(name: str, result: dict[str, Any]) -> None:
 
     def show(title: str, rows: views.Rows) -> None:
         console.print(f"\n{title}", markup=False)
-        console.print(terminal.table(*rows))
+        terminal.print_table(*rows)
 
     console.print(f"{name}: {result['read']}, context length {result['context_length']}",
                   markup=False, soft_wrap=True)  # fmt: skip

@@ -35,10 +35,10 @@ def print_patches(
         console.print(in_colours(patches) if colourful(console) else in_bars(patches),
                       soft_wrap=True)  # fmt: skip
     chosen = [entry for entry in found["patches"] if entry["patch_size"] in patch_sizes]
-    console.print(terminal.table(*views.shares_rows(chosen)))
+    terminal.print_table(*views.shares_rows(chosen))
     large = [entry for entry in chosen if entry["patch_size"] > 1]
     if large:
-        console.print(terminal.table(*views.coherence_rows(large, found["far"])))
+        terminal.print_table(*views.coherence_rows(large, found["far"]))
     by_distance = [
         f"{number(entry['nats'], 4)} at {entry['distance']:,}"
         for entry in found["distances"]

@@ -27,7 +27,7 @@ def console(width_in_a_file: int = _WIDTH_IN_A_FILE) -> Console:
     return Console(highlight=False, width=None if sys.stdout.isatty() else width_in_a_file)
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]] = ()) -> Table:
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """Columns of numbers to the right, of words to the left."""
     made = Table(box=box.SIMPLE_HEAD)
     for name in head:
@@ -47,7 +47,7 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     screen = console(max(_WIDTH_IN_A_FILE, whole))
     for part in [columns] if whole <= screen.width else _parts(columns, screen.width):
         cells = zip(*(column[1:] for column in part), strict=True)
-        screen.print(table([column[0] for column in part], list(cells)))
+        screen.print(_table([column[0] for column in part], list(cells)))
 
 
 def _least(column: Sequence[str]) -> int:

@@ -88,9 +88,8 @@ class RunRecord:
         """Say in ``run.json``, if there is one, that the run did not get to its end."""
         if self._info:
             interrupted = isinstance(error, KeyboardInterrupt | SystemExit | StoppedBySignalError)
-            self.update(status="interrupted" if interrupted else "failed", finished=now())
-            if isinstance(error, NonfiniteError):
-                self.update(diverged=one_line(error.what))
+            why = {"diverged": one_line(error.what)} if isinstance(error, NonfiniteError) else {}
+            self.update(status="interrupted" if interrupted else "failed", finished=now(), **why)
 
     def update(self, **values: Any) -> None:
         """Change entries of ``run.json``."""

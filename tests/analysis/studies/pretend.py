@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from patchtrain.analysis.studies.equal import plan_of
+from patchtrain.analysis.studies.results import diverged
 from patchtrain.analysis.studies.runner import Say, is_finished
 from patchtrain.analysis.studies.study import Arm, Study, run_folder, run_name
 from patchtrain.recipe import Recipe
@@ -28,7 +30,7 @@ RECIPE: dict[str, Any] = {
     "training": {"learning_rate": 1e-3},
 }  # fmt: skip
 
-End = Callable[[Arm, int], float | None]  # bits per byte of a run; None: it fails
+End = Callable[[Arm, int], float | None]  # bits per byte of a run; nan: it diverges; None: it fails
 
 
 def recipe(**plan: Any) -> Recipe:
@@ -56,7 +58,7 @@ class Pretend:
     ) -> None:
         for arm, seed in study.runs() if chosen is None else chosen:
             run = run_folder(folder, arm, seed)
-            if is_finished(run):
+            if is_finished(run) or diverged(run):
                 continue
             if self.stop_after is not None and len(self.trained) >= self.stop_after:
                 raise KeyboardInterrupt
@@ -64,6 +66,10 @@ class Pretend:
             ended = self.end(arm, seed)
             if ended is None:
                 failed[run_name(arm, seed)] = "it fell over"
+                continue
+            if math.isnan(ended):
+                run.path.mkdir(parents=True)
+                run.write_info({"status": "failed", "diverged": "loss became nan"})
                 continue
             run.model.mkdir(parents=True)
             (run.model / "config.json").write_text("{}")

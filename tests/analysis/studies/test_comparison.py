@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from patchtrain.analysis.studies import comparison
 from patchtrain.analysis.studies.comparison import run_comparison
-from patchtrain.analysis.studies.question import compared, exact, from_words, full_path
+from patchtrain.analysis.studies.question import compared, from_words, full_path
 from patchtrain.analysis.studies.study import Arm
 from patchtrain.data.prepare import prepare
 from patchtrain.errors import PatchtrainError, UsageError
 from patchtrain.plan import CHOICES
 from patchtrain.recipe import Recipe
-from patchtrain.report.compare_words import budget_rows, held
+from patchtrain.report.compare_words import budget_rows, held, lost_notes
 from tests.analysis.studies.pretend import RECIPE, End, Pretend, recipe
 from tests.cli.corpus import write_corpus
 
@@ -89,15 +89,6 @@ def test_what_an_arm_changes_besides_its_plan_is_in_its_words() -> None:
     assert question.contenders[1].words.endswith("; optim sgd; learning_rate 0.1")
 
 
-@given(st.lists(st.floats(min_value=1e-9, max_value=1e5), min_size=2, max_size=2, unique=True))
-def test_rates_that_differ_have_names_that_do(rates: list[float]) -> None:
-    first, second = map(exact, rates)
-    assert first != second
-    assert [float(first), float(second)] == rates
-    assert exact(0.008) == "0.008"
-    assert exact(1e-5) == "1e-05"
-
-
 def test_at_equal_data_all_read_the_same_tokens() -> None:
     question = compared(recipe(), ["patchtrain", "paper", "superposition"], held_equal="data")
     token, *others = question.contenders
@@ -153,7 +144,7 @@ def test_any_words_are_an_arm_or_a_usage_error(words: str) -> None:
         ({"arms": ["mine:steps=500"]}, "arm 'mine': its length is set .* as much compute"),
         ({"arms": ["mine:training.learning_rate=-1"]}, "learning_rate must be above 0"),
         ({"arms": ["mine:training.optim=adamq"]}, "arm mine: .*'adamq' is no optimizer"),
-        ({"seeds": (0, 0)}, "--seeds: a seed is there twice"),
+        ({"seeds": (0, 0)}, "a seed is there twice"),
         ({"seeds": (-1,)}, "a seed is a number from 0 to"),
         ({"rates": (1e30,)}, "above 0 and below a million"),
     ],
@@ -298,18 +289,40 @@ def test_at_equal_loss_by_the_baselines_own_runs(tmp_path: Path, pretend: Any) -
     assert budgets["token-budget-0.5"] == pytest.approx(budgets["token"] / 2, rel=0.02)
 
 
-def test_a_budget_that_fails_leaves_the_ratio_to_the_others(tmp_path: Path, pretend: Any) -> None:
+def test_a_budget_that_diverged_leaves_the_ratio_to_the_others(
+    tmp_path: Path, pretend: Any
+) -> None:
     def end(arm: Arm, seed: int) -> float | None:
         if arm.notes["contender"] == "recipe":
             return 2.0
         budget = arm.notes["budget"]
-        return None if (budget, seed) == (2.0, 1) else 2.0 - 0.5 * math.log2(budget)
+        return math.nan if (budget, seed) == (2.0, 1) else 2.0 - 0.5 * math.log2(budget)
 
-    pretend(end)
+    trainer = pretend(end)
     asked = compared(recipe(), ["recipe"], seeds=(0, 1), budgets=(0.5, 2.0))
-    compute = named(run(asked, tmp_path / "c"), "recipe")["equal_loss"]["compute"]
+    found = run(asked, tmp_path / "c")
+    compute = named(found, "recipe")["equal_loss"]["compute"]
     assert (compute["count"], compute["inside"]) == (2, 2)
     assert compute["mean"] == pytest.approx(1.0, rel=0.02)
+    assert found["failed"] == {"token-budget-2-seed-1": "loss became nan"}
+    assert found["complete"]
+    assert any("read off between the others" in sentence for sentence in held(found))
+    assert lost_notes(found)[0] == "7 of the 8 runs asked for so far are finished, 1 diverged."
+    trainer.trained.clear()
+    again = run(asked, tmp_path / "c", count_only=True)
+    assert {**again, "counted": 0} == {**found, "counted": 0}
+
+
+def test_a_budget_that_failed_is_waited_for(tmp_path: Path, pretend: Any) -> None:
+    pretend(lambda arm, seed: None if arm.notes["budget"] == 0.5 else 2.0)
+    found = run(compared(recipe(), ["recipe"], seeds=(0,), budgets=(0.5, 1.0)), tmp_path / "c")
+    assert named(found, "recipe")["equal_loss"]["compute"] is None
+    assert lost_notes(found)[0].endswith("; the same command goes on.")
+
+
+def test_a_short_budget_without_a_step_for_its_rate_is_refused_first() -> None:
+    with pytest.raises(UsageError, match=r"arm token-budget-0.4: .*100 warm-up steps leave none"):
+        compared(recipe(warmup_steps=100), ["recipe"], budgets=(0.4, 1.0))
 
 
 def test_a_budget_that_reads_too_often_is_refused_before_anything_is_trained(
@@ -325,10 +338,10 @@ def test_a_budget_that_reads_too_often_is_refused_before_anything_is_trained(
         compared(asked, ["recipe"], budgets=(0.5, 30.0))
 
 
-def test_a_rate_that_fails_has_been_tried(tmp_path: Path, pretend: Any) -> None:
+def test_a_rate_that_diverged_has_been_tried(tmp_path: Path, pretend: Any) -> None:
     def end(arm: Arm, seed: int) -> float | None:
         rate: float = arm.notes["learning_rate"]
-        return None if rate == 0.1 else 2.0 - rate
+        return math.nan if rate == 0.1 else 2.0 - rate
 
     pretend(end)
     found = run(compared(recipe(), ["recipe"], rates=(0.01, 0.02, 0.1)), tmp_path / "c")
@@ -367,6 +380,14 @@ def test_each_part_says_how_many_there_are(tmp_path: Path, pretend: Any) -> None
         "part 2 of 3: the arms at the rates chosen, with all seeds",
         "part 3 of 3: token level at its budgets",
     ]
+
+
+def test_arms_whose_token_level_failed_are_trained_on_the_other_seeds(
+    tmp_path: Path, pretend: Any
+) -> None:
+    trainer = pretend(lambda arm, seed: None if (arm.name, seed) == ("token", 0) else 2.0)
+    run(compared(recipe(), ["recipe"], seeds=(0, 1)), tmp_path / "c")
+    assert ("recipe", 1) in trainer.trained
 
 
 def test_nothing_finished_is_an_error(tmp_path: Path, pretend: Any) -> None:

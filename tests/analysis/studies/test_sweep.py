@@ -32,7 +32,8 @@ def test_axes_in_words() -> None:
     rates = axis_from_words("rate=1e-3..1e-2")[1]
     assert isinstance(rates, Range)
     assert (rates.log, rates.whole) == (True, False)
-    for words in ("r=0..1", "lambda=0..2", "epochs=1..4", "training.weight_decay=0..1"):
+    assert axis_from_words("K=2..3") == ("plan.patch_size", Range(2, 3))
+    for words in ("r=0..1", "lambda=0..2", "patch_rate=1..2"):
         between = axis_from_words(words)[1]
         assert isinstance(between, Range)
         assert not between.whole, words  # what lies between, not the ends alone
@@ -43,6 +44,7 @@ def test_axes_in_words() -> None:
     [
         (["K"], "not PATH=values"),
         (["K=2,2"], "there twice"),
+        (["r=0.1..1e999"], "1e999 is no number"),
         (["K=2", "patch_size=4"], "there twice"),
         (["rate=1e-3,2e-3"], "goes over something"),
         (["rate=0,1e-3", "K=2"], "above 0"),

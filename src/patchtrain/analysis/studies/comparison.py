@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from patchtrain.analysis.studies import comparison_results as results
 from patchtrain.analysis.studies.question import BASELINE, Contender, Question
@@ -24,6 +24,7 @@ from patchtrain.analysis.studies.study import (
     claim,
     read_written,
     refuse_changed,
+    refuse_foreign,
     run_folder,
 )
 from patchtrain.files import write_json
@@ -31,15 +32,11 @@ from patchtrain.machine import usable_cores
 from patchtrain.report.formats import seeds_in_words
 from patchtrain.runs import versions
 
+if TYPE_CHECKING:
+    from patchtrain.analysis.studies.search import Search
+
+_STUDY = "study.json"
 Rate = float | None  # None: the recipe's own
-
-
-class Searching(Protocol):
-    """A search, as ``search.Search`` is one."""
-
-    def check(self, folder: Path) -> None: ...
-
-    def __call__(self, work: Work) -> None: ...
 
 
 @dataclass
@@ -53,6 +50,7 @@ class Work:
     quiet: bool = False
     keep: Keep = "models"  # of a finished run
     count_only: bool = False  # train nothing
+    searches: bool = False
     arms: dict[str, Arm] = field(default_factory=dict)  # variants asked for, by name
     tried: dict[str, dict[Rate, Arm]] = field(default_factory=dict)  # variants by contender
     chosen: dict[str, Arm] = field(default_factory=dict)  # of each contender, the best variant
@@ -60,7 +58,6 @@ class Work:
     wanted: dict[tuple[str, int], None] = field(default_factory=dict)  # runs: variant and seed
     failed: dict[str, str] = field(default_factory=dict)  # by run
     trials: list[dict[str, Any]] = field(default_factory=list)  # of a search
-    searches: bool = False
     parts: int = 0  # begun
 
     def tune(self, contenders: Iterable[Contender]) -> None:
@@ -72,7 +69,8 @@ class Work:
                 tried[rate] = self.question.variant(contender, rate)
                 variants.append(tried[rate])
         seeds = self.question.tuning_seeds
-        self._begin(f"{len(variants) * len(seeds)} runs with {seeds_in_words(seeds)}")
+        runs = len(variants) * len(seeds)
+        self.begin(f"{runs} run{'s' * (runs > 1)} with {seeds_in_words(seeds)}")
         self.try_out(variants)
 
     def try_out(self, variants: Iterable[Arm]) -> None:
@@ -93,29 +91,25 @@ class Work:
         """Train the chosen variants on the other seeds: the best few, or all of them."""
         if not self._repeats:
             return
-        self._begin("the arms at the rates chosen, with all seeds")
-        self.train(
-            [
-                (self.chosen[name], seed)
-                for seed in self.question.seeds
-                for name in self.confirmed()
-                if name in self.chosen
-            ]
-        )
+        self.begin("the arms at the rates chosen, with all seeds")
+        names = self.confirmed()
+        self.train([(self.chosen[name], seed) for seed in self.question.seeds for name in names])
 
     def confirmed(self) -> list[str]:
         """The contenders that get all seeds: those that gained most, with their references."""
         question = self.question
         ended = {name: self.ended_at(arm) for name, arm in self.chosen.items()}
         against = {item.name: item.reference for item in question.contenders}
-        gains = {
-            name: end - other
+        # Without its reference's end, a point's own says less: it comes after the others.
+        ranks = {
+            name: (other is None, end if other is None else end - other)
             for name, end in ended.items()
-            if end is not None and (other := ended.get(against[name] or "")) is not None
+            if end is not None and (reference := against[name])
+            for other in [ended.get(reference)]
         }
-        ranked = sorted(gains, key=lambda name: gains[name])
+        ranked = sorted(ranks, key=lambda name: ranks[name])
         best = set(ranked if question.confirm is None else ranked[: question.confirm])
-        best |= {reference for name in best if (reference := against[name])}
+        best |= {reference for name in best if (reference := against[name]) in self.chosen}
         return [item.name for item in question.contenders if item.name in best]
 
     def spend(self) -> None:
@@ -127,7 +121,7 @@ class Work:
         for budget in self.question.budgets:
             self.budgets[budget] = self.question.at_budget(contender, rate, budget)
         self.budgets.setdefault(1.0, baseline)
-        self._begin("token level at its budgets")
+        self.begin("token level at its budgets")
         self.train([(arm, seed) for seed in self.question.seeds for arm in self.budgets.values()])
 
     def train(self, runs: Sequence[tuple[Arm, int]]) -> None:
@@ -152,10 +146,6 @@ class Work:
         runs = [run_folder(self.folder, arm, seed) for seed in self.question.tuning_seeds]
         ends = [end for run in runs if (end := results.bits_per_byte(run)) is not None]
         return statistics.fmean(ends) if len(ends) == len(runs) else None
-
-    def begin_search(self, trials: int) -> None:
-        """Say that a search of so many trials begins."""
-        self._begin(f"{trials} trials with {seeds_in_words(self.question.tuning_seeds)}")
 
     def add(self, contender: Contender) -> None:
         """One more contender, which a search came to."""
@@ -182,7 +172,7 @@ class Work:
     def _repeats(self) -> bool:
         return len(self.question.seeds) > 1
 
-    def _begin(self, line: str) -> None:
+    def begin(self, line: str) -> None:
         """Say what part of the whole comes now: what is left is counted in each part alone."""
         self.parts += 1
         last = 1 + self.searches + self._repeats + bool(self.question.budgets)
@@ -190,21 +180,44 @@ class Work:
             self.say(f"part {self.parts} of {last}: {line}")
 
     def _write(self, study: Study) -> None:
-        """``study.json``, with the variants of earlier calls; refuses what is another study."""
-        file = self.folder / "study.json"
-        now = study.to_dict()
-        now["about"] = {}  # does not change what a run is
-        before = read_written(file) if file.is_file() else now
-        known = {arm["name"]: arm for arm in before.get("arms", [])}
-        changed = [key for key in ("name", "held_equal", "recipe") if before.get(key) != now[key]]
-        changed += [
-            f"arm {arm['name']}"
-            for arm in now["arms"]
-            if known.get(arm["name"], arm).get("recipe") != arm["recipe"]
-        ]
-        refuse_changed(file, changed)
+        """``study.json``, with the variants of earlier calls; raises as ``known_variants``."""
+        known = known_variants(study, self.folder)
+        now = {**study.to_dict(), "about": {}}  # does not change what a run is
         known.update({arm["name"]: arm for arm in now["arms"]})
-        write_json(file, {**now, "arms": list(known.values()), "versions": versions()})
+        write_json(
+            self.folder / _STUDY, {**now, "arms": list(known.values()), "versions": versions()}
+        )
+
+
+def known_variants(study: Study, folder: Path) -> dict[str, dict[str, Any]]:
+    """The arms, by name, that earlier calls trained in the folder of a comparison.
+
+    Raises:
+        UsageError: it holds another one: another recipe, or other arms of the same names.
+    """
+    file = folder / _STUDY
+    now = study.to_dict()
+    before = read_written(file) if file.is_file() else now
+    known = {arm["name"]: arm for arm in before.get("arms", [])}
+    changed = [key for key in ("name", "held_equal", "recipe") if before.get(key) != now[key]]
+    changed += [
+        f"arm {arm['name']}"
+        for arm in now["arms"]
+        if known.get(arm["name"], arm).get("recipe") != arm["recipe"]
+    ]
+    refuse_changed(file, changed)
+    return known
+
+
+def refuse_another(question: Question, folder: Path, search: Search | None = None) -> None:
+    """Raises as ``run_comparison`` does where the folder holds something else, and writes nothing.
+
+    What a search comes to is not known yet, but its axes are.
+    """
+    refuse_foreign(folder)
+    known_variants(question.study(question.variants()), folder)
+    if search is not None:
+        search.known(folder)
 
 
 def run_comparison(
@@ -215,7 +228,7 @@ def run_comparison(
     say: Say = print,
     quiet: bool = False,
     keep: Keep = "models",
-    search: Searching | None = None,
+    search: Search | None = None,
     count_only: bool = False,
 ) -> dict[str, Any]:
     """Train, count, and write ``results.json`` and ``report.html``; returns the results.
@@ -235,12 +248,11 @@ def run_comparison(
         UsageError: the folder holds something else, or another study is running in it.
         PatchtrainError: every run failed.
     """
+    refuse_another(question, folder, search)
     claim(folder)
-    work = Work(question, folder, jobs or usable_cores(), say, quiet, keep, count_only)
+    searches = search is not None
+    work = Work(question, folder, jobs or usable_cores(), say, quiet, keep, count_only, searches)
     with concluding(folder, work.failed, work.conclude) as found:
-        if search is not None:
-            search.check(folder)
-            work.searches = True
         work.tune(question.contenders)
         if search is not None:
             search(work)

@@ -17,7 +17,8 @@ from patchtrain.analysis import equal_loss
 from patchtrain.analysis.statistics import paired, spread
 from patchtrain.analysis.studies import results
 from patchtrain.analysis.studies.question import Contender
-from patchtrain.analysis.studies.study import run_name
+from patchtrain.analysis.studies.study import Arm, run_folder, run_name
+from patchtrain.report.formats import exact
 from patchtrain.runs import RunFolder
 
 if TYPE_CHECKING:
@@ -47,26 +48,36 @@ def summarise(work: Work) -> Row:
     arms = {name: _against(work, name) for name in work.arms}
     found = results.collect(question.study(list(arms.values())), work.folder, work.failed)
     rows = {arm["name"]: arm for arm in found["arms"]}
-    missing = [
-        {"arm": name, "seed": seed}
-        for name, seed in work.wanted
-        if all(run["seed"] != seed for run in rows[name]["runs"])
-    ]
+    missing, lost = [], {}
+    for name, seed in work.wanted:
+        if any(run["seed"] == seed for run in rows[name]["runs"]):
+            continue
+        # What diverged is not trained again, and is missing for good.
+        if (what := _diverged(work, work.arms[name], seed)) is not None:
+            lost[run_name(work.arms[name], seed)] = what
+        else:
+            missing.append({"arm": name, "seed": seed})
     return {
         **found,
+        "failed": {**lost, **found["failed"]},
+        "diverged": list(lost),
         "rates": list(question.rates),
         "tuning_seeds": list(question.tuning_seeds),
         "confirm": question.confirm,
         "axes": {path: list(values) for path, values in question.axes.items()},
         "contenders": [_contender(work, item, rows) for item in question.contenders],
         "unfit": dict(question.unfit),
-        "budgets": {f"{budget:g}": arm.name for budget, arm in sorted(work.budgets.items())},
+        "budgets": {exact(budget): arm.name for budget, arm in sorted(work.budgets.items())},
         "trials": work.trials,
         "runs_wanted": len(work.wanted),
-        "runs_there": len(work.wanted) - len(missing),
+        "runs_there": len(work.wanted) - len(missing) - len(lost),
         "missing": missing,
         "complete": not missing and bool(work.chosen),
     }
+
+
+def _diverged(work: Work, arm: Arm, seed: int) -> str | None:
+    return results.diverged(run_folder(work.folder, arm, seed))
 
 
 def _against(work: Work, name: str) -> Any:
@@ -87,6 +98,7 @@ def _contender(work: Work, contender: Contender, rows: Mapping[str, Row]) -> Row
             "learning_rate": rate if rate is not None else _own_rate(rows, arm.name),
             "variant": arm.name,
             "bits_per_byte": work.ended_at(arm),
+            "diverged": any(_diverged(work, arm, seed) for seed in work.question.tuning_seeds),
         }
         for rate, arm in work.tried.get(contender.name, {}).items()
     ]
@@ -105,7 +117,7 @@ def _contender(work: Work, contender: Contender, rows: Mapping[str, Row]) -> Row
         return row
     runs = rows[chosen.name]["runs"]
     row["learning_rate"] = runs[0]["learning_rate"]
-    row["edge"] = _edge(work, tried, row["learning_rate"]) if len(tried) > 1 else None
+    row["edge"] = _edge(tried, row["learning_rate"]) if len(tried) > 1 else None
     row["bits_per_byte"] = rows[chosen.name]["bits_per_byte"]
     row["flops"] = statistics.fmean(run["flops"] for run in runs)
     row["tokens"] = statistics.fmean(run["total_tokens"] for run in runs)
@@ -135,15 +147,14 @@ def _unseen(work: Work, runs: Sequence[Row], other: Sequence[Row]) -> Row | None
     return None if found is None else {"values": list(found.values), **found.to_dict()}
 
 
-def _edge(work: Work, tried: Sequence[Row], rate: float) -> str | None:
+def _edge(tried: Sequence[Row], rate: float) -> str | None:
     """Whether the best rate is the largest or smallest tried: then a better one may lie beyond.
 
-    Those that failed are among them; those that are not trained yet on all tuning seeds are not.
+    Those that diverged are among them; those not trained yet on all tuning seeds are not.
     """
-    failed = {name.rpartition("-seed-")[0] for name in work.failed}
     rates = [
         item["learning_rate"] for item in tried
-        if item["bits_per_byte"] is not None or item["variant"] in failed
+        if item["bits_per_byte"] is not None or item["diverged"]
     ]  # fmt: skip
     return "largest" if rate >= max(rates) else "smallest" if rate <= min(rates) else None
 
@@ -168,9 +179,9 @@ def _equal_loss(work: Work, runs: Sequence[Row], rows: Mapping[str, Row]) -> Row
                 for item in rows[arm.name]["runs"]
                 if item["seed"] == run["seed"]
             ]
-            # One that failed is not waited for: it would for ever, and the others say enough.
-            lost = [run_name(arm, run["seed"]) in work.failed for arm in work.budgets.values()]
-            if len(points) == len(work.budgets) - sum(lost) and len(points) > 1:
+            # Those that diverged are not waited for: it would be for ever.
+            lost = [arm for arm in work.budgets.values() if _diverged(work, arm, run["seed"])]
+            if len(points) == len(work.budgets) - len(lost) and len(points) > 1:
                 ratios[run["seed"]] = equal_loss.ratio(points, run[spent], run["bits_per_byte"])
         found[kind] = equal_loss.over_seeds(ratios) if ratios else None
     found["against"] = {}
@@ -180,5 +191,5 @@ def _equal_loss(work: Work, runs: Sequence[Row], rows: Mapping[str, Row]) -> Row
             for side in (runs, rows[arm.name]["runs"])
         )
         if difference := paired(own, others):
-            found["against"][f"{budget:g}"] = difference.to_dict()
+            found["against"][exact(budget)] = difference.to_dict()
     return found

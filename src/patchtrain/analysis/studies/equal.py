@@ -6,7 +6,8 @@ each arm comes with what it is off by.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -49,7 +50,8 @@ def held_at(study: Study, target: float, held: str) -> Study:
         def at(steps: int, run: Planned = run) -> float:
             return measure(replace(run, plan=_resized(run.plan, steps)))
 
-        steps = _steps(at, target)
+        with _naming(arm):
+            steps = _steps(at, target)
         entries = {"plan.steps": steps, "plan.tokens": None, "plan.epochs": None}
         arms.append(replace(arm, recipe={**arm.recipe, **entries}))
         equality[arm.name] = Equality(target, at(steps))
@@ -60,11 +62,8 @@ def plan_of(study: Study, arm: Arm, **plan: Any) -> Planned:
     """The model and plan of an arm, with entries of its plan replaced."""
     values = study.values(arm)
     values = {**values, "plan": {**values["plan"], **plan}, "out": "none"}
-    recipe = Recipe.check(values, f"arm {arm.name}")
-    try:
-        return planned_recipe(recipe)
-    except UsageError as error:
-        raise UsageError(f"arm {arm.name}: {error}") from error
+    with _naming(arm):
+        return planned_recipe(Recipe.check(values, f"arm {arm.name}"))
 
 
 def check_data(study: Study) -> None:
@@ -82,6 +81,16 @@ def check_data(study: Study) -> None:
             problems.append(f"arm {arm.name}: {error}")
     if problems:
         raise UsageError("; ".join(problems))
+
+
+@contextmanager
+def _naming(arm: Arm) -> Iterator[None]:
+    """Say of a ``UsageError`` whose it is, once."""
+    try:
+        yield
+    except UsageError as error:
+        name = f"arm {arm.name}: "
+        raise UsageError(name + str(error).removeprefix(name)) from error
 
 
 _MEASURES: dict[str, Callable[[Planned], float]] = {

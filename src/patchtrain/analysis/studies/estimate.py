@@ -1,58 +1,70 @@
-"""What a comparison trains, what that costs, and how long the rest of it takes.
+"""What a comparison has yet to train, what that costs, and how long it takes.
 
-Counted from the question alone, before anything is trained; the time by the runs that the folder
-has already.
+Counted before anything is trained, from the question and from what the folder holds. Which rate
+an arm is taken at may not be known yet, nor which points a search comes to, so what is said is the
+most it can be.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from patchtrain.analysis.studies import results
+from patchtrain.analysis.studies.comparison import Work
 from patchtrain.analysis.studies.equal import plan_of
 from patchtrain.analysis.studies.question import BASELINE, Question
-from patchtrain.analysis.studies.study import Arm, Study, refuse_too_many, run_name
+from patchtrain.analysis.studies.study import Arm, Study, run_folder
 from patchtrain.runs import RunFolder
 
+_Cost = tuple[int, float]  # runs and their FLOPs
 
-def estimate(question: Question, folder: Path, trials: int = 0) -> dict[str, Any]:
-    """The contenders, what a run of each costs, and how many runs there are at most; JSON types.
 
-    ``flops`` is of all runs, ``flops_left`` of those that are not finished in ``folder`` yet.
-    ``seconds_left``, one run at a time, is None until a run has finished there.
+def estimate(question: Question, folder: Path | None, trials: int = 0) -> dict[str, Any]:
+    """The contenders, what a run of each costs, and how many are to be trained at most; JSON types.
+
+    ``seconds_left``, one run at a time, is None until a run has finished in the folder.
 
     Args:
         question: with its contenders at their lengths.
-        folder: of the comparison; it need not be there.
-        trials: of a search.
-
-    Raises:
-        UsageError: there are more runs than anyone means.
+        folder: of the comparison; it need not be there. None: what it holds does not count.
+        trials: those that a search has yet to make.
     """
-    named = [
-        Arm(item.name, item.words, item.recipe, notes={"contender": item.name})
-        for item in question.contenders
-    ]
-    arms = arm_rows(question.study(named))
+    arms = arm_rows(question.study([question.variant(item, None) for item in question.contenders]))
     costs = {arm["name"]: arm["flops"] for arm in arms}
-    rates, seeds, points = max(len(question.rates), 1), len(question.seeds), len(costs)
-    tried = rates * question.tuning
-    repeated = points if question.confirm is None else min(2 * question.confirm, points + trials)
-    average = sum(costs.values()) / points
-    later = trials * question.tuning + repeated * (seeds - question.tuning)
-    budgets = [budget for budget in question.budgets if budget != 1]
-    most = points * tried + later + len(budgets) * seeds
-    refuse_too_many(most)
-    flops = sum(costs.values()) * tried + average * later
-    flops += costs.get(BASELINE, 0.0) * seeds * sum(budgets)
-    names = None if trials else set(_names(question))
-    there = [info for name, info in _finished(folder) if names is None or name in names]
-    done, left = sum(info["flops"] for info in there), 0.0
-    if len(there) < most:
-        left = max(flops - done, 0.0)
+    rates, tuned = question.rates or (None,), question.tuning_seeds
+    others = question.seeds[question.tuning :]
+    average = sum(costs.values()) / len(costs)
+
+    def missing(arm: Arm, seeds: Iterable[int], cost: float) -> _Cost:
+        left = [seed for seed in seeds if not _is_there(folder, arm, seed)]
+        return len(left), len(left) * cost
+
+    first, repeats, budgets = (0, 0.0), [], (0, 0.0)
+    for item in question.contenders:
+        tried, cost = {rate: question.variant(item, rate) for rate in rates}, costs[item.name]
+        tuning = _sum([missing(arm, tuned, cost) for arm in tried.values()])
+        first = _sum([first, tuning])
+        if folder is not None and not tuning[0]:  # then it is known which rate is the best
+            work = Work(question, folder, tried={item.name: tried})
+            work.choose()
+            tried = {rate: arm for rate, arm in tried.items() if arm in work.chosen.values()}
+        repeats.append(max((missing(arm, others, cost) for arm in tried.values()), default=(0, 0)))
+        if item.name == BASELINE:
+            for budget in question.budgets:
+                at = [question.variant(item, rate, budget) for rate in tried if budget != 1]
+                most = max((missing(a, question.seeds, budget * cost) for a in at), default=(0, 0))
+                budgets = _sum([budgets, most])
+    searched = trials * question.tuning
+    repeats += [(len(others), len(others) * average)] * trials
+    if question.confirm is not None:  # each with its reference
+        repeats = sorted(repeats, reverse=True)[: 2 * question.confirm]
+    runs, flops = _sum([first, (searched, searched * average), *repeats, budgets])
+    paths = sorted((folder / "runs").glob("*")) if folder is not None else []
+    there = [info for path in paths if (info := results.finished(RunFolder(path))) is not None]
+    done = sum(info["flops"] for info in there)
     pace = sum(map(_seconds, there)) / done if done else None
     return {
         "arms": arms,
@@ -60,14 +72,13 @@ def estimate(question: Question, folder: Path, trials: int = 0) -> dict[str, Any
         "unfit": question.unfit,
         "held_equal": question.held_equal,
         "tuning_seeds": list(question.tuning_seeds),
-        "first_runs": points * tried,
-        "trials": trials * question.tuning,
         "budgets": list(question.budgets),
-        "most_runs": most,
+        "first_runs": first[0],
+        "trials": searched,
+        "most_runs": runs,
         "runs_there": len(there),
         "flops": flops,
-        "flops_left": left,
-        "seconds_left": None if pace is None else pace * left,
+        "seconds_left": None if pace is None else pace * flops,
     }
 
 
@@ -89,25 +100,17 @@ def arm_rows(study: Study) -> list[dict[str, Any]]:
     return rows
 
 
-def _names(question: Question) -> Iterator[str]:
-    """Of all runs that may be trained."""
-    for rate in question.rates or (None,):
-        variants = [question.variant(item, rate) for item in question.contenders]
-        variants += [
-            question.variant(item, rate, budget)
-            for item in question.contenders
-            if item.name == BASELINE
-            for budget in question.budgets
-        ]
-        for arm in variants:
-            for seed in question.seeds:
-                yield run_name(arm, seed)
+def _is_there(folder: Path | None, arm: Arm, seed: int) -> bool:
+    """Whether a run is not trained any more: it got to its end, or never would."""
+    if folder is None:
+        return False
+    run = run_folder(folder, arm, seed)
+    return results.finished(run) is not None or results.diverged(run) is not None
 
 
-def _finished(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for path in sorted((folder / "runs").glob("*")):
-        if (info := results.finished(RunFolder(path))) is not None:
-            yield path.name, info
+def _sum(costs: Iterable[_Cost]) -> _Cost:
+    counts, flops = zip(*costs, strict=True)
+    return sum(counts), sum(flops)
 
 
 def _seconds(info: dict[str, Any]) -> float:

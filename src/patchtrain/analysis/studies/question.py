@@ -21,6 +21,7 @@ from patchtrain.plan import PlanSpec
 from patchtrain.planning import Planned
 from patchtrain.presets import DEFAULT, PRESETS, patch_size_for
 from patchtrain.recipe import Recipe
+from patchtrain.report.formats import exact
 from patchtrain.stage import Stage
 from patchtrain.yaml_reader import read_yaml
 
@@ -83,8 +84,6 @@ class Question:
                 raise UsageError(f"{option} are numbers above 0 and below a million")
             if len(set(values)) < len(values):
                 raise UsageError(f"{option}: a value is there twice")
-        if len(set(self.seeds)) < len(self.seeds):
-            raise UsageError("--seeds: a seed is there twice")
         if not 1 <= self.tuning <= len(self.seeds):
             raise UsageError(
                 f"--tuning-seeds is at least 1 and at most the number of seeds, {len(self.seeds)}"
@@ -110,6 +109,12 @@ class Question:
             name, words = f"{name}-budget-{shown}", f"{words}; {shown} of the compute"
         return Arm(name, words, recipe, notes=notes)
 
+    def variants(self) -> list[Arm]:
+        """Every contender at every rate."""
+        return [
+            self.variant(item, rate) for item in self.contenders for rate in self.rates or (None,)
+        ]
+
     def at_budget(self, contender: Contender, rate: float | None, budget: float) -> Arm:
         """The variant of a contender that has a share of its compute (or data)."""
         arm = self.variant(contender, rate, budget)
@@ -131,12 +136,6 @@ class Question:
             self.name, self.title, self.recipe, tuple(arms), self.seeds, self.held_equal,
             self.about, equality,
         )  # fmt: skip
-
-
-def exact(value: float) -> str:
-    """A number as short as tells it from any other: two rates never share a folder."""
-    short = f"{value:.15g}"
-    return short if float(short) == value else repr(value)
 
 
 def shared_recipe(recipe: Recipe) -> dict[str, Any]:
@@ -279,7 +278,7 @@ def compared(
         except UsageError as error:
             if arms or name not in PRESETS:
                 raise
-            left_out[name] = one_line(error, 300)
+            left_out[name] = one_line(error, 300).removeprefix(f"arm {name}: ")
             continue
         twin = next((item.name for item in found if _alike(bare, item, contender)), None)
         if twin and not arms:
@@ -293,9 +292,8 @@ def compared(
     if len(found) < 2:
         why = "--arms has token level alone" if arms else "the recipe trains on tokens throughout"
         raise UsageError(f"there is nothing to compare: {why}; an arm is such as k2:patch_size=2")
-    if question.budgets:
-        longest = question.at_budget(found[0], None, max(question.budgets))
-        check_data(question.study([longest]))
+    for budget in question.budgets:
+        check_data(question.study([question.at_budget(found[0], None, budget)]))
     return question
 
 

@@ -99,6 +99,15 @@ def finished(run: RunFolder) -> Row | None:
     return info if measured and info.get("status") == "finished" else None
 
 
+def diverged(run: RunFolder) -> str | None:
+    """What was no number any more in a run that ended so: trained again, it would end so again."""
+    try:
+        found = run.info().get("diverged")
+    except (OSError, PatchtrainError):
+        return None
+    return None if found is None else str(found)
+
+
 def _run(seed: int, info: Row) -> Row:
     model, result = info["model"], info["result"]
     return {

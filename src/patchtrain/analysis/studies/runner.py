@@ -190,15 +190,15 @@ def train_runs(
     for arm, seed in study.runs() if chosen is None else chosen:
         flops = study.equality[arm.name].actual if arm.name in study.equality else 1.0
         flops = flops if study.held_equal == "compute" else 1.0
+        run, name = run_folder(folder, arm, seed), run_name(arm, seed)
+        if what := results.diverged(run):
+            if name not in failed:
+                failed[name] = f"{what}, and would again; delete {run.path} to train it once more"
+                say(f"{name} failed before: {failed[name]}")
+            continue
         total += flops
-        run = run_folder(folder, arm, seed)
         if is_finished(run):
             finished, done = finished + 1, done + flops
-            continue
-        name = run_name(arm, seed)
-        if reason := _diverged(run):
-            failed[name] = f"{reason}, and would be again; delete {run.path} to train it again"
-            say(f"{name} failed before: {failed[name]}")
             continue
         recipe = folder / "recipes" / f"{name}.yaml"
         write_text(recipe, study.recipe_of(arm, seed, folder).to_yaml())
@@ -270,21 +270,12 @@ def _outcome(child: _Child) -> str | None:
     code = child.process.returncode
     if code == 0 and is_finished(child.folder):
         return None
-    if what := _diverged(child.folder):
+    if what := results.diverged(child.folder):
         return f"{what}; a lower rate may do ({child.log})"
     lines = child.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     said = lines[-1].removeprefix("patchtrain: error: ") if lines else ""
     ended = f"ended by signal {-code}" if code < 0 else f"exit code {code}"
     return one_line(f"{said or 'it said nothing'} ({ended}; {child.log})", 400)
-
-
-def _diverged(run: RunFolder) -> str | None:
-    """What was no number any more in a run that ended so: it would end so again."""
-    try:
-        found = run.info().get("diverged")
-    except (OSError, PatchtrainError):
-        return None
-    return None if found is None else str(found)
 
 
 def tidy(run: RunFolder, keep: Keep = "models") -> None:

@@ -19,6 +19,7 @@ from patchtrain.analysis.studies.sweep import Axis, Range, Sweep
 from patchtrain.errors import UsageError, one_line
 from patchtrain.extras import require
 from patchtrain.files import write_json
+from patchtrain.report.formats import seeds_in_words
 
 if TYPE_CHECKING:
     from patchtrain.analysis.studies.comparison import Work
@@ -56,9 +57,10 @@ class Search:
 
     def __call__(self, work: Work) -> None:
         file = work.folder / _FILE
-        done = self._known(work.folder)
+        done = self.known(work.folder)
         work.trials = done
-        work.begin_search(self.trials)
+        seeds = seeds_in_words(work.question.tuning_seeds)
+        work.begin(f"{self.trials} trial{'s' * (self.trials > 1)} with {seeds}")
         while True:
             pending = [trial for trial in done if trial["value"] is None and not trial["failed"]]
             if not pending:
@@ -71,9 +73,9 @@ class Search:
             self._train(work, pending)
             self._write(file, done)
 
-    def check(self, folder: Path) -> None:
-        """Refuse to go on in the folder of another search."""
-        self._known(folder)
+    def left(self, folder: Path | None) -> int:
+        """How many trials are to be made at most; ``None``: a folder that holds none."""
+        return self.trials if folder is None else max(self.trials - len(self.known(folder)), 0)
 
     def suggest(self, done: list[Trial], count: int) -> list[dict[str, Any]]:
         """The next ``count`` choices after the trials that are ``done``."""
@@ -130,8 +132,8 @@ class Search:
             trial["value"] = work.ended_at(arm)
             trial["failed"] = trial["value"] is None
 
-    def _known(self, folder: Path) -> list[Trial]:
-        """The trials of an earlier call; those that failed are tried again."""
+    def known(self, folder: Path) -> list[Trial]:
+        """The trials of earlier calls, to be counted anew; ``UsageError`` of another search."""
         file = folder / _FILE
         if not file.is_file():
             return []

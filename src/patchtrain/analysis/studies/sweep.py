@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -28,7 +29,6 @@ from patchtrain.analysis.studies.question import (
     Contender,
     Question,
     equalized,
-    exact,
     full_path,
     measured_length,
     replaced,
@@ -39,6 +39,7 @@ from patchtrain.errors import UsageError, one_line
 from patchtrain.patch_settings import UNUSED
 from patchtrain.plan import PlanSpec
 from patchtrain.recipe import Recipe
+from patchtrain.report.formats import exact
 from patchtrain.yaml_reader import read_yaml
 
 # Of these token level knows nothing.
@@ -47,8 +48,11 @@ _OF_PATCHES = (
     "plan.hold", "plan.schedule_scope", "plan.optimizer_at_switch", "plan.slot_weights",
     *(f"plan.{setting}" for setting in UNUSED),
 )  # fmt: skip
-# Fields of a plan that may lie between two whole numbers.
-_NOT_WHOLE = {f"plan.{item.name}" for item in fields(PlanSpec) if "float" in str(item.type)}
+# What may lie between two whole numbers.
+_NOT_WHOLE = {
+    RATE,
+    *(f"plan.{item.name}" for item in fields(PlanSpec) if "float" in str(item.type)),
+}
 _MOST_POINTS = 500
 _LONGEST_NAME = 100
 _RANGE = re.compile(r"([-+.\deE]+)\.\.([-+.\deE]+)")
@@ -68,7 +72,7 @@ class Range:
 
     @property
     def log(self) -> bool:
-        """Whether to search in the logarithm: where it goes over a factor of ten or so."""
+        """Whether to search in the logarithm: where it goes over a factor of eight."""
         return self.low > 0 and self.high / self.low >= 8
 
     def to_json(self) -> list[str]:
@@ -240,7 +244,8 @@ def fitting(
         try:
             contender = make(values)
         except UsageError as error:
-            unfit[name(values)] = one_line(str(error), 300)
+            at = name(values)
+            unfit[at] = one_line(error, 300).removeprefix(f"arm {at}: ")
         else:
             found[contender.name] = contender
     return list(found.values()), unfit
@@ -256,7 +261,7 @@ def axis_from_words(words: str) -> tuple[str, Axis]:
         low, high = (_number(end, words) for end in found.groups())
         if not low < high:
             raise UsageError(f"--over {words}: the range goes from less to more")
-        if path in _NOT_WHOLE or high - low == 1:  # r=0..1 means what lies between
+        if path in _NOT_WHOLE:  # r=0..1 means what lies between
             low, high = float(low), float(high)
         return path, Range(low, high)
     values = read_yaml(f"[{text}]", f"--over {key}")
@@ -269,9 +274,12 @@ def axis_from_words(words: str) -> tuple[str, Axis]:
 
 def _number(text: str, words: str) -> float:
     try:
-        return int(text) if re.fullmatch(r"[-+]?\d+", text) else float(text)
+        number = int(text) if re.fullmatch(r"[-+]?\d+", text) else float(text)
     except ValueError:
-        raise UsageError(f"--over {words}: {text} is no number") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise UsageError(f"--over {words}: {text} is no number")
+    return number
 
 
 def _rate(value: Any) -> float:
