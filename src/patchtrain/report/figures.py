@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import html
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,16 @@ from patchtrain.stage import stage_name
 COLOURS = ("#d5641c", "#2f7fc1", "#159a7a", "#b9599b", "#a38a1d", "#6f6fd0")
 POINTS_PER_STAGE = 500
 GRID: dict[str, Any] = {"zeroline": False, "gridcolor": "rgba(128,128,128,.18)"}
+LOOK: dict[str, Any] = {
+    "hovermode": "closest",
+    "margin": {"l": 50, "r": 10, "t": 12, "b": 46},
+    "paper_bgcolor": "rgba(0,0,0,0)",
+    "plot_bgcolor": "rgba(0,0,0,0)",
+    "font": {"family": "system-ui, sans-serif", "size": 12, "color": "#777"},
+    "template": "none",
+    "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom"},
+    "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": "#999", "activecolor": "#666"},
+}
 _LABEL_LINES = 6
 _LEGEND_LINE = 40  # letters
 
@@ -79,43 +89,40 @@ def kinds_drawn(run: RunSummary) -> list[str]:
 
 def loss_figure(runs: Sequence[RunSummary], axis: Axis) -> go.Figure:
     """Losses of all runs against one axis, with a line at every switch and what else befell."""
-    figure = go.Figure()
-    label_lines = 0
+    traces: list[go.Scatter] = []
+    shapes: list[dict[str, Any]] = []
+    labels: list[dict[str, Any]] = []
     shown = _shown_range(runs)
     for number, run in enumerate(runs):
         colour = COLOURS[number % len(COLOURS)]
         for stage in run.stages:
             if rows := _averaged(_drawable(run, "train", stage.index)):
                 kind = "token" if stage.patch_size == 1 else "patch"
-                figure.add_trace(_trace(run, number, kind, stage.patch_size, rows, axis, colour))
+                traces.append(_trace(run, number, kind, stage.patch_size, rows, axis, colour))
         if rows := _drawable(run, "eval"):
-            figure.add_trace(_trace(run, number, "validation", 1, rows, axis, colour))
-        label_lines += _mark_switches(figure, run, label_lines, axis, colour)
-        for trace in _marks(run, number, axis, colour, shown):
-            figure.add_trace(trace)
-    dress(figure, showlegend=False, margin_t=12 + 17 * min(label_lines, _LABEL_LINES))
-    figure.update_xaxes(
-        title={"text": axis.title, "standoff": 8}, rangemode="tozero", nticks=7, **GRID
-    )
-    figure.update_yaxes(
-        title={"text": "loss (nats per token)", "standoff": 6}, range=shown, nticks=8, **GRID
-    )
-    return figure
+            traces.append(_trace(run, number, "validation", 1, rows, axis, colour))
+        for line, label in _switches(run, len(labels), axis, colour):
+            shapes.append(line)
+            labels.append(label)
+        traces += _marks(run, number, axis, colour, shown)
+    title = {"text": axis.title, "standoff": 8}
+    loss = {"text": "loss (nats per token)", "standoff": 6}
+    layout = {
+        **LOOK,
+        "showlegend": False,
+        "margin": {**LOOK["margin"], "t": 12 + 17 * min(len(labels), _LABEL_LINES)},
+        "shapes": shapes,
+        "annotations": labels,
+        "xaxis": {"title": title, "rangemode": "tozero", "nticks": 7, **GRID},
+        "yaxis": {"title": loss, "range": shown, "nticks": 8, **GRID},
+    }
+    # At once: plotly takes far longer to change a layout than to make one.
+    return go.Figure(traces, layout)
 
 
 def dress(figure: go.Figure, **more: Any) -> None:
     """Give a figure the look that all have, on a page that is light or dark; and ``more``."""
-    figure.update_layout(
-        hovermode="closest",
-        margin={"l": 50, "r": 10, "t": 12, "b": 46},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"family": "system-ui, sans-serif", "size": 12, "color": "#777"},
-        template="none",
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
-        modebar={"bgcolor": "rgba(0,0,0,0)", "color": "#999", "activecolor": "#666"},
-    )
-    figure.update_layout(**more)
+    figure.update_layout(**LOOK, **more)
 
 
 def legend_name(name: str) -> str:
@@ -209,10 +216,10 @@ def _marks(
     return traces
 
 
-def _mark_switches(
-    figure: go.Figure, run: RunSummary, label_line: int, axis: Axis, colour: str
-) -> int:
-    """A dashed line at each switch, labelled above the plot; how many there are.
+def _switches(
+    run: RunSummary, label_line: int, axis: Axis, colour: str
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """A dashed line at each switch, and its label above the plot.
 
     Every label has a line of its own, from ``label_line`` on, so that none hides another.
     """
@@ -220,27 +227,27 @@ def _mark_switches(
     switches = [row for row in run.events("switch") if is_number(row.get(axis.counter))]
     for number, row in enumerate(switches, label_line):
         x = row[axis.counter] / axis.divisor
-        figure.add_shape(
-            type="line",
-            x0=x,
-            x1=x,
-            y0=0,
-            y1=1,
-            yref="paper",
-            line={"color": colour, "width": 1.4, "dash": "dash"},
-        )
-        figure.add_annotation(
-            x=x,
-            y=1,
-            yref="paper",
-            yanchor="bottom",
-            yshift=2 + 17 * (number % _LABEL_LINES),
-            xanchor="right" if row[axis.counter] > 0.6 * largest else "left",
-            text=f"switch to {stage_name(int(row.get('patch_size', 1)))}",
-            showarrow=False,
-            font={"color": colour, "size": 12},
-        )
-    return len(switches)
+        line = {
+            "type": "line",
+            "x0": x,
+            "x1": x,
+            "y0": 0,
+            "y1": 1,
+            "yref": "paper",
+            "line": {"color": colour, "width": 1.4, "dash": "dash"},
+        }
+        label = {
+            "x": x,
+            "y": 1,
+            "yref": "paper",
+            "yanchor": "bottom",
+            "yshift": 2 + 17 * (number % _LABEL_LINES),
+            "xanchor": "right" if row[axis.counter] > 0.6 * largest else "left",
+            "text": f"switch to {stage_name(int(row.get('patch_size', 1)))}",
+            "showarrow": False,
+            "font": {"color": colour, "size": 12},
+        }
+        yield line, label
 
 
 def _shown_range(runs: Sequence[RunSummary]) -> list[float] | None:
