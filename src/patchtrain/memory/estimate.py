@@ -252,8 +252,10 @@ def what_would_fit(
     lines: list[str] = []
     best = most(stages)
     for name, words, options in _measures(first):
-        for option in options:
-            memories = tried(**changes, **option)
+        # The last goes farthest: where it is not enough, those before it need not be tried.
+        farthest = tried(**changes, **options[-1])
+        for option in options if fits(farthest, device_bytes) else options[-1:]:
+            memories = farthest if option is options[-1] else tried(**changes, **option)
             peak = most(memories)
             enough = fits(memories, device_bytes)
             if not enough and option is not options[-1]:
