@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,34 @@ def run(
         environment: what a launcher would set besides.
         nodes: that the processes think they are on, as many on each.
     """
+    codes, said = _all_of(count, _child, (argv, str(folder), event), folder, environment, nodes)
+    read = [_read(folder / f"{rank}.jsonl") for rank in range(count)]
+    return Ended(codes, said, read)
+
+
+def call(count: int, function: Callable[[Path], None], folder: Path) -> None:
+    """Call a function of a module with ``folder`` in ``count`` processes, as a script would be.
+
+    Raises:
+        AssertionError: not all of them came to the end of it.
+    """
+    codes, said = _all_of(count, _calling, (function, folder), folder.parent / "said")
+    assert codes == [0] * count, said
+
+
+def _calling(rank: int, function: Callable[[Path], None], folder: Path) -> None:
+    function(folder)
+
+
+def _all_of(
+    count: int,
+    target: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    folder: Path,
+    environment: dict[str, str] | None = None,
+    nodes: int = 1,
+) -> tuple[list[int], list[str]]:
+    """Exit codes of processes that call ``target`` with rank and arguments, and what they said."""
     folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -74,8 +103,12 @@ def run(
     children = []
     for rank in range(count):
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank % (count // nodes))} if count > 1 else {}
-        arguments = (rank, argv, str(folder), event, {**common, **own})
-        children.append(context().Process(target=_child, args=arguments))
+        output = str(folder / f"{rank}.txt")
+        children.append(
+            context().Process(
+                target=_begin, args=(target, (rank, *arguments), output, {**common, **own})
+            )
+        )
     for child in children:
         child.start()
     deadline = time.monotonic() + LIMIT
@@ -91,8 +124,27 @@ def run(
     said = [(folder / f"{rank}.txt").read_text() for rank in range(count)]
     if hanging:
         raise AssertionError(f"processes {hanging} hang; they said: {said}")
-    read = [_read(folder / f"{rank}.jsonl") for rank in range(count)]
-    return Ended([child.exitcode or 0 for child in children], said, read)
+    return [child.exitcode or 0 for child in children], said
+
+
+def _begin(
+    target: Callable[..., Any], arguments: tuple[Any, ...], said: str, environment: dict[str, str]
+) -> None:
+    """What a process does first, and that it ends without waiting for threads of libraries."""
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    output = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    faulthandler.register(signal.SIGUSR1, all_threads=False)
+    try:
+        code = target(*arguments) or 0
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _read(file: Path) -> dict[int, list]:
@@ -100,15 +152,7 @@ def _read(file: Path) -> dict[int, list]:
     return {row["step"]: row["ids"] for row in rows}
 
 
-def _child(
-    rank: int, argv: list[str], folder: str, event: Any, environment: dict[str, str]
-) -> None:
-    os.environ.update(environment)
-    torch.set_num_threads(1)
-    output = os.open(f"{folder}/{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    faulthandler.register(signal.SIGUSR1, all_threads=False)
+def _child(rank: int, argv: list[str], folder: str, event: Any) -> int:
     from patchtrain.cli.main import main
     from patchtrain.training import checkpoint, processes
     from patchtrain.training.trainer import PatchTrainer
@@ -136,9 +180,7 @@ def _child(
             _happens(event[0])
         code = main(argv)
     print("CPU", time.process_time(), file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    return code
 
 
 def _happens(what: str) -> None:

@@ -1,9 +1,6 @@
 """The callback's two stages against a loop written out, in every situation Trainer puts it in."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ from patchtrain import PatchLevelCallback, UsageError, patch_level
 from patchtrain.evaluation.perplexity import rows_loss
 from patchtrain.modeling import PatchLevel
 from tests.models import VOCAB, tiny_model
+from tests.training.several import call
 
 K, LENGTH, ROWS, STEPS, SWITCH = 4, 16, 8, 6, 4
 RATE = 0.5
@@ -259,24 +257,19 @@ def test_rows_that_cannot_be_cut_into_patches_are_refused(tmp_path: Path) -> Non
         trainer.train()
 
 
+def _one_of_two(folder: Path) -> None:
+    run, _ = make_trainer(
+        folder, tiny_model(), eval_strategy="steps", per_device_train_batch_size=ROWS // 4,
+        gradient_accumulation_steps=2,
+    )  # fmt: skip
+    run.train()
+    run.save_model()
+    run.save_state()
+    run.accelerator.end_training()
+
+
 def test_two_processes_equal_a_loop_written_out(tmp_path: Path) -> None:
-    script = tmp_path / "two.py"
-    script.write_text(
-        "import sys; from pathlib import Path\n"
-        "from tests.models import tiny_model\n"
-        "from tests.training.test_callback import ROWS, make_trainer\n"
-        "run, _ = make_trainer(Path(sys.argv[1]), tiny_model(), eval_strategy='steps',\n"
-        "    per_device_train_batch_size=ROWS // 4, gradient_accumulation_steps=2)\n"
-        "run.train(); run.save_model(); run.save_state(); run.accelerator.end_training()\n"
-    )
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
-               "--master_port=0", "--rdzv_backend=c10d", "--rdzv_endpoint=127.0.0.1:0",
-               str(script), str(tmp_path / "two")]  # fmt: skip
-    root = Path(__file__).parents[2]
-    path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
-    environment = {"PYTHONPATH": path, "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    call(2, _one_of_two, tmp_path / "two")
     reference = tiny_model()
     losses, held_out = by_hand(reference)
     state = json.loads((tmp_path / "two" / "trainer_state.json").read_text())

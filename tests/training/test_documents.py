@@ -1,7 +1,5 @@
 """Separate documents: packed rows against each document on its own, in passes and processes."""
 
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +18,7 @@ from patchtrain.evaluation.perplexity import documents_loss, packed_loss
 from patchtrain.patches import patch_targets
 from patchtrain.runs import RunFolder
 from tests.models import VOCAB, tiny_model
+from tests.training.several import call
 
 T, EOS = 8, 0
 
@@ -156,21 +155,14 @@ def test_the_step_loss_is_the_mean_over_all_its_targets(tmp_path: Path) -> None:
     assert RunFolder.open(tmp_path).metrics("train")[0]["loss"] == pytest.approx(expected, rel=1e-5)
 
 
+def _one_of_two(folder: Path) -> None:
+    run = trainer(folder, per_device_train_batch_size=2, logging_steps=1)
+    run.train()
+    run.accelerator.end_training()
+
+
 def test_two_processes_train_the_same_as_one(tmp_path: Path) -> None:
-    script = tmp_path / "train.py"
-    script.write_text(
-        "import sys\nfrom pathlib import Path\n"
-        "from tests.training.test_documents import trainer\n"
-        "run = trainer(Path(sys.argv[1]), per_device_train_batch_size=2, logging_steps=1)\n"
-        "run.train(); run.accelerator.end_training()\n"
-    )
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
-               "--master_port=0", "--rdzv_backend=c10d", "--rdzv_endpoint=127.0.0.1:0",
-               str(script), str(tmp_path / "two")]  # fmt: skip
-    root = Path(__file__).parents[2]
-    environment = {"PYTHONPATH": str(root), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    call(2, _one_of_two, tmp_path / "two")
     trainer(tmp_path / "one", logging_steps=1).train()
     runs = [RunFolder.open(tmp_path / name) for name in ("one", "two")]
     for event, key in (("train", "loss"), ("train", "grad_norm"), ("eval", "loss")):

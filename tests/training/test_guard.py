@@ -3,8 +3,6 @@
 import copy
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from patchtrain import PatchConfig, PatchTrainer, PatchtrainError, UsageError
 from patchtrain.runs import RunFolder
 from patchtrain.training import guard
 from tests.models import VOCAB, tiny_model
+from tests.training.several import call
 from tests.training.test_documents import documents, split
 
 T, STEPS, ROWS, BAD = 8, 10, 8, VOCAB - 1
@@ -434,23 +433,17 @@ def test_another_word_is_refused(tmp_path: Path) -> None:
         trainer(tmp_path, on_nonfinite="retry")
 
 
+def _one_of_two(folder: Path) -> None:
+    run = trainer(folder, on_nonfinite="skip")
+    spoil_token(run)
+    plant(run, step=3, row=6)
+    run.train()
+    run.export(folder / "m")
+    run.accelerator.end_training()
+
+
 def test_two_processes_leave_the_same_step_out(tmp_path: Path) -> None:
-    script = tmp_path / "two.py"
-    script.write_text(
-        "import sys; from pathlib import Path\n"
-        "from tests.training.test_guard import plant, spoil_token, trainer\n"
-        "run = trainer(Path(sys.argv[1]), on_nonfinite='skip')\n"
-        "spoil_token(run); plant(run, step=3, row=6); run.train(); run.export(sys.argv[1] + '/m')\n"
-        "run.accelerator.end_training()\n"
-    )
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
-               "--master_port=0", "--rdzv_backend=c10d", "--rdzv_endpoint=127.0.0.1:0",
-               str(script), str(tmp_path / "two")]  # fmt: skip
-    root = Path(__file__).parents[2]
-    paths = f"{root / 'src'}:{root}"
-    environment = {"PYTHONPATH": paths, "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    call(2, _one_of_two, tmp_path / "two")
     one = trainer(tmp_path / "one", on_nonfinite="skip")
     spoil_token(one)
     plant(one, step=3, row=6)

@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from patchtrain.patches import hybrid_targets
 from patchtrain.presets import patch_size_for
 from patchtrain.runs import RunFolder
 from tests.models import VOCAB, tiny_model
+from tests.training.several import call
 
 T = 8
 COMPILER = "ACCELERATE_DYNAMO_BACKEND"  # what accelerate reads
@@ -216,22 +215,15 @@ def test_smaller_passes_give_the_same_run(tmp_path: Path) -> None:
         torch.testing.assert_close(got, want, rtol=2e-3, atol=2e-5)
 
 
+def _one_of_two(folder: Path) -> None:
+    run = trainer(folder, per_device_train_batch_size=2, logging_steps=1)
+    run.train()
+    run.export(folder / "model")
+    run.accelerator.end_training()
+
+
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    script = tmp_path / "two.py"
-    script.write_text(
-        "import sys; from pathlib import Path\n"
-        "from tests.training.test_trainer import trainer\n"
-        "run = trainer(Path(sys.argv[1]), per_device_train_batch_size=2, logging_steps=1)\n"
-        "run.train(); run.export(Path(sys.argv[1]) / 'model'); run.accelerator.end_training()\n"
-    )
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
-               "--master_port=0", "--rdzv_backend=c10d", "--rdzv_endpoint=127.0.0.1:0",
-               str(script), str(tmp_path / "two")]  # fmt: skip
-    root = Path(__file__).parents[2]
-    paths = f"{root / 'src'}:{root}"
-    environment = {"PYTHONPATH": paths, "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    call(2, _one_of_two, tmp_path / "two")
     one = trainer(tmp_path / "one", logging_steps=1)
     one.train()
     both = [RunFolder.open(tmp_path / name) for name in ("one", "two")]
