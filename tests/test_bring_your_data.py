@@ -42,7 +42,8 @@ def test_the_commands_run_in_order(
     blocks = re.findall(r"```bash\n(.*?)```", DOCUMENT, re.DOTALL)
     commands = [line for block in blocks for line in block.splitlines()]
     assert len(commands) == 9
-    short = ["plan.steps=8", "plan.tokens_per_step=64", "plan.context_length=16", "--quiet"]
+    short = ["plan.steps=8", "plan.tokens_per_step=64", "plan.context_length=16",
+             "training.eval_steps=0.5", "training.save_steps=0.5", "--quiet"]  # fmt: skip
     for command in commands:
         words = shlex.split(command)[1:]
         train = words[0] == "train"

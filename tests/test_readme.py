@@ -27,6 +27,9 @@ from tests.report.fake_runs import write_run
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+# Without the last two, most of so short a run would be evaluation and checkpoints.
+SHORT = ["plan.steps=20", "plan.tokens_per_step=1024", "plan.max_epochs=9",
+         "training.eval_steps=0.5", "training.save_steps=0.5"]  # fmt: skip
 
 
 def blocks(language: str, text: str = README) -> list[str]:
@@ -41,16 +44,15 @@ def commands(text: str = README) -> list[str]:
 def test_the_commands_on_your_own_text_run_in_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_corpus(tmp_path / "YOUR-TEXT", sentences=20_000)
+    write_corpus(tmp_path / "YOUR-TEXT", sentences=6000)
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "YOUR-TEXT").rename(tmp_path / "text.txt")
-    short = ["plan.steps=20", "plan.tokens_per_step=1024", "plan.max_epochs=9"]
     assert len(commands()) == 7
     for command in commands():
         words = shlex.split(command.replace("YOUR-TEXT", "text.txt"))[1:]
         if words[0] == "train":
-            words[2:2] = short  # what it says, on less text
+            words[2:2] = SHORT  # what it says, on less text
         assert main(words) == 0, command
     assert (tmp_path / "runs" / "small" / "report.html").is_file()
     assert capsys.readouterr().out
@@ -61,8 +63,8 @@ def test_the_commands_on_going_on_run_in_order(
 ) -> None:
     text = (ROOT / "docs" / "surviving.md").read_text(encoding="utf-8")
     first, second = (shlex.split(line, comments=True)[1:] for line in commands(text))
-    short = ["plan.steps=20", "plan.tokens_per_step=1024", "plan.max_epochs=9", "--quiet"]
-    corpus = write_corpus(tmp_path / "text.txt", sentences=20_000)
+    short = [*SHORT, "--quiet"]
+    corpus = write_corpus(tmp_path / "text.txt", sentences=6000)
     prepare([corpus], tmp_path / "stores" / "text", train_tokenizer="bpe", vocab_size=300)
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     monkeypatch.chdir(tmp_path)
@@ -92,12 +94,12 @@ def test_the_commands_on_evaluation_run_in_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
-    corpus = write_corpus(tmp_path / "text.txt", sentences=20_000)
+    corpus = write_corpus(tmp_path / "text.txt", sentences=6000)
     prepare([corpus], tmp_path / "stores" / "text", train_tokenizer="bpe", vocab_size=300)
     write_corpus(tmp_path / "YOUR-TEXT", sentences=300).rename(tmp_path / "own.txt")
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     monkeypatch.chdir(tmp_path)
-    short = ["plan.steps=20", "plan.tokens_per_step=1024", "plan.max_epochs=9", "--quiet"]
+    short = [*SHORT, "--quiet"]
     assert len(commands(text)) == 7
     for command in commands(text):
         words = shlex.split(command.replace("YOUR-TEXT", "own.txt"), comments=True)[1:]

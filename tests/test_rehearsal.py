@@ -91,7 +91,8 @@ def test_both_stages_run_on_tensors_without_data_and_fit(name: str) -> None:
 @pytest.mark.parametrize("name", SIZES)
 def test_three_steps_of_a_rehearsal(name: str, store: Path, tmp_path: Path) -> None:
     recipe = PAPERS / f"{name}.yaml"
-    overrides = ["rehearse=true", f"store={store}", f"out={tmp_path / 'run'}"]
+    overrides = ["rehearse=true", f"store={store}", f"out={tmp_path / 'run'}",
+                 "training.eval_tokens=256"]  # fmt: skip
     assert main(["train", str(recipe), *overrides, "--quiet"]) == 0
     folder = RunFolder.open(tmp_path / "run-rehearsal")
     rows = folder.metrics("train")

@@ -41,7 +41,14 @@ RECIPE: dict[str, Any] = {
         "tokens_per_step": 256,
         "steps": 30,
     },
-    "training": {"learning_rate": 1e-2, "use_cpu": True},
+    # By default most of so short a run would be evaluation and checkpoints.
+    "training": {
+        "learning_rate": 1e-2,
+        "use_cpu": True,
+        "eval_steps": 0.2,
+        "eval_tokens": 256,
+        "save_steps": 0.5,
+    },
     "samples": ["The <b>cat</b>"],
 }
 

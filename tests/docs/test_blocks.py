@@ -68,7 +68,8 @@ PARSED = {
     "pip": "it installs; the extra it names is one of pyproject.toml",
     "python": "tests/test_benchmarks.py runs each benchmark small",
 }
-SHORT = ["plan.steps=10", "plan.tokens_per_step=1024", "plan.max_epochs=99", "--quiet"]
+SHORT = ["plan.steps=10", "plan.tokens_per_step=1024", "plan.max_epochs=99",
+         "training.eval_steps=0.5", "training.save_steps=0.5", "--quiet"]  # fmt: skip
 # Of a page's Python, what a test has less of: time, memory, network.
 CHANGED = {
     "max_steps=1000": "max_steps=6, use_cpu=True, disable_tqdm=True",

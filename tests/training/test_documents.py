@@ -53,7 +53,8 @@ def trainer(folder: Path, **values: Any) -> PatchTrainer:
         "documents": "separate",
         **values.pop("plan", {}),
     }
-    settings = {"per_device_train_batch_size": 4, "learning_rate": 1e-2, "disable_tqdm": True}
+    settings = {"per_device_train_batch_size": 4, "learning_rate": 1e-2, "disable_tqdm": True,
+                "eval_steps": 3, "save_steps": 5}  # fmt: skip
     args = PatchConfig(str(folder), plan=plan, use_cpu=True, **{**settings, **values})
     validation = split(documents(40, seed=1))
     return PatchTrainer(tiny_model(), args, split(documents()), eval_dataset=validation)

@@ -31,6 +31,7 @@ def trained(store: Any, folder: Path, documents: str = "mixed") -> tuple[list[fl
     args = PatchConfig(
         str(folder), plan=plan, use_cpu=True, disable_tqdm=True, learning_rate=1e-2,
         per_device_train_batch_size=4, logging_steps=1, save_strategy="no", report_to="none",
+        eval_steps=4,
     )  # fmt: skip
     trainer = PatchTrainer(tiny_model(vocab_size=257), args, store)
     trainer.train()

@@ -48,7 +48,9 @@ def trainer(folder: Path, model: Any = None, **values: Any) -> PatchTrainer:
         "steps": 10,
         **values.pop("plan", {}),
     }
-    settings = {"per_device_train_batch_size": 4, "learning_rate": 1e-2, "disable_tqdm": True}
+    settings = {"per_device_train_batch_size": 4, "learning_rate": 1e-2, "disable_tqdm": True,
+                # By default both would follow every step.
+                "eval_steps": 3, "save_steps": 5}  # fmt: skip
     args = PatchConfig(str(folder), plan=plan, use_cpu=True, **{**settings, **values})
     return PatchTrainer(model or tiny_model(), args, corpus(), eval_dataset=corpus(500, seed=1))
 

@@ -33,7 +33,7 @@ def recipe(store: Path, **plan: Any) -> dict[str, Any]:
         },
         "training": {
             "learning_rate": 1e-2, "use_cpu": True, "logging_steps": 5, "eval_steps": 0.25,
-            "per_device_train_batch_size": 16,
+            "eval_tokens": 512, "per_device_train_batch_size": 16,
         },
     }  # fmt: skip
 
