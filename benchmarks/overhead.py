@@ -43,6 +43,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--text", default=str(Path(os.__file__).parent / "*.py"),
+                        help="what to train on, as `patchtrain prepare` reads it; default: the "
+                        "Python standard library's sources")  # fmt: skip
     parser.add_argument("--steps", type=int, default=14)
     parser.add_argument("--skip", type=int, default=4, help="steps at the beginning not timed")
     parser.add_argument("--rounds", type=int, default=4)
@@ -98,10 +101,9 @@ def fastest_quarter(rates: list[float]) -> float:
 
 
 def make_recipe(folder: Path, args: argparse.Namespace) -> Path:
-    """A recipe and its store, made of the Python standard library's sources."""
+    """A recipe and its store."""
     store = folder / "store"
-    sources = str(Path(os.__file__).parent / "*.py")
-    prepare = ["prepare", sources, "--out", str(store), "--train-tokenizer", "bpe",
+    prepare = ["prepare", args.text, "--out", str(store), "--train-tokenizer", "bpe",
                "--vocab-size", str(args.vocabulary)]  # fmt: skip
     patchtrain(prepare, args.threads)
     recipe = {
