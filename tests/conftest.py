@@ -3,6 +3,8 @@
 import gc
 import os
 
+import pytest
+
 # Matrices here are tiny: a second thread would only wait for the first, and on a busy machine the
 # two would wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -10,6 +12,17 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 
 def pytest_collection_finish() -> None:
+    _leave_out_of_collections()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _only_what_is_new_is_collected() -> None:
+    """As tests import more, and leave compiled code behind. No other module's fixtures live now."""
+    gc.collect()
+    _leave_out_of_collections()
+
+
+def _leave_out_of_collections() -> None:
     """Have garbage collection pass over what is imported by now, hundreds of thousands of objects.
 
     Trainer collects twice a training, and a training here takes about a second.
