@@ -21,7 +21,7 @@ demo: $(VENV)/.installed
 	$(BIN)/patchtrain demo $(DEMO_FLAGS)
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n auto --dist loadfile $(TEST_FLAGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(TEST_FLAGS)
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -11,6 +11,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 
+# Begun first where files are shared out over workers: one of these, begun last, would keep all
+# others waiting.
+_LONG = (
+    "test_demo.py", "test_nodes.py", "test_cluster.py", "test_killing.py", "test_runner.py",
+    "test_live.py", "test_readme.py", "test_benchmarks.py", "test_evidence.py", "test_fuzz.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in _LONG)  # else in their order
+
+
 def pytest_collection_finish() -> None:
     _leave_out_of_collections()
 
