@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
@@ -26,30 +26,11 @@ from patchtrain.patch_settings import (
 )
 from patchtrain.plan import CHOICES, Plan, PlanSpec, largest_divisor, warmup_steps
 from patchtrain.presets import PATCH_FRACTION, STEP_FRACTION
-from patchtrain.stage import ABLATIONS, Stage, sequence_tokens, slot_weights
+from patchtrain.stage import ABLATIONS, Part, Stage, slot_weights
 
 _MOST = {"patch_size": 1024, "context_length": 10**9, "tokens_per_step": 10**12, "steps": 10**9}
 _MOST_EPOCHS = 10_000
 _STAGE_KEYS = ("patch_size", "share", "context_length", "ablation")
-
-
-@dataclass(frozen=True)
-class Part:
-    """A stage as asked for: its share of the steps, of which only the ratios count."""
-
-    patch_size: int
-    share: float
-    context_length: int
-    ablation: str | None = None
-    tail: int = 0  # of the positions, that read single tokens
-
-    @property
-    def sequence_tokens(self) -> int:
-        return sequence_tokens(self.patch_size, self.context_length, self.ablation, self.tail)
-
-    @property
-    def tokens_per_position(self) -> float:
-        return self.sequence_tokens / self.context_length
 
 
 class Resolver:
@@ -220,13 +201,13 @@ class Resolver:
         T = self.spec.context_length
         if patch_size == 1 or self.spec.rows != "tokens" or self.problems:
             return T
-        if T % patch_size or 2 * patch_size > T:
-            self.problems.append(
-                f"rows: tokens needs a context_length that patches divide into two or more, and "
-                f"{T} is not such a multiple of {patch_size}"
-            )
-            return T
-        return T // patch_size
+        if T % patch_size == 0 and 2 * patch_size <= T:
+            return T // patch_size
+        self.problems.append(
+            f"rows: tokens needs a context_length that patches divide into two or more, and "
+            f"{T} is not such a multiple of {patch_size}"
+        )
+        return T
 
     def _tail(self, patch_size: int, context_length: int) -> int:
         share = 0.0 if self.problems else self.spec.hybrid_share
@@ -272,23 +253,23 @@ class Resolver:
         """Whether a stage can have this ablation, if any."""
         if ablation is None:
             return True
-        before = len(self.problems)
+        spec = self.spec
         if not isinstance(ablation, str) or ablation not in ABLATIONS:
             known = ", ".join(ABLATIONS)
             self.problems.append(f"the ablation {shown(ablation)} of a stage is not one of {known}")
-        elif patch_size == 1:
-            self.problems.append(f"ablation {ablation} needs patches: a patch_size above 1")
-        elif self.spec.documents == "separate":
-            self.problems.append(f"ablation {ablation} needs documents: mixed")
-        elif self.spec.token_share:
-            self.problems.append(f"ablation {ablation} needs token_share: 0")
-        elif self.spec.hybrid_share:
-            self.problems.append(f"ablation {ablation} needs hybrid_share: 0")
-        elif self.spec.phase == "random" and ablation != "input-only":
-            self.problems.append(
-                f"ablation {ablation} needs phase: fixed; it has no patches to move"
-            )
-        return len(self.problems) == before
+            return False
+        moved = spec.phase == "random" and ablation != "input-only"
+        for lacks, what in (
+            (patch_size == 1, "patches: a patch_size above 1"),
+            (spec.documents == "separate", "documents: mixed"),
+            (spec.token_share, "token_share: 0"),
+            (spec.hybrid_share, "hybrid_share: 0"),
+            (moved, "phase: fixed; it has no patches to move"),
+        ):
+            if lacks:
+                self.problems.append(f"ablation {ablation} needs {what}")
+                return False
+        return True
 
     def _sequences_per_step(self, parts: list[Part]) -> list[int]:
         """Sequences of one step in each stage, over all processes."""

@@ -25,6 +25,25 @@ ABLATIONS = {
 
 
 @dataclass(frozen=True)
+class Part:
+    """A stage as asked for: its share of the steps, of which only the ratios count."""
+
+    patch_size: int
+    share: float
+    context_length: int
+    ablation: str | None = None
+    tail: int = 0  # of the positions, that read single tokens
+
+    @property
+    def sequence_tokens(self) -> int:
+        return sequence_tokens(self.patch_size, self.context_length, self.ablation, self.tail)
+
+    @property
+    def tokens_per_position(self) -> float:
+        return self.sequence_tokens / self.context_length
+
+
+@dataclass(frozen=True)
 class Stage:
     """One stretch of a run at one patch size. All counts are over all processes."""
 
