@@ -165,13 +165,12 @@ def carry_out(args: argparse.Namespace, question: Question, search: Search | Non
     from patchtrain.analysis.studies.estimate import estimate
     from patchtrain.analysis.studies.study import refuse_foreign, refuse_too_many, start_over
 
-    anew = args.overwrite
-    refuse_foreign(args.out) if anew else refuse_another(question, args.out, search)
-    asked = estimate(
-        question,
-        None if anew else args.out,
-        search.left(None if anew else args.out) if search else 0,
-    )
+    folder = None if args.overwrite else args.out  # None: what it holds does not count
+    if folder is None:
+        refuse_foreign(args.out)
+    else:
+        refuse_another(question, folder, search)
+    asked = estimate(question, folder, search.left(folder) if search else 0)
     refuse_too_many(asked["most_runs"])
     if args.dry_run:
         if args.json:
@@ -179,7 +178,7 @@ def carry_out(args: argparse.Namespace, question: Question, search: Search | Non
         else:
             print_question(asked)
         return 0
-    if anew:
+    if args.overwrite:
         start_over(args.out)
     found = run_comparison(
         question,

@@ -240,12 +240,12 @@ def run_comparison(
         say: is given a line where something begins, ends or fails, and now and then on progress.
         quiet: no lines on progress.
         keep: what is left of a run that is finished.
-        search: trains more contenders, which it chooses as it goes, after the question's own; its
-            ``check`` refuses the folder of another search before anything is written.
+        search: trains more contenders, which it chooses as it goes, after the question's own.
         count_only: train nothing; what is there is counted, with the runs that are missing.
 
     Raises:
-        UsageError: the folder holds something else, or another study is running in it.
+        UsageError: the folder holds something else, another study or another search, of which
+            nothing is changed; or a study is running in it.
         PatchtrainError: every run failed.
     """
     refuse_another(question, folder, search)
