@@ -1,8 +1,8 @@
 """The project's own comparisons, from results/ to what the advice ships.
 
 Takes the points of the map (results/map.json, which benchmarks/map.py makes of all studies) and
-writes src/patchtrain/advice/own.json. Of comparisons that are alike in text, size, length, K and r
-the one with the most rates is taken. The tests fail where the two no longer agree.
+writes src/patchtrain/advice/own.json. Of comparisons that are alike in text, size, length, K, r
+and rows the one with the most rates is taken. The tests fail where the two no longer agree.
 
     python benchmarks/collect_points.py
 """
@@ -20,7 +20,9 @@ ROOT = Path(__file__).parents[1]
 MAP = ROOT / "results" / "map.json"
 OUT = ROOT / "src" / "patchtrain" / "advice" / "own.json"
 TEXTS = {"python": "Python sources", "cpp": "C++ headers"}  # others by their own names
-ALIKE = ("vocab_size", "parameters", "tokens", "steps", "patch_size", "step_fraction")
+ALIKE = (
+    "vocab_size", "parameters", "tokens", "steps", "patch_size", "step_fraction", "rows",
+)  # fmt: skip
 
 
 def main() -> None:

@@ -3,10 +3,10 @@
     python benchmarks/map.py
 
 Reads results/evidence/*.json and what the papers published (src/patchtrain/advice/published.json).
-A point is a contender that differs from token level in K and r only, over the seeds that both have,
-each at its own best rate; its gain is what it ended lower by. Through the own points a plane is
-laid, and each corpus's points are predicted by the others. Writes results/map.json, and with
-matplotlib docs/map.svg.
+A point is a contender that differs from token level in K, r and the length of its rows of patches
+only, over the seeds that both have, each at its own best rate; its gain is what it ended lower by.
+Through the own points a plane is laid, and each corpus's points are predicted by the others. Writes
+results/map.json, and with matplotlib docs/map.svg.
 """
 
 from __future__ import annotations
@@ -31,9 +31,13 @@ ROOT = Path(__file__).parents[1]
 EVIDENCE = ROOT / "results" / "evidence"
 OUT = ROOT / "results" / "map.json"
 FIGURE = ROOT / "docs" / "map.svg"
-OF_A_PLAIN_ONE = {"plan.patch_size", "plan.step_fraction", "plan.steps"}
+OF_A_PLAIN_ONE = {
+    "plan.patch_size", "plan.step_fraction", "plan.rows", "plan.stages", "plan.share_of",
+    "plan.steps",
+}  # fmt: skip
 MARKERS = {2: "o", 3: "^", 4: "s", 6: "D", 8: "v"}  # by K
-TERMS = ("1", "ln(D / N)", "ln N", "ln K", "ln V")  # of the plane
+# Of the plane; the last is 1 where a row of patches has as many tokens as at token level, else 0.
+TERMS = ("1", "ln(D / N)", "ln N", "ln K", "ln V", "[rows of as many tokens]")
 
 
 def main() -> None:
@@ -74,7 +78,8 @@ def own_points(file: Path) -> list[dict[str, Any]]:
         gains = [
             run["loss"] - losses[run["seed"]] for run in token["runs"] if run["seed"] in losses
         ]
-        if not gains or study["held_equal"] != "compute" or not is_plain(arm["recipe"]):
+        settings = plain(arm["recipe"], study["recipe"]["plan"]["context_length"])
+        if not gains or study["held_equal"] != "compute" or settings is None:
             continue
         base = token["runs"][0]
         found.append({
@@ -87,8 +92,7 @@ def own_points(file: Path) -> list[dict[str, Any]]:
             "tokens": base["total_tokens"],
             "steps": base["total_steps"],
             "epochs": statistics.fmean(run["epochs"] for run in arm["runs"]),
-            "patch_size": arm["recipe"]["plan.patch_size"],
-            "step_fraction": arm["recipe"]["plan.step_fraction"],
+            **settings,
             "token_loss": statistics.fmean(run["loss"] for run in token["runs"]),
             "gain": statistics.fmean(gains),
             "gains": gains,
@@ -99,16 +103,34 @@ def own_points(file: Path) -> list[dict[str, Any]]:
     return found
 
 
-def is_plain(entries: Mapping[str, Any]) -> bool:
-    """Whether a contender is patches of one K for a share r of the steps, and nothing else."""
-    if not entries.get("plan.step_fraction") or entries.get("plan.patch_size", 1) == 1:
-        return False
-    return all(
-        value is None or value == getattr(PlanSpec, key, None)
-        for section, _, key in (path.partition(".") for path in entries.keys() - OF_A_PLAIN_ONE)
-        if section == "plan"
-        for value in [entries[f"plan.{key}"]]
-    )
+def plain(entries: Mapping[str, Any], context_length: int) -> dict[str, Any] | None:
+    """K, r and the rows of a contender that is patches of one K, then tokens, and nothing else."""
+    for path in entries.keys() - OF_A_PLAIN_ONE:
+        section, _, key = path.partition(".")
+        if section == "plan" and entries[path] not in (None, getattr(PlanSpec, key, None)):
+            return None
+    if entries.get("plan.stages"):
+        found = of_stages(entries, context_length)
+    else:
+        rows = entries.get("plan.rows") or "positions"
+        found = entries.get("plan.patch_size", 1), entries.get("plan.step_fraction"), rows
+    if found is None or found[0] == 1 or not found[1]:
+        return None
+    return dict(zip(("patch_size", "step_fraction", "rows"), found, strict=True))
+
+
+def of_stages(entries: Mapping[str, Any], context_length: int) -> tuple[int, float, str] | None:
+    """The same of a list of stages, where it says no more than K, r and rows do."""
+    first, *others = entries["plan.stages"]
+    if entries.get("plan.share_of") != "steps" or [next(iter(o), None) for o in others] != [1]:
+        return None
+    if not isinstance(first, Mapping):
+        first = dict(zip(("patch_size", "share"), first, strict=True))
+    K, T = first["patch_size"], first.get("context_length", context_length)
+    rows = {context_length: "positions", context_length / K: "tokens"}.get(T)
+    if rows is None or first.keys() - {"patch_size", "share", "context_length"}:
+        return None
+    return K, first["share"], rows
 
 
 def published_points() -> list[dict[str, Any]]:
@@ -152,7 +174,8 @@ def columns(points: Sequence[dict[str, Any]]) -> np.ndarray:
     """(P, F), the columns ``TERMS``."""
     return np.array([
         [1.0, math.log(point["tokens"] / point["parameters"]), math.log(point["parameters"]),
-         math.log(point["patch_size"]), math.log(point["vocab_size"])]
+         math.log(point["patch_size"]), math.log(point["vocab_size"]),
+         float(point["rows"] == "tokens")]
         for point in points
     ])  # fmt: skip
 

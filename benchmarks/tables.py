@@ -27,6 +27,7 @@ from tables_of_quality import (
 )
 
 from patchtrain.advice.ranges import short
+from patchtrain.advice.reasons import rows_of
 from patchtrain.files import write_text
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -237,10 +238,10 @@ def advice(result: dict[str, Any]) -> list[str]:
     for row in result["advised"]:
         share = (f"lambda = {row['patch_fraction']:g}" if row["step_fraction"] is None
                  else f"r = {row['step_fraction']:g}")  # fmt: skip
-        what = f"K = {row['patch_size']}, {share}" if row["patch_size"] > 1 else "token level"
+        what = f"K = {row['patch_size']}, {share}{rows_of(row['plan'].get('rows'))}"
         gain, ends = row["gain"], row["interval"]
         if row["patch_size"] == 1:
-            gain_range = "-", "-"
+            what, gain_range = "token level", ("-", "-")
         elif gain is None:
             gain_range = "not known", "-"
         else:

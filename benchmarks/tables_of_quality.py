@@ -219,14 +219,17 @@ def copying(result: dict[str, Any]) -> list[str]:
 def map_of_gains(result: dict[str, Any]) -> list[str]:
     """Where patches won and lost, by text, size and length; and how well a plane says so."""
     lines = head("text", "vocabulary", "parameters", "tokens per parameter", "epochs", "K", "r",
-                 "gain, nats a token", "seeds", "rates tried")  # fmt: skip
-    keys = ("corpus", "vocab_size", "parameters", "tokens", "patch_size", "step_fraction")
+                 "rows of as many", "gain, nats a token", "seeds", "rates tried")  # fmt: skip
+    keys = (
+        "corpus", "vocab_size", "parameters", "tokens", "patch_size", "step_fraction", "rows",
+    )  # fmt: skip
     for row in sorted(result["rows"], key=lambda row: [row[key] for key in keys]):
         edge = " (edge)" if row["edge"] else ""
         lines.append(line(
             row["corpus"], f"{row['vocab_size']:,}", short(row["parameters"]),
             short(row["tokens"] / row["parameters"]), f"{row['epochs']:.1f}", row["patch_size"],
-            row["step_fraction"], f"{row['gain']:+z.3f}", row["seeds"], f"{row['rates']}{edge}",
+            row["step_fraction"], row["rows"], f"{row['gain']:+z.3f}", row["seeds"],
+            f"{row['rates']}{edge}",
         ))  # fmt: skip
     fit = result["fit"]
     if fit["terms"]:

@@ -228,19 +228,28 @@ def test_the_map_has_every_plain_contender(place: Place) -> None:
     assert empty.returncode == 1
     assert "no comparison in" in empty.stderr
     del place.study["arms"]
-    place.study["over"] = ["steps=8,16", "K=2", "r=0.5", "phase=fixed,random"]
+    place.study["over"] = [
+        "steps=8,16",
+        "K=2",
+        "r=0.5",
+        "phase=fixed,random",
+        "rows=positions,tokens",
+    ]
     assert place("small").returncode == 0
     out, figure = place.path / "results" / "map.json", place.path / "map.svg"
     found = result("map", out, "--kept", str(place.path / "kept"), "--figure", str(figure))
     ended = place.summary()
     arms = {arm["name"]: arm["runs"][0]["loss"] for arm in ended["arms"]}
     chosen = {item["name"]: item["chosen"] for item in ended["contenders"]}
-    assert len(found["rows"]) == 2  # the random phases are another question
+    rows = [(point["steps"], point["rows"]) for point in found["rows"]]
+    # The random phases are another question.
+    assert sorted(rows) == [(n, rows) for n in (8, 16) for rows in ("positions", "tokens")]
     for point in found["rows"]:
         name = point["contender"]
         gain = arms[chosen[f"token-steps{point['steps']}"]] - arms[chosen[name]]
         assert point["gain"] == pytest.approx(gain)
         assert f"K{point['patch_size']}-r{point['step_fraction']}" in name
+        assert point["rows"] in name
     assert {point["held_equal"] for point in found["published"]} == {"compute", "data"}
     assert "tokens per parameter" in figure.read_text()
     before = figure.read_bytes()
@@ -250,19 +259,50 @@ def test_the_map_has_every_plain_contender(place: Place) -> None:
     assert "| tiny | 280 |" in out.with_suffix(".md").read_text()
 
 
-def test_the_plane_of_the_map_is_found_again() -> None:
-    """Points made from a plane, the texts of which differ in length: it predicts each by others."""
+@pytest.mark.parametrize(
+    ("entries", "settings"),
+    [
+        ({"patch_size": 2, "step_fraction": 0.3}, (2, 0.3, "positions")),
+        ({"patch_size": 2, "step_fraction": 0.3, "rows": "tokens"}, (2, 0.3, "tokens")),
+        ({"stages": [[2, 0.3], [1, 0.7]], "share_of": "steps"}, (2, 0.3, "positions")),
+        ({"stages": [{"patch_size": 4, "share": 0.3, "context_length": 16}, [1, 0.7]],
+          "share_of": "steps", "step_fraction": None}, (4, 0.3, "tokens")),
+        ({"stages": [{"patch_size": 4, "share": 0.3, "context_length": 32}, [1, 0.7]],
+          "share_of": "steps"}, None),
+        ({"stages": [{"patch_size": 2, "share": 0.3, "ablation": "input-only"}, [1, 0.7]],
+          "share_of": "steps"}, None),
+        ({"stages": [[4, 0.1], [2, 0.2], [1, 0.7]], "share_of": "steps"}, None),
+        ({"stages": [[2, 0.3], [1, 0.7]]}, None),  # of the tokens
+        ({"patch_size": 2, "step_fraction": 0.3, "phase": "random"}, None),
+        ({"patch_size": 2, "step_fraction": 0.3, "phase": "fixed"}, (2, 0.3, "positions")),
+        ({"patch_size": 1, "patch_fraction": 0}, None),
+    ],
+)  # fmt: skip
+def test_what_the_map_takes_for_a_plain_contender(
+    entries: dict[str, Any], settings: tuple[Any, ...] | None
+) -> None:
+    found = map_script()["plain"]({f"plan.{key}": value for key, value in entries.items()}, 64)
+    assert (tuple(found.values()) if found else None) == settings
+
+
+def map_script() -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCHMARKS))
-        script = runpy.run_path(str(BENCHMARKS / "map.py"))
+        return runpy.run_path(str(BENCHMARKS / "map.py"))
+
+
+def test_the_plane_of_the_map_is_found_again() -> None:
+    """Points made from a plane, the texts of which differ in length: it predicts each by others."""
+    script = map_script()
     rng = np.random.default_rng(0)
     points = [
         {"corpus": f"text{number % 3}", "parameters": rng.integers(1e4, 1e6), "rates": 2,
          "tokens": rng.integers(1e6, 1e8), "vocab_size": rng.choice([256, 512, 1024]),
-         "patch_size": rng.choice([2, 4]), "step_fraction": rng.choice([0.1, 0.3])}
+         "patch_size": rng.choice([2, 4]), "step_fraction": rng.choice([0.1, 0.3]),
+         "rows": rng.choice(["positions", "tokens"])}
         for number in range(24)
     ]  # fmt: skip
-    terms = np.array([-0.5, 0.2, -0.05, -0.3, 0.1])
+    terms = np.array([-0.5, 0.2, -0.05, -0.3, 0.1, 0.15])
     for point, row in zip(points, script["columns"](points), strict=True):
         point["gain"] = float(row @ terms) * -np.log(1 - point["step_fraction"])
     found = script["plane"](points)

@@ -63,7 +63,7 @@ def test_own_points_are_what_the_runs_ended_at() -> None:
 
 def test_of_comparisons_that_are_alike_the_best_tuned_is_taken(tmp_path: Path) -> None:
     alike = [item for item in points.own() if item.text == "Python sources"]
-    settings = [(o.parameters, o.tokens, o.patch_size, o.step_fraction) for o in alike]
+    settings = [(o.parameters, o.tokens, o.patch_size, o.step_fraction, o.rows) for o in alike]
     assert len(set(settings)) == len(settings)
     found = json.loads((ROOT / "results" / "map.json").read_text(encoding="utf-8"))
     (demo,) = (row for row in found["rows"] if row["study"] == "demo")

@@ -119,9 +119,11 @@ def test_small_models_follow_the_own_runs_and_their_seeds() -> None:
         assert far.warnings[-1].startswith("no run is known that is near")
 
 
-def own_run(text: str, gain: float, K: int = 2, r: float = 0.3, scale: float = 1.0) -> Own:
+def own_run(
+    text: str, gain: float, K: int = 2, r: float = 0.3, scale: float = 1.0, rows: str = "positions"
+) -> Own:
     size, tokens = round(100_000 * scale), round(10_000_000 * scale)
-    return Own("study", text, 512, size, tokens, 4000, K, r, 3, (gain - 0.01, gain + 0.01))
+    return Own("study", text, 512, size, tokens, 4000, K, r, rows, 3, (gain - 0.01, gain + 0.01))
 
 
 def small_advice(monkeypatch: pytest.MonkeyPatch, *own: Own) -> Advice:

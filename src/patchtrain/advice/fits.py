@@ -41,7 +41,8 @@ class Estimate:
 class Fit:
     """Least squares of ``y`` (P,) on the columns of ``X`` (P, F).
 
-    ``left_out`` (P,) is what each point is above what the fit to all other points says there.
+    ``left_out`` (P,) is what each point is above what the fit to all other points says there; not
+    a number where they do not make a fit.
     """
 
     def __init__(self, X: np.ndarray, y: np.ndarray) -> None:
@@ -49,8 +50,9 @@ class Fit:
         self.inverse = np.linalg.inv(X.T @ X)
         leverage = np.einsum("pf,fg,pg->p", X, self.inverse, X)
         # Leaving a point out moves the fit there by leverage / (1 - leverage) of its residual.
-        self.left_out: np.ndarray = (y - X @ self.coefficients) / (1 - leverage)
-        self.spread = float(np.sqrt(np.mean(self.left_out**2)))
+        free = np.where(leverage < 1 - 1e-9, 1 - leverage, np.nan)
+        self.left_out: np.ndarray = (y - X @ self.coefficients) / free
+        self.spread = float(np.sqrt(np.nanmean(self.left_out**2)))
 
     def predict(self, x: np.ndarray) -> tuple[float, float]:
         """Value at ``x`` (F,) and half the width of its range, which grows away from the points."""

@@ -47,6 +47,7 @@ class Own:
     steps: int
     patch_size: int
     step_fraction: float
+    rows: str  # of patches: as many "positions" or "tokens" as at token level (PlanSpec.rows)
     rates: int  # that each arm was tried at
     gains: tuple[float, ...]  # nats a token, one a seed
 

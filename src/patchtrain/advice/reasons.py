@@ -114,7 +114,7 @@ def equal_compute(model: EqualCompute, ratio: float, gain: Estimate | None) -> l
 
 
 def own_runs(choice: Choice) -> list[str]:
-    """Why the small models' K and r."""
+    """Why the small models' K, r and rows."""
     smallest = min(pair.parameters for pair in points.equal_compute_pairs())
     return [
         *(_own_run(item) for item in sorted(choice.found, key=lambda item: item.text)),
@@ -128,8 +128,13 @@ def _own_run(item: Own) -> str:
     return (
         f"results/evidence/{item.study}.json, {item.text}, {item.parameters:,} parameters on "
         f"{short(item.tokens)} tokens, equal compute, {rates}, K = {item.patch_size}, r = "
-        f"{item.step_fraction:g}: {gains} nats"
+        f"{item.step_fraction:g}{rows_of(item.rows)}: {gains} nats"
     )
+
+
+def rows_of(rows: str | None) -> str:
+    """What to say of rows of patches that are not as long as those at token level."""
+    return ", rows of as many tokens" if rows == "tokens" else ""
 
 
 def texts_disagree(choice: Choice) -> str:

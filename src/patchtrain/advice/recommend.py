@@ -178,6 +178,7 @@ def _for_scarce_compute(parameters: int, tokens: int, given: dict[str, int]) -> 
     far = covered.is_far(parameters, tokens, steps)
     preset = "patchtrain" if is_small else "superposition"
     warnings: list[str] = []
+    plan: dict[str, Any] = {"preset": preset}
     gain: Estimate | None
     if is_small:
         choice = small.best(parameters, tokens)
@@ -188,6 +189,8 @@ def _for_scarce_compute(parameters: int, tokens: int, given: dict[str, int]) -> 
             warnings.append(reasons.texts_disagree(choice))
         if choice.mean <= 0 and not far:
             K, r, gain = 1, 0.0, Estimate(0.0, 0.0, 0.0)
+        else:
+            plan["rows"] = choice.rows
     else:
         K, r = model.patch_size, model.step_fraction
         gain = None if far else model.gain(ratio, K, r)
@@ -215,8 +218,7 @@ def _for_scarce_compute(parameters: int, tokens: int, given: dict[str, int]) -> 
         interval=None if gain is None else (gain.low, gain.high),
         cost_ratio=1.0,
         tokens_read=read,
-        plan={"preset": preset, "patch_size": K, "step_fraction": r, **given,
-              "tokens": read},
+        plan={**plan, "patch_size": K, "step_fraction": r, **given, "tokens": read},
         reasons=said,
         extrapolates=covered.beyond(parameters, tokens, steps),
         warnings=warnings,

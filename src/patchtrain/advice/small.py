@@ -21,10 +21,11 @@ from patchtrain.advice.points import Own
 
 @dataclass(frozen=True)
 class Choice:
-    """One K and r, and how it came out on each text."""
+    """One K, r and length of rows, and how it came out on each text."""
 
     patch_size: int
     step_fraction: float
+    rows: str
     found: tuple[Own, ...]  # one a text
 
     @property
@@ -47,14 +48,14 @@ def gain(item: Own) -> float:
 
 
 def best(parameters: float, tokens: float, own: Sequence[Own] | None = None) -> Choice:
-    """The K and r that gained most over the texts, among those tried on most of them."""
+    """What gained most over the texts, among what was tried on most of them."""
     choices = nearest(parameters, tokens, points.own() if own is None else own)
     most = max(len(choice.found) for choice in choices)
     return max((c for c in choices if len(c.found) == most), key=lambda choice: choice.mean)
 
 
 def nearest(parameters: float, tokens: float, own: Iterable[Own]) -> list[Choice]:
-    """Each K and r, with the comparison of each text that is nearest to such a run."""
+    """Each K, r and rows, with the comparison of each text that is nearest to such a run."""
 
     def distance(item: Own) -> float:
         size = math.log(item.parameters / parameters)
@@ -64,10 +65,10 @@ def nearest(parameters: float, tokens: float, own: Iterable[Own]) -> list[Choice
     by_text: dict[str, list[Own]] = defaultdict(list)
     for item in own:
         by_text[item.text].append(item)
-    by_setting: dict[tuple[int, float], list[Own]] = defaultdict(list)
+    by_setting: dict[tuple[int, float, str], list[Own]] = defaultdict(list)
     for items in by_text.values():
         least = min(map(distance, items))
         for item in items:
             if distance(item) <= least:
-                by_setting[item.patch_size, item.step_fraction].append(item)
+                by_setting[item.patch_size, item.step_fraction, item.rows].append(item)
     return [Choice(*setting, tuple(items)) for setting, items in by_setting.items()]

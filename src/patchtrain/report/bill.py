@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from patchtrain.advice import Advice
+from patchtrain.advice.reasons import rows_of
 from patchtrain.cost import Bill
 from patchtrain.devices import Device, devices
 from patchtrain.memory import Memory
@@ -89,6 +90,7 @@ def print_advice(advice: Advice) -> None:
         what = f"K = {advice.patch_size} on {advice.patch_fraction:.3g} of the tokens"
     else:
         what = f"K = {advice.patch_size} for {advice.step_fraction:.3g} of the steps"
+        what += rows_of(advice.plan.get("rows"))
     gain = "not known here"
     if advice.gain is not None and advice.interval is not None:
         low, high = advice.interval
