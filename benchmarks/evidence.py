@@ -194,19 +194,25 @@ def carry_out(
         ledger.pack(work)
         print(f"{name}: {line}", file=sys.stderr, flush=True)
 
-    # Counting first: what cannot be gone on with is refused before anything is trained.
-    found = run_comparison(question, work, say=say, quiet=True, count_only=True)
-    ledger.pack(work)  # what an earlier call trained and was killed before it kept it
-    while ledger.adopt(question, found):  # what is asked for next may hang on what came out
-        ledger.unpack(work)
-        found = run_comparison(question, work, say=say, quiet=True, count_only=True)
-        ledger.save()
-    refuse_changed(question, found, ledger)
-    if not count_only:
-        try:
-            found = run_comparison(question, work, workers, say=say, keep=keep)
-        finally:
-            ledger.pack(work)
+    # The baseline's longer runs on their own: which ones, only the others tell, and another study
+    # may have trained them.
+    parts = [question]
+    if question.budgets and not count_only:
+        parts.insert(0, replace(question, budgets=()))
+    for part in parts:
+        # Counting first: what cannot be gone on with is refused before anything is trained.
+        found = run_comparison(part, work, say=say, quiet=True, count_only=True)
+        ledger.pack(work)  # what an earlier call trained and was killed before it kept it
+        while ledger.adopt(part, found):  # what is asked for next may hang on what came out
+            ledger.unpack(work)
+            found = run_comparison(part, work, say=say, quiet=True, count_only=True)
+            ledger.save()
+        refuse_changed(part, found, ledger)
+        if not count_only:
+            try:
+                found = run_comparison(part, work, workers, say=say, keep=keep)
+            finally:
+                ledger.pack(work)
     return found
 
 

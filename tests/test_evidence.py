@@ -223,6 +223,21 @@ def test_a_study_over_axes_is_a_sweep(place: Place) -> None:
     assert place.trained == 8  # the two new points
 
 
+def test_long_runs_of_another_study_are_taken_over_once_their_rate_is_known(place: Place) -> None:
+    place.study |= {"rates": [0.01, 0.02], "budgets": [0.5]}
+    assert place("small").returncode == 0
+    before, trained = place.rows(), place.trained
+    assert trained == 5
+    shutil.rmtree(place.path / "work" / "small")
+    kept = place.path / "kept" / "small.jsonl"
+    (longer,) = (line for line in kept.read_text().splitlines() if "-budget-" in line)
+    kept.with_name("other.jsonl").write_text(longer.replace('"run": "', '"run": "theirs-') + "\n")
+    kept.unlink()
+    assert place("small").returncode == 0
+    assert place.trained == trained + 4
+    assert set(place.rows()) == set(before)
+
+
 def test_the_map_has_every_plain_contender(place: Place) -> None:
     empty = run("map", "--kept", str(place.path / "kept"))
     assert empty.returncode == 1
