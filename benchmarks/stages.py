@@ -1,10 +1,11 @@
 """How much faster a patch-level step reads tokens than a token-level step of the same model.
 
 A whole training step is timed: forward, backward, clipping, AdamW. Every step computes the same
-positions, so at patch size K it reads K times the tokens and the limit of the speed-up is K. The
-patch sizes alternate, so that what else the machine does falls on all of them; given is the
-median. What a patch-level step does besides the transformer (look up and pool K embeddings a
-position, the loss, the optimizer) is timed on its own too.
+positions, in rows of as many positions as at token level or of as many tokens, so at patch size K
+it reads K times the tokens and the limit of the speed-up is K. The patch sizes alternate, so that
+what else the machine does falls on all of them; given is the median. What a patch-level step does
+besides the transformer (look up and pool K embeddings a position, the loss, the optimizer) is timed
+on its own too.
 
     python benchmarks/stages.py                       a model of 15M parameters, a few minutes
     python benchmarks/stages.py --layers 1 --width 64 --rows 2 --repeats 1 --out /tmp/s.json
@@ -28,6 +29,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from patchtrain import patch_level
 from patchtrain.loss_backends import LOSSES, choose
 from patchtrain.patches import embed_patches, patch_targets
+from patchtrain.plan import CHOICES
 from patchtrain.probing import probe
 
 PATCH_SIZES = [1, 2, 4, 8, 16]
@@ -57,12 +59,17 @@ def main() -> None:
     )
     arguments(parser)
     parser.add_argument("--patch-sizes", type=int, nargs="+", default=PATCH_SIZES, metavar="K")
+    parser.add_argument("--as-many", default="positions", choices=CHOICES["rows"],
+                        help="what a row of patches has as many of as a row of tokens "
+                             "(%(default)s)")  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("results/stages.json"))
     args = parser.parse_args()
+    if args.as_many == "tokens" and any(args.context_length % K for K in args.patch_sizes):
+        parser.error("--as-many tokens needs a --context-length that each of --patch-sizes divides")
     torch.set_num_threads(args.threads)
     if 1 not in args.patch_sizes:
         parser.error("--patch-sizes needs 1, the token level, to compare with")
-    bench = Bench(args)
+    bench = Bench(args, args.as_many)
     rows = bench.measure(args.patch_sizes)
     result = about("stages", "model, weights, positions a step, optimizer and machine", args.device)
     result["settings"] = bench.settings
@@ -73,8 +80,8 @@ def main() -> None:
 class Bench:
     """One model and its optimizer, stepped at any patch size."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.args = args
+    def __init__(self, args: argparse.Namespace, as_many: str = "positions") -> None:
+        self.args, self.as_many = args, as_many
         torch.manual_seed(0)
         heads = args.heads or max(args.width // 64, 1)
         config = LlamaConfig(
@@ -97,17 +104,22 @@ class Bench:
             **{name: getattr(args, name) for name in (
                 "vocabulary", "width", "layers", "context_length", "rows", "device", "dtype",
                 "compile", "threads", "repeats")},
+            "as_many": as_many,
             "heads": heads,
             "head_dim": config.head_dim,
             "backend": str(self.backend),
             "seed": 0,
         }  # fmt: skip
 
+    def shape(self, patch_size: int) -> tuple[int, int]:
+        """Rows of a step, and the positions of each."""
+        shorter = patch_size if self.as_many == "tokens" else 1
+        return self.args.rows * shorter, self.args.context_length // shorter
+
     def ids(self, patch_size: int) -> torch.Tensor:
-        args = self.args
-        length = args.context_length * patch_size
+        args, (rows, positions) = self.args, self.shape(patch_size)
         generator = torch.Generator().manual_seed(patch_size)
-        ids = torch.randint(args.vocabulary, (args.rows, length), generator=generator)
+        ids = torch.randint(args.vocabulary, (rows, positions * patch_size), generator=generator)
         return ids.to(args.device)
 
     def autocast(self) -> Any:
@@ -172,7 +184,7 @@ class Bench:
         """Seconds, forward and backward, of what is not the transformer; the median of each."""
         K, args = patch_size, self.args
         embedding, head = self.model.get_input_embeddings(), self.model.get_output_embeddings()
-        states = torch.randn(args.rows, args.context_length, args.width, device=args.device)
+        states = torch.randn(*self.shape(K), args.width, device=args.device)
         states.requires_grad_()
         targets = patch_targets(ids, K)
 

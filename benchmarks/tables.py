@@ -315,9 +315,9 @@ def traces(result: dict[str, Any]) -> list[str]:
 
 # A result's name is that of the script that writes it, and of what it was told to measure.
 TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
-    "loss": loss, "stages": stages, "stages-small": stages, "overhead": overhead,
-    "loader": loader, "cost": cost, "resume": resume, "scaling": scaling, "advice": advice,
-    "memory": memory, "traces": traces, "zero_shot": zero_shot,
+    "loss": loss, "stages": stages, "stages-small": stages, "stages-small-rows": stages,
+    "overhead": overhead, "loader": loader, "cost": cost, "resume": resume, "scaling": scaling,
+    "advice": advice, "memory": memory, "traces": traces, "zero_shot": zero_shot,
     "boundaries": boundaries, "copying": copying, "instructions": instructions,
     "map": map_of_gains,
     "study-ablation": study, "study-tokenizers": study,

@@ -92,6 +92,17 @@ def test_stages(folder: Path) -> None:
     assert run("stages", "--patch-sizes", "4").returncode == 2
 
 
+def test_stages_in_rows_of_as_many_tokens(folder: Path) -> None:
+    options = [*MODEL, "--repeats", "1", "--as-many", "tokens", "--patch-sizes", "1", "4"]
+    found = result("stages", folder / "rows.json", *options)
+    assert found["settings"]["as_many"] == "tokens"
+    token, patch = (row["tokens_per_s"] * row["seconds"] for row in found["rows"])
+    assert patch == pytest.approx(4 * token)
+    refused = run("stages", *options, "8", "--context-length", "12")
+    assert refused.returncode == 2
+    assert "that each of --patch-sizes divides" in refused.stderr
+
+
 def test_overhead(folder: Path) -> None:
     options = [*MODEL, "--steps", "6", "--skip", "2", "--rounds", "1", "--text", str(BENCHMARKS)]
     options[options.index("--vocabulary") + 1] = "300"
