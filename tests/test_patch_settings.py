@@ -40,7 +40,7 @@ def some_ids(patch_size: int, rows: int = 2) -> Tensor:
 
 
 def test_unused_is_the_default_of_plans_and_stages() -> None:
-    spec = PlanSpec(context_length=8, tokens_per_step=64).filled()
+    spec = PlanSpec(context_length=8, tokens_per_step=64, patch_size=4).filled()
     assert {name: getattr(spec, name) for name in UNUSED} == UNUSED
     defaults = {name: Stage.__dataclass_fields__[name].default for name in STAGE_UNUSED}
     assert defaults == STAGE_UNUSED

@@ -9,8 +9,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from patchtrain import Plan, PlanSpec, UsageError, slot_weights
-from patchtrain.advice import advise, fits, points, ranges
-from patchtrain.presets import PATCH_SIZE, PATCH_SIZE_SMALL, SMALL, STEP_FRACTION
+from patchtrain.advice import fits, points, ranges, small
+from patchtrain.presets import OF_LARGE, OF_SMALL, SMALL, STEP_FRACTION
 
 BASE: dict[str, Any] = {"preset": "paper", "context_length": 16, "tokens_per_step": 512}
 
@@ -177,16 +177,28 @@ def test_all_problems_are_named_at_once() -> None:
 
 def test_the_default_goes_by_the_models_size() -> None:
     spec = PlanSpec(context_length=16, tokens_per_step=512, steps=100)
-    for parameters, patch_size in ((SMALL - 1, PATCH_SIZE_SMALL), (SMALL, PATCH_SIZE)):
+    for parameters, (K, rows) in ((SMALL - 1, OF_SMALL), (SMALL, OF_LARGE)):
         plan = spec.for_model(parameters).resolve()
         patch, token = plan.stages
-        assert (patch.patch_size, patch.steps, token.steps) == (patch_size, 30, 70)
+        assert (patch.patch_size, patch.steps, token.steps) == (K, 30, 70)
         assert patch.positions_per_step == token.positions_per_step  # equal compute a step
+        assert patch.context_length * (K if rows == "tokens" else 1) == 16
         assert (plan.spec.preset, plan.spec.optimizer_at_switch) == ("patchtrain", "carry")
         assert (plan.spec.schedule, plan.spec.schedule_scope) == ("cosine", "run")
+    # Rows that such patches do not divide, and who says what rows to have.
+    with pytest.raises(UsageError, match="rows 'words' is not one of positions"):
+        PlanSpec(context_length=16, tokens_per_step=512, steps=9, rows="words").for_model(
+            1
+        ).resolve()
+    for values in ({"context_length": 18}, {"context_length": 4}, {"rows": "positions"}):
+        spec = PlanSpec.from_dict({**BASE, "preset": "patchtrain", "steps": 100, **values})
+        assert spec.filled().rows == values.get("rows")
+        sized = spec.for_model(SMALL - 1)
+        assert (sized.patch_size, sized.rows) == (OF_SMALL[0], "positions")
     for other in ({"patch_size": 3}, {"preset": "paper"}, {"preset": "superposition"}):
         fixed = PlanSpec.from_dict({**BASE, "preset": "patchtrain", "steps": 100, **other})
         assert fixed.for_model(1) == fixed
+        assert fixed.filled().rows == "positions"
     # Where no patch size is asked for, the size of the model does not matter.
     for other in ({"position_scale": "patch"}, {"position_scale": "patch", "patch_size": 2}):
         scaled = PlanSpec.from_dict({**BASE, "preset": "patchtrain", "steps": 9, **other})
@@ -202,15 +214,17 @@ def test_the_default_goes_by_the_models_size() -> None:
 
 
 def test_the_default_is_what_the_comparisons_speak_for() -> None:
-    advised = [
-        (found.patch_size, found.step_fraction)
-        for item in points.own()
-        for found in [advise(item.parameters, item.tokens, "compute", tokens_per_step=2048)]
-    ]
-    assert set(advised) <= {(1, 0.0), (PATCH_SIZE_SMALL, STEP_FRACTION["patchtrain"])}
-    assert len(set(advised)) == 2  # token level alone where runs are short
+    """Of what is advised at the size and length of any own comparison, what gained most."""
+    advised = [small.best(item.parameters, item.tokens) for item in points.own()]
+    best = max(advised, key=lambda choice: choice.mean)
+    r = STEP_FRACTION["patchtrain"]
+    assert (best.patch_size, best.rows) == OF_SMALL
+    assert best.step_fraction == r
+    assert best.mean > 0
+    assert len(best.found) > 1  # texts
+    assert min(choice.mean for choice in advised) < 0  # where runs are short
     large = fits.equal_compute()
-    assert (large.patch_size, large.step_fraction) == (PATCH_SIZE, STEP_FRACTION["patchtrain"])
+    assert (large.patch_size, large.step_fraction) == (OF_LARGE[0], r)
     assert pytest.approx(ranges.boundary(), rel=0.05) == SMALL
 
 

@@ -10,7 +10,7 @@ from transformers import LlamaConfig
 
 from patchtrain.errors import UsageError
 from patchtrain.planning import planned
-from patchtrain.presets import PATCH_SIZE_SMALL, SMALL
+from patchtrain.presets import OF_SMALL, SMALL
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -30,7 +30,7 @@ def test_a_config_file_and_its_folder(config: Path) -> None:
     assert run.plan.context_length == 512
     assert run.plan.total_tokens == pytest.approx(1e9, rel=0.01)
     assert run.size.parameters < SMALL
-    assert run.plan.stages[0].patch_size == PATCH_SIZE_SMALL
+    assert run.plan.stages[0].patch_size == OF_SMALL[0]
     assert run.precision == "fp32"
 
 

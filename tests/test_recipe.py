@@ -1,5 +1,6 @@
 """Recipes: what is shipped resolves, and every wrong key or value is named."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 import yaml
 
 from patchtrain import PlanSpec, UsageError
-from patchtrain.presets import PATCH_SIZE_SMALL
+from patchtrain.presets import OF_SMALL, SMALL
 from patchtrain.recipe import Recipe, build_model
 
 SPECIAL = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None}
@@ -42,6 +43,13 @@ def test_every_shipped_recipe_is_valid_and_its_plan_resolves(file: Path) -> None
     plan = PlanSpec.from_dict(recipe.plan).resolve(store_tokens=10**13, device_sequences=8)
     assert plan.total_steps > 0
     assert Recipe.check(yaml.safe_load(recipe.to_yaml())) == recipe
+
+
+def test_the_small_recipe_is_the_default_of_its_size() -> None:
+    plan = PlanSpec.from_dict(Recipe.load(RECIPES / "small.yaml").plan)
+    still_open = replace(plan, patch_size=None, rows=None, step_fraction=None)
+    resolved = [spec.for_model(SMALL - 1).resolve().stages for spec in (plan, still_open)]
+    assert resolved[0] == resolved[1]
 
 
 def test_recipes_are_shipped() -> None:
@@ -213,9 +221,12 @@ def test_the_resolved_recipe_has_the_presets_values_and_reads_back() -> None:
     assert recipe.plan["patch_size"] == 4
     assert Recipe.check(yaml.safe_load(recipe.to_yaml())).resolved() == recipe
     plan = {"context_length": 16, "tokens_per_step": 512, "steps": 40}
-    sized = Recipe.check({**GOOD, "plan": plan}).resolved(parameters=1000)
+    still_open = Recipe.check({**GOOD, "plan": plan}).resolved()
+    sized = still_open.resolved(parameters=1000)
+    assert sized == Recipe.check({**GOOD, "plan": plan}).resolved(parameters=1000)
     assert sized.plan["preset"] == "patchtrain"
-    assert sized.plan["patch_size"] == PATCH_SIZE_SMALL
+    assert (sized.plan["patch_size"], sized.plan["rows"]) == OF_SMALL
+    assert not {"patch_size", "rows"} & still_open.plan.keys()
     assert Recipe.check(yaml.safe_load(sized.to_yaml())).resolved() == sized
 
 

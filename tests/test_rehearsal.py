@@ -16,7 +16,7 @@ from patchtrain.devices import device
 from patchtrain.errors import UsageError
 from patchtrain.memory import fits
 from patchtrain.planning import planned
-from patchtrain.presets import PATCH_SIZE, PATCH_SIZE_SMALL
+from patchtrain.presets import OF_LARGE, OF_SMALL
 from patchtrain.recipe import Recipe
 from patchtrain.rehearsal import rehearsal
 from patchtrain.runs import RunFolder
@@ -142,7 +142,7 @@ def test_a_step_fits_stages_that_are_mappings() -> None:
 
 def test_a_step_fits_any_patch_size_of_the_default() -> None:
     small = rehearsal({"plan": {"hold": "tokens", "context_length": 2048}})["plan"]
-    assert small["tokens_per_step"] % (math.lcm(PATCH_SIZE_SMALL, PATCH_SIZE) * 32) == 0
+    assert small["tokens_per_step"] % (math.lcm(OF_SMALL[0], OF_LARGE[0]) * 32) == 0
 
 
 def test_what_is_wrong_with_a_recipe_is_said_all_the_same(tmp_path: Path) -> None:

@@ -28,9 +28,9 @@ from patchtrain.cli.main import build_parser
 from patchtrain.files import write_text
 from patchtrain.plan import CHOICES, PlanSpec
 from patchtrain.presets import (
+    OF_LARGE,
+    OF_SMALL,
     PATCH_FRACTION,
-    PATCH_SIZE,
-    PATCH_SIZE_SMALL,
     PRESETS,
     SMALL,
     STEP_FRACTION,
@@ -74,18 +74,20 @@ def recipe_page() -> str:
         "Keys of `model`: exactly one of `config` and `pretrained`.",
         _table(("key", "type", "default", "meaning"), _model_rows(ModelSection)),
         "## The plan",
-        "Keys of `plan`. K is the patch size, T the context length (positions the transformer "
-        "sees, the same in all stages). A patch-level sequence has K * T tokens and costs T "
-        "positions.",
+        "Keys of `plan`. K is the patch size, T the context length, the positions the transformer "
+        "sees at token level. A patch-level sequence has K * T tokens and costs T positions, or "
+        "with `rows: tokens` T tokens in T / K positions.",
         _table(("key", "type", "default", "meaning"), plan[: _index("embedding_scale")]),
         "The learning rate's shape:",
         _table(("key", "type", "default", "meaning"), plan[_index("warmup_steps") :]),
         "## The presets",
         "What `plan.preset` sets, where the plan does not say otherwise:",
         _table(("", *(f"`{name}` ({_PAPERS.get(name, 'ours')})" for name in PRESETS)), preset),
-        f"K of `patchtrain` is {PATCH_SIZE_SMALL} below {SMALL:,} parameters, where the project's "
-        f"own comparisons are nearest, else {PATCH_SIZE}, from the published ones: "
-        "[advice](../advice.md).",
+        f"Where a plan of `patchtrain` names neither K nor stages, K is {OF_SMALL[0]} "
+        f"and `rows` `{OF_SMALL[1]}` below {SMALL:,} parameters, where the project's own "
+        "comparisons are nearest (`positions` if such patches do not divide the context length), "
+        f"else {OF_LARGE[0]} and `{OF_LARGE[1]}`, from the published ones: "
+        "[advice](../advice.md). Where it names K or stages, `rows` is `positions`.",
         "With compute held, `lambda = r K / (r K + 1 - r)`.",
         "## Settings of neither paper",
         "More keys of `plan`. They are there to be [tried](../compare.md), with "

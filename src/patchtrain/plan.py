@@ -19,8 +19,8 @@ from typing import Any
 
 from patchtrain.errors import UsageError, nearest
 from patchtrain.patch_settings import averaged_steps
-from patchtrain.presets import DEFAULT, PRESETS, decided_by, patch_size_for
-from patchtrain.stage import SlotWeights, Stage
+from patchtrain.presets import DEFAULT, PRESETS, by_size, decided_by
+from patchtrain.stage import SlotWeights, Stage, largest_divisor, rows_fit
 
 CHOICES = {
     "preset": tuple(PRESETS),
@@ -85,7 +85,8 @@ class PlanSpec:
     """What a patch-level step has as much of as a token-level step: tokens or compute."""
     rows: str | None = None
     """What a row of patches has as many of as a row of tokens: `positions` (T, and K times the
-    tokens), or `tokens` (T, in T / K positions)."""
+    tokens), or `tokens` (T, in T / K positions). Where `patch_size` or `stages` is given:
+    `positions`."""
     schedule: str | None = None
     """Of the learning rate, whose peak is `training.learning_rate`; all warm up first, and `wsd` is
     warm-up, stable, decay."""
@@ -172,19 +173,25 @@ class PlanSpec:
 
     def filled(self) -> PlanSpec:
         """The spec with what its preset decides filled in."""
-        decided = decided_by(self.preset).items()
-        return replace(self, **{key: value for key, value in decided if getattr(self, key) is None})
+        decided = decided_by(self.preset)
+        if not self.wants_size():  # whoever names a K gets rows as in both papers
+            decided = {"rows": "positions", **decided}
+        open_ones = [key for key in decided if getattr(self, key) is None]
+        return replace(self, **{key: decided[key] for key in open_ones})
 
     def wants_size(self) -> bool:
-        """Whether K is still open and goes by the model's size."""
+        """Whether K, and rows with it, are still open and go by the model's size."""
         none = self.stages is not None or 0 in (self.patch_fraction, self.step_fraction)
-        return self.filled().patch_size is None and not none
+        return self.patch_size is None and "patch_size" not in decided_by(self.preset) and not none
 
     def for_model(self, parameters: int) -> PlanSpec:
-        """The spec with K for a model of so many parameters, where its preset decides."""
+        """The spec with K and rows for a model of so many parameters, where its preset decides."""
         if not self.wants_size():
             return self
-        return replace(self, patch_size=patch_size_for(parameters))
+        K, rows = by_size(parameters)
+        if not rows_fit(self.context_length, K):
+            rows = "positions"
+        return replace(self, patch_size=K, rows=rows if self.rows is None else self.rows)
 
     def longest_context(self) -> int | None:
         """For how many positions a model must have room: T, but in studies.
@@ -395,12 +402,6 @@ class Plan:
             "compute_ratio": self.compute_ratio,
             "epochs": self.epochs,
         }
-
-
-def largest_divisor(number: int, limit: int) -> int:
-    """The largest divisor of ``number`` that is at most ``limit``."""
-    small = [size for size in range(1, math.isqrt(number) + 1) if number % size == 0]
-    return max(size for part in small for size in (part, number // part) if size <= limit)
 
 
 def _count(value: Any) -> Any:

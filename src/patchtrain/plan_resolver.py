@@ -24,9 +24,9 @@ from patchtrain.patch_settings import (
     tail,
     used,
 )
-from patchtrain.plan import CHOICES, Plan, PlanSpec, largest_divisor, warmup_steps
+from patchtrain.plan import CHOICES, Plan, PlanSpec, warmup_steps
 from patchtrain.presets import PATCH_FRACTION, STEP_FRACTION
-from patchtrain.stage import ABLATIONS, Part, Stage, slot_weights
+from patchtrain.stage import ABLATIONS, Part, Stage, largest_divisor, rows_fit, slot_weights
 
 _MOST = {"patch_size": 1024, "context_length": 10**9, "tokens_per_step": 10**12, "steps": 10**9}
 _MOST_EPOCHS = 10_000
@@ -95,7 +95,8 @@ class Resolver:
         spec, bad = self.spec, self.problems.append
         for key, allowed in CHOICES.items():
             value = getattr(spec, key)
-            if value not in allowed:
+            is_open = key == "rows" and value is None and spec.wants_size()
+            if value not in allowed and not is_open:
                 bad(f"{key} '{one_line(value, 40)}' is not one of {', '.join(allowed)}")
         for key in ("context_length", "tokens_per_step", "patch_size", "steps", "tokens"):
             value = getattr(spec, key)
@@ -201,7 +202,7 @@ class Resolver:
         T = self.spec.context_length
         if patch_size == 1 or self.spec.rows != "tokens" or self.problems:
             return T
-        if T % patch_size == 0 and 2 * patch_size <= T:
+        if rows_fit(T, patch_size):
             return T // patch_size
         self.problems.append(
             f"rows: tokens needs a context_length that patches divide into two or more, and "

@@ -1,7 +1,8 @@
 """Whose convention a plan follows: the two papers', or the default, which follows the evidence.
 
 A preset decides what a plan leaves open: values of ``PlanSpec``'s keys, the share of patches, and
-for ``patchtrain`` K by the model's size. The papers' stay as the papers have them.
+for ``patchtrain`` K and the rows of patches by the model's size. The papers' stay as the papers
+have them.
 """
 
 from __future__ import annotations
@@ -11,11 +12,10 @@ from typing import Any
 DEFAULT = "patchtrain"
 PRESETS: dict[str, dict[str, Any]] = {
     # As what won in our own comparisons of small models was trained (docs/evidence.md): a
-    # patch-level step costs as much as a token-level step; one cosine and one optimizer run
-    # through. K goes by the model's size (``patch_size_for``).
+    # patch-level step has as many positions as a token-level step; one cosine and one optimizer
+    # run through. K and rows go by the model's size (``by_size``).
     "patchtrain": {
         "hold": "compute",
-        "rows": "positions",
         "schedule": "cosine",
         "schedule_scope": "run",
         "optimizer_at_switch": "carry",
@@ -47,9 +47,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 # The share at patch level where none is given: lambda of the tokens, or r of the steps.
 PATCH_FRACTION = {"paper": 2 / 3}
 STEP_FRACTION = {"patchtrain": 0.3, "superposition": 0.3}
-# K of ``patchtrain``: what gained most at equal compute in the comparisons nearest to a model's
-# size, which below so many parameters are our own (``advice``; a test holds the two together).
-SMALL, PATCH_SIZE_SMALL, PATCH_SIZE = 7_600_000, 2, 6
+# What ``patchtrain`` takes where a plan names no K, as gained most at equal compute in the
+# comparisons nearest to a model's size, which below so many parameters are our own (``advice``; a
+# test holds the two together).
+SMALL = 7_600_000
+OF_SMALL, OF_LARGE = (4, "tokens"), (6, "positions")  # K, rows
 
 
 def decided_by(preset: Any) -> dict[str, Any]:
@@ -58,6 +60,6 @@ def decided_by(preset: Any) -> dict[str, Any]:
     return PRESETS[preset if known else DEFAULT]
 
 
-def patch_size_for(parameters: int) -> int:
-    """K of preset ``patchtrain`` for a model of so many parameters, shared ones once."""
-    return PATCH_SIZE_SMALL if parameters < SMALL else PATCH_SIZE
+def by_size(parameters: int) -> tuple[int, str]:
+    """K and rows of preset ``patchtrain`` for a model of so many parameters, shared ones once."""
+    return OF_SMALL if parameters < SMALL else OF_LARGE

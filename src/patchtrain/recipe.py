@@ -154,7 +154,8 @@ class Recipe(BaseModel):
     def resolved(self, parameters: int | None = None) -> Recipe:
         """The recipe with everything filled in that its plan leaves to defaults and preset.
 
-        ``parameters`` is the size of its model; without it, K stays open where it goes by that.
+        ``parameters`` is the size of its model; without it, K and rows stay open where they go by
+        that.
         """
         spec = PlanSpec.from_dict(self.plan)
         spec = spec if parameters is None else spec.for_model(parameters)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any, TypeGuard
 
 from patchtrain.patch_settings import AFTER_SWITCH
-from patchtrain.presets import PATCH_SIZE, PATCH_SIZE_SMALL, decided_by
+from patchtrain.presets import OF_LARGE, OF_SMALL, decided_by
 
 # The most of each number of a config that a rehearsal keeps.
 _MOST = {
@@ -30,7 +30,7 @@ _MOST = {
 _LEFT_OUT = ("vocab_size", "max_position_embeddings", "n_positions")  # store and plan decide
 _STEPS, _CONTEXT_LENGTH, _SEQUENCES = 3, 32, 64
 _PASS_SEQUENCES = 2
-_ANY_PATCH_SIZE = math.lcm(PATCH_SIZE_SMALL, PATCH_SIZE)
+_ANY_PATCH_SIZE = math.lcm(OF_SMALL[0], OF_LARGE[0])
 
 
 def rehearsal(values: Mapping[str, Any]) -> dict[str, Any]:

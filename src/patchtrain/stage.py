@@ -6,6 +6,7 @@ the stage it is in.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -70,6 +71,12 @@ class Stage:
         if self.tail:
             name += f" and {self.tail} tokens"
         return f"{name}, {self.ablation}" if self.ablation else name
+
+    def named(self, context_length: int) -> str:
+        """Its name, with the length of its rows where that is not ``context_length``."""
+        if self.context_length == context_length:
+            return self.name
+        return f"{self.name} in rows of {self.context_length:,} positions"
 
     @property
     def last_step(self) -> int:
@@ -209,3 +216,15 @@ def slot_weights(patch_size: int, kind: SlotWeights = "uniform") -> tuple[float,
         if min(raw) < 0 or not 0 < sum(raw) < float("inf"):
             raise UsageError("slot weights must be non-negative, finite and not all zero")
     return tuple(weight * patch_size / sum(raw) for weight in raw)
+
+
+def rows_fit(context_length: Any, patch_size: int) -> bool:
+    """Whether rows of as many tokens can be made of patches: T / K is whole, and two or more."""
+    T = context_length if isinstance(context_length, int) else 0
+    return T % patch_size == 0 and 2 * patch_size <= T
+
+
+def largest_divisor(number: int, limit: int) -> int:
+    """The largest divisor of ``number`` that is at most ``limit``."""
+    small = [size for size in range(1, math.isqrt(number) + 1) if number % size == 0]
+    return max(size for part in small for size in (part, number // part) if size <= limit)

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,21 @@ def test_a_little_outside_of_the_own_runs_each_dimension_is_named(
     assert (near.patch_size, near.warnings) == (2, [])
 
 
+def test_rows_of_as_many_tokens_are_advised_where_they_gained_and_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own = [own_run("a", 0.05), own_run("a", 0.1, K=4, rows="tokens"), own_run("a", 0.02, K=4)]
+    advice = small_advice(monkeypatch, *own)
+    assert (advice.patch_size, advice.plan["rows"]) == (4, "tokens")
+    assert "K = 4, r = 0.3, rows of as many tokens: +0.090, +0.110 nats" in advice.reasons[0]
+    assert "plan.rows=tokens" in advice.overrides
+    for context_length, rows in ((130, "positions"), (4, "positions"), (128, "tokens")):
+        plan = advise(100_000, 10_000_000, "compute", context_length=context_length).plan
+        assert plan["rows"] == rows
+    # Where the preset decides, a recipe's rows are taken out.
+    assert "plan.rows=null" in advise(10**9, 10**11, "compute").overrides
+
+
 def test_where_a_small_model_gains_on_each_text_the_gain_is_given(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -180,6 +196,16 @@ def test_each_text_speaks_by_its_nearest_comparison(monkeypatch: pytest.MonkeyPa
     near = [own_run("a", 0.1, scale=1.2), own_run("a", 0.02, r=0.1, scale=1.2)]
     own = [*near, own_run("a", -0.5, scale=3), own_run("b", 0.1, scale=3)]
     assert small_advice(monkeypatch, *own).gain == pytest.approx(0.1)
+
+
+def test_a_setting_tried_at_another_length_is_not_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to twice as far as a text's nearest comparison; of two of a setting the nearer one."""
+    near, far = own_run("a", 0.1), replace(own_run("a", 0.2, K=4), tokens=5_100_000)
+    farther = replace(far, tokens=5_050_000, gains=(0.9,))
+    assert small_advice(monkeypatch, near, farther, far).gain == pytest.approx(0.2)
+    assert small_advice(monkeypatch, near, replace(far, tokens=4_900_000)).gain == pytest.approx(
+        0.1
+    )
 
 
 @pytest.mark.parametrize("scarce", ["data", "compute"])

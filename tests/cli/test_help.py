@@ -143,7 +143,7 @@ RUN = (
     "patchtrain export runs/small --to gguf",
     "patchtrain watch runs/small --once",
     "patchtrain compare recipes/small.yaml --dry-run",
-    "patchtrain study sweep recipes/small.yaml --over K=2,3,4 --over r=0.2,0.3,0.5 --dry-run",
+    "patchtrain study sweep recipes/small.yaml --over K=2,4,8 --over r=0.2,0.3,0.5 --dry-run",
     "patchtrain report runs/small",
     "patchtrain doctor --no-measure",
     "patchtrain completion",

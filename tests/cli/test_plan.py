@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from patchtrain.cli.main import main
+from patchtrain.cost import Rates, bill
+from patchtrain.planning import planned
+from patchtrain.report.plan_page import ratio
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 BIG = str(RECIPES / "papers" / "patch-370m.yaml")
@@ -69,6 +72,20 @@ def test_the_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "this plan" in text
     assert "default-src 'none'" in text
     assert main(["plan", BIG, "--page", str(tmp_path / "no" / "plan.html")]) == 2
+
+
+@pytest.mark.parametrize("rows", ["positions", "tokens"])
+def test_the_plan_stands_on_the_curve_of_its_patch_size(rows: str) -> None:
+    run = planned(TINY[0], [*TINY[1:], f"plan.rows={rows}"])
+    found = bill(run.size, run.plan, Rates())
+    patched = run.plan.stages[0].tokens / run.plan.total_tokens
+    curve = ratio(run.size, run.plan.spec, 4, patched)
+    assert curve == pytest.approx(found.ratio_at_equal_data, rel=1e-9)
+
+
+def test_the_rows_of_patches_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *TINY]) == 0
+    assert "1 patches of 4 in rows of 32 positions" in capsys.readouterr().out
 
 
 def test_a_loss_that_is_foreseen_is_said(capsys: pytest.CaptureFixture[str]) -> None:

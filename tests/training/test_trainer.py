@@ -22,7 +22,7 @@ from patchtrain import (
 )
 from patchtrain.data.batches import spread
 from patchtrain.patches import hybrid_targets
-from patchtrain.presets import patch_size_for
+from patchtrain.presets import by_size
 from patchtrain.runs import RunFolder
 from tests.models import VOCAB, tiny_model
 from tests.training.several import call
@@ -532,5 +532,5 @@ def test_without_a_plan_it_is_the_default_for_the_models_size(tmp_path: Path) ->
     run = PatchTrainer(tiny_model(), args, corpus())
     assert run.plan.spec.preset == "patchtrain"
     assert [(stage.patch_size, stage.steps) for stage in run.plan.stages] == [
-        (patch_size_for(run.size.parameters), 3), (1, 7),
+        (by_size(run.size.parameters)[0], 3), (1, 7),
     ]  # fmt: skip

@@ -14,6 +14,7 @@ from patchtrain.advice.fits import Estimate
 from patchtrain.advice.ranges import short
 from patchtrain.errors import UsageError, one_line
 from patchtrain.plan import Plan
+from patchtrain.stage import rows_fit
 
 Scarce = Literal["data", "compute"]
 _LARGEST = 10**18
@@ -51,7 +52,8 @@ class Advice:
     def overrides(self) -> str:
         """The plan as ``patchtrain train RECIPE`` takes it, and out with what contradicts it."""
         other = "step_fraction" if self.step_fraction is None else "patch_fraction"
-        unset = dict.fromkeys((other, "stages", "steps", "epochs"), "null")
+        open_ones = (other, "rows", "stages", "steps", "epochs")
+        unset = {key: "null" for key in open_ones if key not in self.plan}
         return " ".join(f"plan.{key}={value}" for key, value in {**self.plan, **unset}.items())
 
     def to_dict(self) -> dict[str, Any]:
@@ -190,7 +192,8 @@ def _for_scarce_compute(parameters: int, tokens: int, given: dict[str, int]) -> 
         if choice.mean <= 0 and not far:
             K, r, gain = 1, 0.0, Estimate(0.0, 0.0, 0.0)
         else:
-            plan["rows"] = choice.rows
+            T = given.get("context_length")
+            plan["rows"] = choice.rows if T is None or rows_fit(T, K) else "positions"
     else:
         K, r = model.patch_size, model.step_fraction
         gain = None if far else model.gain(ratio, K, r)

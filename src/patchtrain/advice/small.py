@@ -1,7 +1,7 @@
 """Small models: what patches gained in the project's own comparisons nearest to a run.
 
 No curve is drawn through them. At these sizes the gain hangs on the text and on the length of the
-run, so each text speaks for itself, by its comparison that is nearest in size and in tokens for
+run, so each text speaks for itself, by its comparisons that are nearest in size and in tokens for
 each parameter. What gained most over the texts is advised, and a gain is promised only where no
 text disagrees.
 """
@@ -17,6 +17,8 @@ from statistics import fmean
 from patchtrain.advice import points
 from patchtrain.advice.fits import Estimate
 from patchtrain.advice.points import Own
+
+_REACH = 2.0
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,11 @@ def best(parameters: float, tokens: float, own: Sequence[Own] | None = None) -> 
 
 
 def nearest(parameters: float, tokens: float, own: Iterable[Own]) -> list[Choice]:
-    """Each K, r and rows, with the comparison of each text that is nearest to such a run."""
+    """Each K, r and rows, with the comparison of each text that is nearest to such a run.
+
+    Of a text counts what is at most ``_REACH`` times as far as its nearest comparison: a setting
+    is not left out where it was tried at another length.
+    """
 
     def distance(item: Own) -> float:
         size = math.log(item.parameters / parameters)
@@ -63,12 +69,12 @@ def nearest(parameters: float, tokens: float, own: Iterable[Own]) -> list[Choice
         return math.hypot(size, ratio)
 
     by_text: dict[str, list[Own]] = defaultdict(list)
-    for item in own:
+    for item in sorted(own, key=distance):
         by_text[item.text].append(item)
-    by_setting: dict[tuple[int, float, str], list[Own]] = defaultdict(list)
-    for items in by_text.values():
-        least = min(map(distance, items))
+    by_setting: dict[tuple[int, float, str], dict[str, Own]] = defaultdict(dict)
+    for text, items in by_text.items():
         for item in items:
-            if distance(item) <= least:
-                by_setting[item.patch_size, item.step_fraction, item.rows].append(item)
-    return [Choice(*setting, tuple(items)) for setting, items in by_setting.items()]
+            if distance(item) <= distance(items[0]) + math.log(_REACH):
+                setting = item.patch_size, item.step_fraction, item.rows
+                by_setting[setting].setdefault(text, item)
+    return [Choice(*setting, tuple(found.values())) for setting, found in by_setting.items()]

@@ -4,7 +4,7 @@ examples:
   patchtrain study ablation --out studies/ablation
   patchtrain study ablation recipes/small.yaml --out studies/ablation --seeds 0 1 2
   patchtrain study tokenizers corpus/ --out studies/tokenizers --tokenizer mistral=tokenizer.json
-  patchtrain study sweep recipes/small.yaml --over K=2,3,4 --over r=0.2,0.3,0.5 --dry-run
+  patchtrain study sweep recipes/small.yaml --over K=2,4,8 --over r=0.2,0.3,0.5 --dry-run
 
 All arms cost the same compute. One process a core trains them; Ctrl-C leaves a folder that the same
 command goes on with, and more seeds may be asked for later. OUT/report.html is the page."""

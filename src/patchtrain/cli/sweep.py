@@ -1,10 +1,10 @@
 """Which K, fraction, rate, model: points along some axes, each against token level.
 
 examples:
-  patchtrain study sweep recipes/small.yaml --over K=2,3,4 --over r=0.2,0.3,0.5 --dry-run
+  patchtrain study sweep recipes/small.yaml --over K=2,4,8 --over r=0.2,0.3,0.5 --dry-run
   patchtrain study sweep recipes/small.yaml --over K=2,4,8 --over rate=2e-3,4e-3,8e-3 --seeds 0 1
   patchtrain study sweep recipes/small.yaml --over "stages=[[8,.1],[4,.1],[1,.8]],[[4,.3],[1,.7]]"
-  patchtrain study sweep recipes/small.yaml --search bayes --trials 30 --over K=2,3,4,8 \\
+  patchtrain study sweep recipes/small.yaml --search bayes --trials 30 --over K=2,4,8 \\
       --over r=0.05..0.5 --over rate=1e-3..1e-2
 
 An axis is any entry of a recipe (plan.optimizer_at_switch=carry,reset, model.config.hidden_size=

@@ -31,7 +31,8 @@ def print_bill(run: Planned, found: Bill, warnings: list[str], assumed: bool) ->
     for cost in found.stages:
         stage = cost.stage
         rows.append([
-            f"{stage.index + 1} {stage.name}", f"{stage.steps:,}", f"{stage.tokens_per_step:,}",
+            f"{stage.index + 1} {stage.named(plan.context_length)}",
+            f"{stage.steps:,}", f"{stage.tokens_per_step:,}",
             f"{stage.positions_per_step:,}", count(stage.tokens), count(stage.positions),
             flops(cost.flops.total), percent(cost.flops.total / found.flops.total),
             duration(cost.seconds),

@@ -13,10 +13,12 @@ import plotly.graph_objects as go
 
 from patchtrain.cost import Bill, ModelSize
 from patchtrain.files import check_place
+from patchtrain.plan import PlanSpec
 from patchtrain.report.figures import COLOURS, GRID, dress, to_html
 from patchtrain.report.formats import count, duration, flops, number, percent, significant
 from patchtrain.report.tables import table
 from patchtrain.report.template import page, write
+from patchtrain.stage import rows_fit
 
 PATCH_SIZES = (2, 4, 8, 16)
 _POINTS = 101
@@ -31,10 +33,15 @@ def write_plan_page(bill: Bill, out: Path, title: str) -> Path:
     return write(render(bill, title), out)
 
 
-def ratio(size: ModelSize, context_length: int, patch_size: int, fraction: float) -> float:
-    """Compute against token-level training on the same tokens, ``fraction`` of them in patches."""
-    one = size.flops_per_position(context_length).total
-    patch = size.flops_per_position(context_length, patch_size).total
+def ratio(size: ModelSize, spec: PlanSpec, patch_size: int, fraction: float) -> float:
+    """Compute against token-level training on the same tokens, ``fraction`` of them in patches.
+
+    In rows as the plan has them, where patches of that size fit.
+    """
+    T = spec.context_length
+    shorter = spec.rows == "tokens" and rows_fit(T, patch_size)
+    one = size.flops_per_position(T).total
+    patch = size.flops_per_position(T // patch_size if shorter else T, patch_size).total
     return fraction * patch / (one * patch_size) + 1 - fraction
 
 
@@ -66,11 +73,11 @@ def _lead(bill: Bill) -> str:
 
 def _figure(bill: Bill, axis: str, inverse: bool) -> go.Figure:
     figure = go.Figure()
-    size, T = bill.size, bill.plan.context_length
+    size, spec = bill.size, bill.plan.spec
     own = sorted({stage.patch_size for stage in bill.plan.stages if stage.patch_size > 1})
     for index, K in enumerate(sorted({*PATCH_SIZES, *own})):
         fractions = [point / (_POINTS - 1) for point in range(_POINTS)]
-        values = [ratio(size, T, K, fraction) for fraction in fractions]
+        values = [ratio(size, spec, K, fraction) for fraction in fractions]
         figure.add_trace(
             go.Scatter(
                 x=fractions,

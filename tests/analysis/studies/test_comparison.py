@@ -52,6 +52,18 @@ def test_the_usual_arms_cost_the_same_and_a_twin_is_left_out() -> None:
     words = {item.name: item.words for item in question.contenders}
     assert words["token"] == "tokens throughout"
     assert words["paper"].startswith("patches of 4 for 33% of the positions, then tokens; opt")
+    assert words["patchtrain"].startswith("patches of 4 in rows of 4 positions for 30% of")
+
+
+def test_the_default_as_an_arm_is_what_it_is_for_that_model_whatever_k_the_recipe_names() -> None:
+    for values in ({"patch_size": 2}, {"preset": "paper", "patch_size": None}):
+        question = compared(recipe(**values), ["patchtrain", "paper"])
+        words = {item.name: item.words for item in question.contenders}
+        assert words["patchtrain"].startswith("patches of 4 in rows of 4 positions for 30% of")
+        assert words["paper"].startswith(f"patches of {values['patch_size'] or 4} for ")
+    # A recipe of the default is that arm.
+    question = compared(recipe(preset="patchtrain", patch_size=None, step_fraction=0.3), [])
+    assert question.about["left_out"]["patchtrain"] == "the same plan as recipe"
 
 
 def test_what_a_plan_does_at_the_switch_and_its_settings_are_in_its_words() -> None:

@@ -19,10 +19,9 @@ from patchtrain.errors import UsageError, nearest, one_line
 from patchtrain.patch_settings import used
 from patchtrain.plan import PlanSpec
 from patchtrain.planning import Planned
-from patchtrain.presets import DEFAULT, PRESETS, patch_size_for
+from patchtrain.presets import PRESETS
 from patchtrain.recipe import Recipe
 from patchtrain.report.formats import exact
-from patchtrain.stage import Stage
 from patchtrain.yaml_reader import read_yaml
 
 BASELINE = "token"
@@ -38,7 +37,7 @@ LENGTHS = ("plan.steps", "plan.tokens", "plan.epochs")
 _STAGES = ("plan.patch_fraction", "plan.step_fraction", "plan.stages")
 _PLAN_KEYS = tuple(PlanSpec.__dataclass_fields__)
 # What a preset decides, and what a contender that is a preset does not take from the recipe.
-_DECIDED = tuple(PRESETS[DEFAULT])
+_DECIDED = tuple(dict.fromkeys(key for decided in PRESETS.values() for key in decided))
 _AT_SWITCH = {
     "carry": "optimizer carried",
     "reset": "optimizer reset",
@@ -190,11 +189,16 @@ def token_level() -> dict[str, Any]:
             "plan.patch_size": 1}  # fmt: skip
 
 
-def preset(name: str, patch_size: int) -> dict[str, Any]:
-    """The entries that make a recipe's plan a preset's, with what that preset decides."""
+def preset(name: str, patch_size: int | None) -> dict[str, Any]:
+    """The entries that make a recipe's plan a preset's, with what that preset decides.
+
+    ``patch_size``: K where the preset does not take it from the model's size; None: its own.
+    """
+    if "patch_size" not in PRESETS[name]:
+        patch_size = None
     decided = {f"plan.{key}": None for key in _DECIDED}
     stages = dict.fromkeys(_STAGES, None)
-    return {"plan.preset": name, "plan.patch_size": patch_size, **decided, **stages}
+    return {"plan.preset": name, **decided, "plan.patch_size": patch_size, **stages}
 
 
 def from_words(words: str) -> tuple[str, dict[str, Any]]:
@@ -328,17 +332,13 @@ def plan_words(run: Planned) -> str:
     if all((stage.patch_size, stage.context_length) == (1, length) for stage in plan.stages):
         return "tokens throughout"
 
-    def named(stage: Stage) -> str:
-        if stage.context_length == length:
-            return stage.name
-        return f"{stage.name} in rows of {stage.context_length:,} positions"
-
     *first, last = plan.stages
     total = plan.total_positions
     stages = [
-        f"{named(stage)} for {stage.positions / total:.0%} of the positions" for stage in first
+        f"{stage.named(length)} for {stage.positions / total:.0%} of the positions"
+        for stage in first
     ]
-    parts = [", then ".join([*stages, named(last)])]
+    parts = [", then ".join([*stages, last.named(length)])]
     parts.append(_AT_SWITCH[str(plan.spec.optimizer_at_switch)])
     scope = {"run": "one schedule", "stage": "a schedule a stage"}[str(plan.spec.schedule_scope)]
     settings = [f"{name} {value}" for name, value in used(plan.spec).items() if name != "rows"]
@@ -347,12 +347,13 @@ def plan_words(run: Planned) -> str:
     return "; ".join([*parts, f"{scope} ({plan.spec.schedule})", *settings])
 
 
-def _patch_size(question: Question) -> int:
-    """K of the recipe: of its first stage of patches, or what suits its model."""
+def _patch_size(question: Question) -> int | None:
+    """K of the recipe, of its first stage of patches; None where it names none."""
+    if PlanSpec.from_dict(question.recipe["plan"]).wants_size():
+        return None
     arm = Arm("recipe", "", {})
-    planned = plan_of(question.study([arm]), arm)
-    sizes = [stage.patch_size for stage in planned.plan.stages if stage.patch_size > 1]
-    return sizes[0] if sizes else patch_size_for(planned.size.parameters)
+    stages = plan_of(question.study([arm]), arm).plan.stages
+    return next((stage.patch_size for stage in stages if stage.patch_size > 1), None)
 
 
 def _alike(question: Question, first: Contender, second: Contender) -> bool:
