@@ -12,6 +12,7 @@ results/map.json, and with matplotlib docs/map.svg.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import statistics
@@ -25,7 +26,7 @@ from common import about, write
 from patchtrain.advice import points as published
 from patchtrain.advice.fits import Fit
 from patchtrain.files import whole_file
-from patchtrain.plan import PlanSpec
+from patchtrain.plan import CHOICES, PlanSpec
 
 ROOT = Path(__file__).parents[1]
 EVIDENCE = ROOT / "results" / "evidence"
@@ -203,7 +204,10 @@ def errors(groups: np.ndarray, X: np.ndarray, y: np.ndarray) -> dict[str, Any]:
 
 
 def draw(found: dict[str, Any], file: Path) -> None:
-    """Gain over tokens per parameter: own points by corpus, published ones at both equalities."""
+    """Gain over tokens per parameter: own points by corpus, published ones at both equalities.
+
+    A hollow marker: in rows of as many tokens.
+    """
     import matplotlib
 
     matplotlib.use("svg")
@@ -213,14 +217,16 @@ def draw(found: dict[str, Any], file: Path) -> None:
     matplotlib.rcParams.update({"svg.hashsalt": "map", "svg.fonttype": "none", "font.size": 9})
     figure, axes = pyplot.subplots(figsize=(7.6, 4.2), layout="constrained")
     for number, corpus in enumerate(sorted({point["corpus"] for point in found["rows"]})):
-        for size, marker in MARKERS.items():
-            chosen = [point for point in found["rows"]
-                      if point["corpus"] == corpus and point["patch_size"] == size]  # fmt: skip
+        for (size, marker), rows in itertools.product(MARKERS.items(), CHOICES["rows"]):
+            of = {"corpus": corpus, "patch_size": size, "rows": rows}
+            chosen = [point for point in found["rows"] if of.items() <= point.items()]
             if chosen:
+                color, hollow = f"C{number}", rows == "tokens"
                 axes.scatter([point["tokens"] / point["parameters"] for point in chosen],
                              [point["gain"] for point in chosen], marker=marker,
                              s=[18 + 8 * point["seeds"] for point in chosen], alpha=0.75,
-                             color=f"C{number}", label=f"{corpus}, K = {size}")  # fmt: skip
+                             edgecolors=color, facecolors="none" if hollow else color,
+                             label=f"{corpus}, K = {size}{', short rows' * hollow}")  # fmt: skip
     for held, color in (("compute", "black"), ("data", "grey")):
         chosen = [point for point in found["published"] if point["held_equal"] == held]
         axes.scatter([point["tokens"] / point["parameters"] for point in chosen],

@@ -60,7 +60,7 @@ def test_the_commands_of_the_docs_run(
     for command in commands:
         words = shlex.split(command)[1:]
         at = words.index("recipes/small.yaml") + 1
-        words[at:at] = ["plan.max_epochs=900", "--quiet"]  # the text here is short
+        words[at:at] = ["plan.max_epochs=3000", "--quiet"]  # the text here is short
         assert main(words) == 0, command
     out = capsys.readouterr().out
     assert "at most" in out
