@@ -15,6 +15,7 @@ import argparse
 import itertools
 import json
 import math
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -85,7 +86,7 @@ def own_points(file: Path) -> list[dict[str, Any]]:
         base = token["runs"][0]
         found.append({
             "study": file.stem,
-            "corpus": study["about"]["corpus"].removesuffix(f"-{base['vocab_size']}"),
+            "corpus": re.sub(r"-(\d+|bytes)$", "", study["about"]["corpus"]),  # of stores' names
             "contender": item["name"],
             "parameters": base["parameters"],
             "body_parameters": base["body_parameters"],

@@ -102,7 +102,7 @@ def test_scarce_compute_takes_more_text() -> None:
 
 
 def test_small_models_follow_the_own_runs_and_their_seeds() -> None:
-    (own,) = (item for item in points.own() if item.study == "demo")
+    (own,) = (o for o in points.own() if (o.study, o.patch_size) == ("heads", 4))
     choice = small.best(own.parameters, own.tokens)
     assert own in choice.found
     advice = advise(own.parameters, own.tokens, "compute", context_length=128, tokens_per_step=2048)
