@@ -45,7 +45,7 @@ def main() -> None:
     for name, table in tables.items():
         file = folder / f"{name}.json"
         if not file.exists():
-            script = name.replace("-", ".py ") if "-" in name else f"{name}.py"
+            script = name.replace("-", ".py ", 1) if "-" in name else f"{name}.py"
             print(f"{file} is missing; python benchmarks/{script} writes it", file=sys.stderr)
             continue
         result = results[name] = json.loads(file.read_text(encoding="utf-8"))
