@@ -10,9 +10,6 @@
 # A plain PyPI install of torch on Linux brings CUDA along. To save the download on a machine
 # without a GPU, install PyTorch's CPU build first or name its index: make demo PIP_FLAGS="..."
 
-# Without --no-compile pip compiles all of torch and transformers, of which a run imports little:
-# a minute of waiting.
-
 PYTHON ?= python3
 VENV ?= .venv
 PIP_FLAGS ?=
@@ -43,8 +40,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "patchtrain needs Python 3.11 or later; name one: make demo PYTHON=python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-compile $(PIP_FLAGS) -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --no-compile $(PIP_FLAGS) -c constraints.txt -e '.[dev,docs,eval,sft,plots,cluster,export,llama-cpp,sweep,examples]'
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e '.[dev,docs,eval,sft,plots,cluster,export,llama-cpp,sweep,examples]'
 	@touch $@
 
 # With EVIDENCE_FLAGS=--quick a minute, for function only.
