@@ -223,6 +223,16 @@ def test_the_default_is_what_the_comparisons_speak_for() -> None:
     assert best.mean > 0
     assert len(best.found) > 1  # texts
     assert min(choice.mean for choice in advised) < 0  # where runs are short
+    # Other patches are advised only where these were tried on fewer texts.
+    for item, choice in zip(points.own(), advised, strict=True):
+        if choice.mean > 0 and (choice.patch_size, choice.rows) != OF_SMALL:
+            tried = [
+                len(other.found)
+                for other in small.nearest(item.parameters, item.tokens, points.own())
+                if (other.patch_size, other.step_fraction, other.rows)
+                == (OF_SMALL[0], r, OF_SMALL[1])
+            ]
+            assert max(tried, default=0) < len(choice.found), item
     large = fits.equal_compute()
     assert (large.patch_size, large.step_fraction) == (OF_LARGE[0], r)
     assert pytest.approx(ranges.boundary(), rel=0.05) == SMALL
