@@ -46,8 +46,8 @@ _DOUBLINGS = 64  # further back than so a token weighs nothing
 
 
 def used(spec: Any) -> dict[str, Any]:
-    """The settings that a ``PlanSpec`` uses, by name."""
-    found = {name: getattr(spec, name) for name in UNUSED}
+    """The settings that a ``PlanSpec`` uses, by name, but for ``rows``, which the stages show."""
+    found = {name: getattr(spec, name) for name in UNUSED if name != "rows"}
     return {name: value for name, value in found.items() if value != UNUSED[name]}
 
 

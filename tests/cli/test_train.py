@@ -140,6 +140,9 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = write_recipe(tmp_path, store)
+    assert main(["train", str(recipe), "plan.rows=tokens", "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert "none beyond the preset's" in text  # the stages show the rows
     assert main(["train", str(recipe), "--dry-run"]) == 0
     text = capsys.readouterr().out
     for part in ("patches of 2", "6,144", "4,608", "40%", "chunked (one pass over the vocabulary",

@@ -161,7 +161,7 @@ def load(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
 
 def carry_out(args: argparse.Namespace, question: Question, search: Search | None = None) -> int:
     """Print what would be trained, or train it and print what came out; the exit code."""
-    from patchtrain.analysis.studies.comparison import refuse_another, run_comparison
+    from patchtrain.analysis.studies.comparison import refuse_another_comparison, run_comparison
     from patchtrain.analysis.studies.estimate import estimate
     from patchtrain.analysis.studies.study import refuse_foreign, refuse_too_many, start_over
 
@@ -169,7 +169,7 @@ def carry_out(args: argparse.Namespace, question: Question, search: Search | Non
     if folder is None:
         refuse_foreign(args.out)
     else:
-        refuse_another(question, folder, search)
+        refuse_another_comparison(question, folder, search)
     asked = estimate(question, folder, search.left(folder) if search else 0)
     refuse_too_many(asked["most_runs"])
     if args.dry_run:

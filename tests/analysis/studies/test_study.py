@@ -8,7 +8,7 @@ import pytest
 from patchtrain.analysis.studies.ablation import ablation_study
 from patchtrain.analysis.studies.asked import base, small_recipe
 from patchtrain.analysis.studies.equal import at_compute, at_data, check_data, plan_of
-from patchtrain.analysis.studies.study import Arm, Study, claim, refuse_another
+from patchtrain.analysis.studies.study import Arm, Study, claim, refuse_another_study
 from patchtrain.analysis.studies.tokenizers import Tokenized, tokenizer_study
 from patchtrain.data.prepare import prepare
 from patchtrain.errors import PatchtrainError, UsageError
@@ -189,16 +189,18 @@ def test_a_folder_is_claimed_and_another_study_refused(
     folder = tmp_path / "study"
     claim(folder)
     study = tiny_study(stores["bpe"].path)
-    refuse_another(study, folder)
+    refuse_another_study(study, folder)
     write_json(folder / "study.json", {**study.to_dict(), "versions": {"torch": "other"}})
-    refuse_another(study, folder)
-    refuse_another(tiny_study(stores["bpe"].path, seeds=(0, 1, 2)), folder)  # more of the same
+    refuse_another_study(study, folder)
+    refuse_another_study(
+        tiny_study(stores["bpe"].path, seeds=(0, 1, 2)), folder
+    )  # more of the same
     with pytest.raises(UsageError, match=r"another study: recipe, arms differ from .*--overwrite"):
-        refuse_another(tiny_study(stores["bpe"].path, steps=20), folder)
+        refuse_another_study(tiny_study(stores["bpe"].path, steps=20), folder)
     for text in ("{", "[]"):
         (folder / "study.json").write_text(text)
         with pytest.raises(PatchtrainError, match=r"is not what a study wrote.*--overwrite"):
-            refuse_another(study, folder)
+            refuse_another_study(study, folder)
 
 
 def test_at_compute_is_of_the_baseline_it_names(stores: dict[str, Any]) -> None:

@@ -209,7 +209,9 @@ def known_variants(study: Study, folder: Path) -> dict[str, dict[str, Any]]:
     return known
 
 
-def refuse_another(question: Question, folder: Path, search: Search | None = None) -> None:
+def refuse_another_comparison(
+    question: Question, folder: Path, search: Search | None = None
+) -> None:
     """Raises as ``run_comparison`` does where the folder holds something else, and writes nothing.
 
     What a search comes to is not known yet, but its axes are.
@@ -248,7 +250,7 @@ def run_comparison(
             nothing is changed; or a study is running in it.
         PatchtrainError: every run failed.
     """
-    refuse_another(question, folder, search)
+    refuse_another_comparison(question, folder, search)
     claim(folder)
     searches = search is not None
     work = Work(question, folder, jobs or usable_cores(), say, quiet, keep, count_only, searches)

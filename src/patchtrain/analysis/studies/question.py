@@ -341,7 +341,7 @@ def plan_words(run: Planned) -> str:
     parts = [", then ".join([*stages, last.named(length)])]
     parts.append(_AT_SWITCH[str(plan.spec.optimizer_at_switch)])
     scope = {"run": "one schedule", "stage": "a schedule a stage"}[str(plan.spec.schedule_scope)]
-    settings = [f"{name} {value}" for name, value in used(plan.spec).items() if name != "rows"]
+    settings = [f"{name} {value}" for name, value in used(plan.spec).items()]
     if any(len(set(stage.slot_weights)) > 1 for stage in plan.stages):
         settings.append(f"slot_weights {plan.spec.slot_weights}")
     return "; ".join([*parts, f"{scope} ({plan.spec.schedule})", *settings])

@@ -27,7 +27,7 @@ from patchtrain.analysis.studies.study import (
     Arm,
     Study,
     claim,
-    refuse_another,
+    refuse_another_study,
     refuse_too_many,
     run_folder,
     run_name,
@@ -107,7 +107,7 @@ def run_study(
     """
     refuse_too_many(len(study.runs()))
     claim(folder)
-    refuse_another(study, folder)
+    refuse_another_study(study, folder)
     failed: dict[str, str] = {}
     with concluding(folder, failed, lambda: conclude(study, folder, failed)) as found:
         write_json(folder / "study.json", {**study.to_dict(), "versions": versions()})

@@ -180,7 +180,7 @@ def start_over(folder: Path) -> None:
                 path.unlink()
 
 
-def refuse_another(study: Study, folder: Path) -> None:
+def refuse_another_study(study: Study, folder: Path) -> None:
     """Refuse to go on in the folder of another study.
 
     More seeds are no other study: the runs of the old ones stay as they are.
