@@ -1,8 +1,7 @@
 """The project's own comparisons, from results/ to what the advice ships.
 
 Takes the points of the map (results/map.json, which benchmarks/map.py makes of all studies) and
-writes src/patchtrain/advice/own.json. Of comparisons that are alike in text, size, length, K, r
-and rows the one with the most rates is taken. The tests fail where the two no longer agree.
+writes src/patchtrain/advice/own.json. The tests fail where the two no longer agree.
 
     python benchmarks/collect_points.py
 """
@@ -20,9 +19,7 @@ ROOT = Path(__file__).parents[1]
 MAP = ROOT / "results" / "map.json"
 OUT = ROOT / "src" / "patchtrain" / "advice" / "own.json"
 TEXTS = {"python": "Python sources", "cpp": "C++ headers"}  # others by their own names
-ALIKE = (
-    "vocab_size", "parameters", "tokens", "steps", "patch_size", "step_fraction", "rows",
-)  # fmt: skip
+KEPT = ("vocab_size", "parameters", "tokens", "steps", "patch_size", "rows", "rates", "gains")
 
 
 def main() -> None:
@@ -37,11 +34,8 @@ def main() -> None:
 
 
 def collect(file: Path) -> dict[str, Any]:
-    """The comparisons of the map, with the gain of each seed, lost ones too."""
+    """The comparisons of the map at equal compute, with the gain of each seed, lost ones too."""
     points = json.loads(file.read_text(encoding="utf-8"))["rows"]
-    taken: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for point in sorted(points, key=lambda point: (point["rates"], point["seeds"])):
-        taken[(point["corpus"], *(point[key] for key in ALIKE))] = point  # the most rates, last
     return {
         "about": "The project's own comparisons of token level and patches first in small models, "
         "each arm at its best of the rates tried. Gains in nats a token, one a seed.",
@@ -50,9 +44,10 @@ def collect(file: Path) -> dict[str, Any]:
             {
                 "study": point["study"],
                 "text": TEXTS.get(point["corpus"], point["corpus"]),
-                **{key: point[key] for key in (*ALIKE, "rates", "gains")},
+                "step_fraction": point["share"],
+                **{key: point[key] for key in KEPT},
             }
-            for _, point in sorted(taken.items())
+            for point in points
         ],
     }
 

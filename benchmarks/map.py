@@ -1,12 +1,13 @@
-"""The map of where patches win at equal compute: the own runs beside the published ones.
+"""The map of where patches win: the own runs beside the published ones.
 
     python benchmarks/map.py
 
 Reads results/evidence/*.json and what the papers published (src/patchtrain/advice/published.json).
-A point is a contender that differs from token level in K, r and the length of its rows of patches
-only, over the seeds that both have, each at its own best rate; its gain is what it ended lower by.
-Through the own points a plane is laid, and each corpus's points are predicted by the others. Writes
-results/map.json, and with matplotlib docs/map.svg.
+A point is a contender that differs from token level in K, its share of patches and the length of
+their rows only, over the seeds that both have, each at its own best rate; its gain is what it ended
+lower by. Of points that are alike the one with the most rates is taken. Through those at equal
+compute a plane is laid, and each corpus's points are predicted by the others; where the plane is at
+zero, patches begin to win. Writes results/map.json, and with matplotlib docs/map.svg.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from common import about, write
 
 from patchtrain.advice import points as published
 from patchtrain.advice.fits import Fit
+from patchtrain.advice.ranges import short
 from patchtrain.files import whole_file
 from patchtrain.plan import CHOICES, PlanSpec
 
@@ -34,10 +36,17 @@ EVIDENCE = ROOT / "results" / "evidence"
 OUT = ROOT / "results" / "map.json"
 FIGURE = ROOT / "docs" / "map.svg"
 OF_A_PLAIN_ONE = {
-    "plan.patch_size", "plan.step_fraction", "plan.rows", "plan.stages", "plan.share_of",
-    "plan.steps",
+    "plan.patch_size", "plan.step_fraction", "plan.patch_fraction", "plan.rows", "plan.stages",
+    "plan.share_of", "plan.steps", "training.learning_rate",
 }  # fmt: skip
+# The share of patches: of the steps, or of the tokens.
+SHARES = {"compute": "step_fraction", "data": "patch_fraction"}
+# What points have in common that ask the same.
+ALIKE = (
+    "corpus", "vocab_size", "parameters", "tokens", "steps", "patch_size", "share", "rows",
+)  # fmt: skip
 MARKERS = {2: "o", 3: "^", 4: "s", 6: "D", 8: "v"}  # by K
+PUBLISHED = {"compute": "black", "data": "white", "nothing": "grey"}  # by what was held equal
 # Of the plane; the last is 1 where a row of patches has as many tokens as at token level, else 0.
 TERMS = ("1", "ln(D / N)", "ln N", "ln K", "ln V", "[rows of as many tokens]")
 
@@ -50,22 +59,32 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT, help="the result (%(default)s)")
     parser.add_argument("--figure", type=Path, default=FIGURE, help="the drawing (%(default)s)")
     args = parser.parse_args()
-    own = [point for file in sorted(args.kept.glob("*.json")) for point in own_points(file)]
-    if not own:
+    own = {held: own_points(args.kept, held) for held in SHARES}
+    if not own["compute"]:
         raise SystemExit(f"map.py: no comparison in {args.kept}; evidence.py trains them")
     found = {
-        **about("map", "compute"),
+        **about("map", "compute; rows_at_equal_data: data"),
         "settings": {},
-        "rows": own,
+        "rows": own["compute"],
+        "rows_at_equal_data": own["data"],
         "published": published_points(),
-        "fit": plane(own),
+        "fit": plane(own["compute"]),
     }
     write(args.out, found)
     draw(found, args.figure)
     print(f"written to {args.figure}")
 
 
-def own_points(file: Path) -> list[dict[str, Any]]:
+def own_points(kept: Path, held_equal: str) -> list[dict[str, Any]]:
+    """The plain contenders of all studies in a folder; of those that are alike, the most tried."""
+    found = [point for file in sorted(kept.glob("*.json")) for point in of_study(file, held_equal)]
+    taken: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for point in sorted(found, key=lambda point: (point["rates"], point["seeds"])):
+        taken[tuple(point[key] for key in ALIKE)] = point
+    return [point for _, point in sorted(taken.items())]
+
+
+def of_study(file: Path, held_equal: str) -> list[dict[str, Any]]:
     """The plain contenders of one study of evidence.yaml that have a pair of runs."""
     study = json.loads(file.read_text(encoding="utf-8"))
     arms = {arm["name"]: arm for arm in study["arms"]}
@@ -80,13 +99,13 @@ def own_points(file: Path) -> list[dict[str, Any]]:
         gains = [
             run["loss"] - losses[run["seed"]] for run in token["runs"] if run["seed"] in losses
         ]
-        settings = plain(arm["recipe"], study["recipe"]["plan"]["context_length"])
-        if not gains or study["held_equal"] != "compute" or settings is None:
+        settings = plain(arm["recipe"], token["recipe"], study["recipe"]["plan"], held_equal)
+        if not gains or study["held_equal"] != held_equal or settings is None:
             continue
         base = token["runs"][0]
         found.append({
             "study": file.stem,
-            "corpus": re.sub(r"-(\d+|bytes)$", "", study["about"]["corpus"]),  # of stores' names
+            "corpus": re.sub(r"-(\d+k?|bytes)$", "", study["about"]["corpus"]),  # of stores' names
             "contender": item["name"],
             "parameters": base["parameters"],
             "body_parameters": base["body_parameters"],
@@ -105,27 +124,45 @@ def own_points(file: Path) -> list[dict[str, Any]]:
     return found
 
 
-def plain(entries: Mapping[str, Any], context_length: int) -> dict[str, Any] | None:
-    """K, r and the rows of a contender that is patches of one K, then tokens, and nothing else."""
+def plain(
+    entries: Mapping[str, Any],
+    reference: Mapping[str, Any],
+    plan: Mapping[str, Any],
+    held_equal: str = "compute",
+) -> dict[str, Any] | None:
+    """K, share and rows of a contender that is patches of one K, then tokens, and nothing else.
+
+    Args:
+        entries: what the contender changes in the recipe.
+        reference: what its token-level training changes.
+        plan: the recipe's.
+        held_equal: compute or data.
+    """
     for path in entries.keys() - OF_A_PLAIN_ONE:
-        section, _, key = path.partition(".")
-        if section == "plan" and entries[path] not in (None, getattr(PlanSpec, key, None)):
+        unused = [reference.get(path), None]
+        if path.startswith("plan."):
+            unused.append(getattr(PlanSpec, path.removeprefix("plan."), None))
+        if entries[path] not in unused:
             return None
+    share_of = SHARES[held_equal]
     if entries.get("plan.stages"):
-        found = of_stages(entries, context_length)
+        steps = entries.get("plan.share_of") == "steps"
+        shares = entries["plan.stages"] if steps and held_equal == "compute" else None
+        found = of_stages(shares, plan["context_length"])
     else:
+        share = entries.get(f"plan.{share_of}", plan.get(share_of))
         rows = entries.get("plan.rows") or "positions"
-        found = entries.get("plan.patch_size", 1), entries.get("plan.step_fraction"), rows
+        found = entries.get("plan.patch_size", 1), share, rows
     if found is None or found[0] == 1 or not found[1]:
         return None
-    return dict(zip(("patch_size", "step_fraction", "rows"), found, strict=True))
+    return dict(zip(("patch_size", "share", "rows"), found, strict=True))
 
 
-def of_stages(entries: Mapping[str, Any], context_length: int) -> tuple[int, float, str] | None:
+def of_stages(stages: Sequence[Any] | None, context_length: int) -> tuple[int, float, str] | None:
     """The same of a list of stages, where it says no more than K, r and rows do."""
-    first, *others = entries["plan.stages"]
-    if entries.get("plan.share_of") != "steps" or [next(iter(o), None) for o in others] != [1]:
+    if stages is None or [next(iter(other), None) for other in stages[1:]] != [1]:
         return None
+    first = stages[0]
     if not isinstance(first, Mapping):
         first = dict(zip(("patch_size", "share"), first, strict=True))
     K, T = first["patch_size"], first.get("context_length", context_length)
@@ -136,18 +173,26 @@ def of_stages(entries: Mapping[str, Any], context_length: int) -> tuple[int, flo
 
 
 def published_points() -> list[dict[str, Any]]:
-    """Gains of the papers, one run each: at equal compute and at equal data."""
+    """Gains of the papers, one run each: at equal compute, at equal data, and at neither."""
     values = published.published()
-    at_compute, at_data = values["equal_compute"], values["equal_data"]
-    return [
+    found = [
         {"held_equal": held, "parameters": pair.parameters, "tokens": pair.tokens,
-         "patch_size": table["patch_size"], "gain": pair.gain}
-        for held, table, pairs in (
-            ("compute", at_compute, published.equal_compute_pairs()),
-            ("data", at_data, published.equal_data_pairs()),
+         "patch_size": values[f"equal_{held}"]["patch_size"], "gain": pair.gain}
+        for held, pairs in (
+            ("compute", published.equal_compute_pairs()),
+            ("data", published.equal_data_pairs()),
         )
         for pair in pairs
     ]  # fmt: skip
+    for row in values["not_equal_compute"]["rows"]:
+        found.append({
+            "held_equal": row["held_equal"],
+            "parameters": row["parameters"],
+            "tokens": row.get("tokens") or row["token_tokens"],
+            "patch_size": row["patch_size"],
+            "gain": row["token_loss"] - row["patch_loss"],
+        })  # fmt: skip
+    return found
 
 
 def plane(own: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -164,12 +209,31 @@ def plane(own: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if len(fitted) < 2 * len(TERMS) or np.linalg.matrix_rank(X) < len(TERMS):
         return {"points": len(fitted), "terms": None}
     corpora = np.array([point["corpus"] for point in fitted])
+    terms = dict(zip(TERMS, Fit(X, y).coefficients.tolist(), strict=True))
     return {
         "points": len(fitted),
-        "terms": dict(zip(TERMS, Fit(X, y).coefficients.tolist(), strict=True)),
+        "terms": terms,
+        "zero": zeros(terms, fitted),
         "left_out": errors(np.arange(len(y)), X, y),
         "other_corpora": errors(corpora, X, y),
     }
+
+
+def zeros(terms: Mapping[str, float], own: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Tokens at which the plane is at zero, for the sizes that there are points of.
+
+    Of the vocabulary that most points have; K = 2 and 4, and both kinds of rows.
+    """
+    slope = terms["ln(D / N)"]
+    V = statistics.mode(point["vocab_size"] for point in own)
+    sizes = sorted({point["parameters"] for point in own if point["vocab_size"] == V})
+    found = []
+    for N, K, rows in itertools.product(sizes, (2, 4), CHOICES["rows"]):
+        point = {"parameters": N, "tokens": N, "patch_size": K, "vocab_size": V, "rows": rows}
+        at_one = columns([point])[0] @ np.array([terms[name] for name in TERMS])
+        if slope > 0:  # else more tokens never make it win
+            found.append({**point, "tokens": N * math.exp(-at_one / slope)})
+    return found
 
 
 def columns(points: Sequence[dict[str, Any]]) -> np.ndarray:
@@ -183,7 +247,7 @@ def columns(points: Sequence[dict[str, Any]]) -> np.ndarray:
 
 
 def unit_gain(point: dict[str, Any]) -> float:
-    return float(point["gain"]) / -math.log(1 - point["step_fraction"])
+    return float(point["gain"]) / -math.log(1 - point["share"])
 
 
 def errors(groups: np.ndarray, X: np.ndarray, y: np.ndarray) -> dict[str, Any]:
@@ -205,40 +269,63 @@ def errors(groups: np.ndarray, X: np.ndarray, y: np.ndarray) -> dict[str, Any]:
 
 
 def draw(found: dict[str, Any], file: Path) -> None:
-    """Gain over tokens per parameter: own points by corpus, published ones at both equalities.
+    """Gain over tokens per parameter: own points by text, K and rows, and published ones.
 
-    A hollow marker: in rows of as many tokens.
+    Dotted lines: where the plane is at zero for the size that most own points have.
     """
     import matplotlib
 
     matplotlib.use("svg")
     from matplotlib import pyplot
+    from matplotlib.lines import Line2D
 
     # The same bytes each time, and letters that follow the reader's fonts.
     matplotlib.rcParams.update({"svg.hashsalt": "map", "svg.fonttype": "none", "font.size": 9})
-    figure, axes = pyplot.subplots(figsize=(7.6, 4.2), layout="constrained")
-    for number, corpus in enumerate(sorted({point["corpus"] for point in found["rows"]})):
-        for (size, marker), rows in itertools.product(MARKERS.items(), CHOICES["rows"]):
-            of = {"corpus": corpus, "patch_size": size, "rows": rows}
-            chosen = [point for point in found["rows"] if of.items() <= point.items()]
-            if chosen:
-                color, hollow = f"C{number}", rows == "tokens"
-                axes.scatter([point["tokens"] / point["parameters"] for point in chosen],
-                             [point["gain"] for point in chosen], marker=marker,
-                             s=[18 + 8 * point["seeds"] for point in chosen], alpha=0.75,
-                             edgecolors=color, facecolors="none" if hollow else color,
-                             label=f"{corpus}, K = {size}{', short rows' * hollow}")  # fmt: skip
-    for held, color in (("compute", "black"), ("data", "grey")):
-        chosen = [point for point in found["published"] if point["held_equal"] == held]
-        axes.scatter([point["tokens"] / point["parameters"] for point in chosen],
-                     [point["gain"] for point in chosen], marker="*", s=60, color=color,
-                     label=f"published, 270M to 3B, equal {held}")  # fmt: skip
+    figure, axes = pyplot.subplots(figsize=(7.6, 4.6), layout="constrained")
+    own = [*found["rows"], *found["rows_at_equal_data"]]
+    texts = sorted({point["corpus"] for point in own})
+    colors = {text: f"C{number}" for number, text in enumerate(texts)}
+    for point in own:
+        color = colors[point["corpus"]]
+        axes.scatter(point["tokens"] / point["parameters"], point["gain"], alpha=0.75,
+                     marker=MARKERS[point["patch_size"]], s=18 + 8 * point["seeds"],
+                     edgecolors=color, linewidths=2 if point in found["rows"] else 0.7,
+                     facecolors="none" if point["rows"] == "tokens" else color)  # fmt: skip
+    for point in found["published"]:
+        axes.scatter(
+            point["tokens"] / point["parameters"],
+            point["gain"],
+            marker="*",
+            s=60,
+            color=PUBLISHED[point["held_equal"]],
+            edgecolors="black",
+            linewidths=0.5,
+        )
+    usual = statistics.mode(point["parameters"] for point in found["rows"])
+    for point in found["fit"].get("zero", ()):
+        if (point["parameters"], point["patch_size"]) == (usual, 4):
+            at, rows = point["tokens"] / point["parameters"], point["rows"]
+            axes.axvline(at, color="grey", linewidth=0.8, linestyle=":")
+            axes.text(at, 0.02, f" rows of as many {rows}", rotation=90, fontsize=6, color="grey",
+                      transform=axes.get_xaxis_transform())  # fmt: skip
+
+    def mark(label: str, color: str = "grey", marker: str = "o", **more: Any) -> Line2D:
+        settings = {"linestyle": "none", "markersize": 5, "label": label, **more}
+        return Line2D([], [], color=color, marker=marker, **settings)
+
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), handles=[
+        *(mark(text, color) for text, color in colors.items()),
+        *(mark(f"K = {K}", marker=marker) for K, marker in MARKERS.items()),
+        mark("rows of as many tokens", markerfacecolor="none"),
+        *(mark(f"published, equal {held}", color, "*", markeredgecolor="black",
+               markeredgewidth=0.5, markersize=8) for held, color in PUBLISHED.items()),
+        mark(f"plane at zero, {short(usual)}, K = 4", marker="", linestyle=":"),
+    ])  # fmt: skip
     axes.axhline(0, color="grey", linewidth=0.8)
     axes.set(xscale="log", xlabel="tokens per parameter (token level)")
     axes.set_yscale("symlog", linthresh=0.02)
     axes.margins(y=0.1)
     axes.set_ylabel("gain of patches first, nats a token")
-    axes.legend(fontsize=7, loc="lower right")
     with whole_file(file) as temporary:
         figure.savefig(temporary, format="svg", metadata={"Date": None})
     pyplot.close(figure)

@@ -178,8 +178,9 @@ def overview(studies: Mapping[str, dict[str, Any]]) -> list[str]:
         "",
         "Held equal: compute. Each arm is at the best of the rates it was tried at, by the seeds "
         "that each study names; intervals of 95%, Student's t over paired seeds. The ratio is the "
-        "arm's compute over what token level needs for the same loss; a seed that ends below token "
-        "level's longest runs counts as the bound that these are.",
+        "arm's compute over what token level needs for the same loss, the geometric mean of the "
+        "seeds; a seed that ends below token level's longest runs counts as the bound that these "
+        "are. Rows of one text and model share token level's runs.",
         "",
         "From `results/evidence/*.json`: `python benchmarks/evidence.py STUDY`.",
     ]
@@ -217,35 +218,80 @@ def copying(result: dict[str, Any]) -> list[str]:
 
 
 def map_of_gains(result: dict[str, Any]) -> list[str]:
-    """Where patches won and lost, by text, size and length; and how well a plane says so."""
-    lines = head("text", "vocabulary", "parameters", "tokens per parameter", "epochs", "K", "r",
-                 "rows of as many", "gain, nats a token", "seeds", "rates tried")  # fmt: skip
-    keys = (
-        "corpus", "vocab_size", "parameters", "tokens", "patch_size", "step_fraction", "rows",
-    )  # fmt: skip
-    for row in sorted(result["rows"], key=lambda row: [row[key] for key in keys]):
-        edge = " (edge)" if row["edge"] else ""
+    """Where patches won and lost, by text, size and length; and where a plane is at zero."""
+    points = result["rows"]
+    edges = sum(bool(point["edge"]) for point in points)
+    lines = [
+        *_gains(points, "r"),
+        "",
+        "Held equal: compute. Gains in nats a token, below zero a loss; after a stroke in rows of "
+        "as many tokens as at token level, else of as many positions; in brackets the seeds, else "
+        f"one. Each arm is at its best of the rates tried, which in {edges} of {len(points)} "
+        "points is the least or the greatest of them for one arm or both.",
+    ]
+    if at_data := result["rows_at_equal_data"]:
+        lines += ["", *_gains(at_data, "lambda"), "", "Held equal: data. The rest as above."]
+    return [*lines, *_plane(result["fit"])]
+
+
+def _gains(points: list[dict[str, Any]], share: str) -> list[str]:
+    """A row for each text, size, length and share, a column for each K."""
+    sizes = sorted({point["patch_size"] for point in points})
+    keys = ("corpus", "vocab_size", "parameters", "tokens", "steps", "share")
+    rows: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for point in sorted(points, key=lambda point: [point[key] for key in keys]):
+        rows.setdefault(tuple(point[key] for key in keys), []).append(point)
+    lines = head("text", "vocabulary", "parameters", "tokens", "steps", "tokens per parameter",
+                 "times read", share, *(f"K = {K}" for K in sizes))  # fmt: skip
+    for (text, vocabulary, parameters, tokens, steps, part), found in rows.items():
+        epochs = [point["epochs"] for point in found]
+        cells = []
+        for K in sizes:
+            of = {point["rows"]: _seeds(point) for point in found if point["patch_size"] == K}
+            cell = of.get("positions", NONE)
+            cells.append(f"{cell} / {of['tokens']}" if "tokens" in of else cell)
         lines.append(line(
-            row["corpus"], f"{row['vocab_size']:,}", short(row["parameters"]),
-            short(row["tokens"] / row["parameters"]), f"{row['epochs']:.1f}", row["patch_size"],
-            row["step_fraction"], row["rows"], f"{row['gain']:+z.3f}", row["seeds"],
-            f"{row['rates']}{edge}",
+            text, f"{vocabulary:,}", short(parameters), short(tokens), f"{steps:,}",
+            short(tokens / parameters),
+            " to ".join(dict.fromkeys(f"{value:.1f}" for value in (min(epochs), max(epochs)))),
+            f"{part:.2g}", *cells,
         ))  # fmt: skip
-    fit = result["fit"]
-    if fit["terms"]:
-        terms = " ".join(f"{value:+z.3f} {name}" for name, value in fit["terms"].items())
-        said = f"Gain / -ln(1 - r) = {terms}, through {fit['points']} points at more than one rate"
-        for who, key in (
-            ("each predicted by the others", "left_out"),
-            ("each text predicted by the other texts", "other_corpora"),
-        ):
-            if (found := fit[key])["points"]:
-                said += (
-                    f"; {who}, where they can: {found['rms']:.3f} off in that unit (root mean "
-                    f"square), the sign right for {found['same_sign']} of {found['points']}"
-                )
-        lines += ["", f"{said}."]
     return lines
+
+
+def _seeds(point: dict[str, Any]) -> str:
+    return f"{point['gain']:+z.3f}" + (f" ({point['seeds']})" if point["seeds"] > 1 else "")
+
+
+def _plane(fit: dict[str, Any]) -> list[str]:
+    if not fit["terms"]:
+        return []
+    lines = []
+    if fit["zero"]:
+        zero = {(z["parameters"], z["patch_size"], z["rows"]): z["tokens"] for z in fit["zero"]}
+        lines += ["", *head("parameters", "K", "begins to win at, rows of as many positions",
+                            "rows of as many tokens")]  # fmt: skip
+        for N, K in dict.fromkeys(key[:2] for key in zero):
+            at = (f"{short(zero[N, K, rows])} tokens" for rows in ("positions", "tokens"))
+            lines.append(line(f"{N:,}", K, *at))
+    terms = " ".join(
+        f"{value:+z.2f}" + f" {name}" * (name != "1") for name, value in fit["terms"].items()
+    )
+    said = (
+        f"There the plane gain / -ln(1 - r) = {terms} is at zero (D tokens at token level, N "
+        f"parameters, a vocabulary of V; in brackets 1 or 0), through the {fit['points']} points "
+        f"at equal compute and more than one rate"
+    )
+    for who, key in (
+        ("each point, predicted by the others", "left_out"),
+        ("each text, predicted by the other texts", "other_corpora"),
+    ):
+        if (found := fit[key])["points"]:
+            said += (
+                f". Of {who}, the sign is right for {found['same_sign']} of {found['points']} "
+                f"points (root mean square error {found['rms']:.2f}, of gain / -ln(1 - r))"
+            )
+    return [*lines, "", f"{said}."]
 
 
 def instructions(result: dict[str, Any]) -> list[str]:

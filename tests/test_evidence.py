@@ -16,6 +16,8 @@ from tests.analysis.studies.tiny import Here
 from tests.cli.corpus import write_corpus
 from tests.test_benchmarks import BENCHMARKS, Done, result, run
 
+KEPT = BENCHMARKS.parent / "results" / "evidence"
+
 RECIPE: dict[str, Any] = {
     "model": {
         "config": {
@@ -71,9 +73,9 @@ class Place:
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     found = Place(tmp_path)
 
-    def popen(command: list[str], log: Any) -> Any:
+    def popen(command: list[str], log: Any, place: Any) -> Any:
         found.trained += 1
-        return Here(command, log)
+        return Here(command, log, place)
 
     monkeypatch.setattr(runner, "_popen", popen)
     return found
@@ -263,15 +265,24 @@ def test_the_map_has_every_plain_contender(place: Place) -> None:
         name = point["contender"]
         gain = arms[chosen[f"token-steps{point['steps']}"]] - arms[chosen[name]]
         assert point["gain"] == pytest.approx(gain)
-        assert f"K{point['patch_size']}-r{point['step_fraction']}" in name
+        assert f"K{point['patch_size']}-r{point['share']}" in name
         assert point["rows"] in name
-    assert {point["held_equal"] for point in found["published"]} == {"compute", "data"}
+    assert {point["held_equal"] for point in found["published"]} == {"compute", "data", "nothing"}
     assert "tokens per parameter" in figure.read_text()
     before = figure.read_bytes()
     result("map", out, "--kept", str(place.path / "kept"), "--figure", str(figure))
     assert figure.read_bytes() == before
     assert run("tables", "--results", str(out.parent)).returncode == 0
-    assert "| tiny | 280 |" in out.with_suffix(".md").read_text()
+    table = out.with_suffix(".md").read_text()
+    (row,) = (
+        line
+        for line in table.splitlines()
+        if line.startswith("| tiny | 280 |") and "| 16 |" in line
+    )
+    gains = {
+        point["rows"]: f"{point['gain']:+z.3f}" for point in found["rows"] if point["steps"] == 16
+    }
+    assert row.endswith(f"| {gains['positions']} / {gains['tokens']} |")
 
 
 @pytest.mark.parametrize(
@@ -291,13 +302,41 @@ def test_the_map_has_every_plain_contender(place: Place) -> None:
         ({"patch_size": 2, "step_fraction": 0.3, "phase": "random"}, None),
         ({"patch_size": 2, "step_fraction": 0.3, "phase": "fixed"}, (2, 0.3, "positions")),
         ({"patch_size": 1, "patch_fraction": 0}, None),
+        ({"patch_size": 2, "step_fraction": 0.3, "training.learning_rate": 0.1},
+         (2, 0.3, "positions")),
+        # Token level has the one, and not the other.
+        ({"patch_size": 2, "step_fraction": 0.3, "model.config.hidden_size": 32},
+         (2, 0.3, "positions")),
+        ({"patch_size": 2, "step_fraction": 0.3, "training.muon_rate": 1}, None),
     ],
 )  # fmt: skip
 def test_what_the_map_takes_for_a_plain_contender(
     entries: dict[str, Any], settings: tuple[Any, ...] | None
 ) -> None:
-    found = map_script()["plain"]({f"plan.{key}": value for key, value in entries.items()}, 64)
+    changed = {key if "." in key else f"plan.{key}": value for key, value in entries.items()}
+    token = {"model.config.hidden_size": 32, "training.learning_rate": 0.2}
+    found = map_script()["plain"](changed, token, {"context_length": 64})
     assert (tuple(found.values()) if found else None) == settings
+
+
+def test_the_map_takes_the_share_of_the_tokens_at_equal_data() -> None:
+    entries = {"plan.patch_size": 4, "plan.rows": "tokens", "plan.steps": 500}
+    plan = {"context_length": 64, "patch_fraction": 0.5, "step_fraction": None}
+    found = map_script()["plain"](entries, {}, plan, "data")
+    assert found == {"patch_size": 4, "share": 0.5, "rows": "tokens"}
+    assert map_script()["plain"](entries, {}, plan) is None  # no share of the steps
+
+
+def test_of_points_that_are_alike_the_most_tried_is_taken(tmp_path: Path) -> None:
+    script, demo = map_script(), json.loads((KEPT / "demo.json").read_text(encoding="utf-8"))
+    (once,) = script["of_study"](KEPT / "demo.json", "compute")
+    for item in demo["contenders"]:
+        item["tried"] = item["tried"][:1]
+    (tmp_path / "a-later-one.json").write_text(json.dumps(demo))
+    assert script["own_points"](tmp_path, "compute")[0]["rates"] == 1
+    (tmp_path / "demo.json").write_bytes((KEPT / "demo.json").read_bytes())
+    assert script["own_points"](tmp_path, "compute") == [once]
+    assert once["rates"] > 1
 
 
 def map_script() -> dict[str, Any]:
@@ -313,15 +352,19 @@ def test_the_plane_of_the_map_is_found_again() -> None:
     points = [
         {"corpus": f"text{number % 3}", "parameters": rng.integers(1e4, 1e6), "rates": 2,
          "tokens": rng.integers(1e6, 1e8), "vocab_size": rng.choice([256, 512, 1024]),
-         "patch_size": rng.choice([2, 4]), "step_fraction": rng.choice([0.1, 0.3]),
+         "patch_size": rng.choice([2, 4]), "share": rng.choice([0.1, 0.3]),
          "rows": rng.choice(["positions", "tokens"])}
         for number in range(24)
     ]  # fmt: skip
     terms = np.array([-0.5, 0.2, -0.05, -0.3, 0.1, 0.15])
     for point, row in zip(points, script["columns"](points), strict=True):
-        point["gain"] = float(row @ terms) * -np.log(1 - point["step_fraction"])
+        point["gain"] = float(row @ terms) * -np.log(1 - point["share"])
     found = script["plane"](points)
     assert list(found["terms"].values()) == pytest.approx(terms, abs=1e-6)
+    # Where it is at zero a point on it gains nothing.
+    at_zero = script["columns"](found["zero"]) @ terms
+    assert len(at_zero) > 4
+    assert at_zero == pytest.approx(0, abs=1e-6)
     for key in ("left_out", "other_corpora"):
         assert found[key]["rms"] < 1e-6
         assert found[key]["points"] == found[key]["same_sign"] == 24

@@ -180,7 +180,7 @@ class _Ended:
 def test_runs_are_trained_counted_and_shown(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def here(command: list[str], log: Any) -> Any:
+    def here(command: list[str], log: Any, place: Any) -> Any:
         return _Ended(main(command[3:]))  # in this process: the import alone takes seconds
 
     monkeypatch.setattr(runner, "_popen", here)

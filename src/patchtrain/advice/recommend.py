@@ -189,7 +189,7 @@ def _for_scarce_compute(parameters: int, tokens: int, given: dict[str, int]) -> 
         said = reasons.own_runs(choice)
         if choice.estimate is None:
             warnings.append(reasons.texts_disagree(choice))
-        if choice.mean <= 0 and not far:
+        if choice.mean <= 0:
             K, r, gain = 1, 0.0, Estimate(0.0, 0.0, 0.0)
         else:
             T = given.get("context_length")

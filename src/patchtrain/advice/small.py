@@ -1,9 +1,8 @@
 """Small models: what patches gained in the project's own comparisons nearest to a run.
 
 No curve is drawn through them. At these sizes the gain hangs on the text and on the length of the
-run, so each text speaks for itself, by its comparisons that are nearest in size and in tokens for
-each parameter. What gained most over the texts is advised, and a gain is promised only where no
-text disagrees.
+run, so each text speaks for itself, by its comparisons that are nearest in size and in tokens. What
+gained most over the texts is advised, and a gain is promised only where no text disagrees.
 """
 
 from __future__ import annotations
@@ -65,8 +64,9 @@ def nearest(parameters: float, tokens: float, own: Iterable[Own]) -> list[Choice
 
     def distance(item: Own) -> float:
         size = math.log(item.parameters / parameters)
-        ratio = math.log(item.tokens_per_parameter / (tokens / parameters))
-        return math.hypot(size, ratio)
+        # Not by tokens for each parameter: whatever the size, about as many tokens must be read
+        # until patches gain (benchmarks/map.py).
+        return math.hypot(size, math.log(item.tokens / tokens))
 
     by_text: dict[str, list[Own]] = defaultdict(list)
     for item in sorted(own, key=distance):

@@ -6,14 +6,16 @@ examples:
   patchtrain compare recipes/small.yaml --arms recipe "k4:patch_size=4,step_fraction=0.2"
   patchtrain compare recipes/small.yaml --baseline-budgets --rates 2e-3 4e-3 8e-3
 
-Arms are `token` (token level throughout, always there), `recipe` (the plan as it is), `patchtrain`,
-`paper` and `superposition` (that preset with the recipe's patch size), and any of your own: a name
-and the entries of the recipe to replace. Each is made as long as costs what token level costs at
-the recipe's length. Give --rates: every arm is then taken at its own best of them, chosen on the
-first seed; a comparison with one tuned arm is worth nothing.
+Arms are `token` (token level throughout, always there), `recipe` (the plan as it is), `patchtrain`
+(K and rows by the model's size), `paper` and `superposition` (with the recipe's K, or their own
+where it names none), and any of your own: a name and the entries of the recipe to replace. Each is
+made as long as costs what token level costs at the recipe's length. Give --rates: every arm is then
+taken at its own best of them, chosen on the first seed; a comparison with one tuned arm is worth
+nothing.
 
-One process a core trains the runs; Ctrl-C leaves a folder that the same command goes on with, and
-more arms, seeds, rates or budgets may be asked for later. OUT/report.html is the page."""
+One process a GPU trains the runs, without a GPU one a core; Ctrl-C leaves a folder that the same
+command goes on with, and more arms, seeds, rates or budgets may be asked for later. OUT/report.html
+is the page."""
 
 from __future__ import annotations
 
@@ -105,7 +107,10 @@ def running(parser: argparse.ArgumentParser, dry_run: str) -> None:
     """How the runs of a comparison or study are trained; ``dry_run`` is that option's help."""
     group = parser.add_argument_group("running")
     group.add_argument(
-        "--workers", type=int, metavar="N", help="runs at a time (default: one a core)"
+        "--workers",
+        type=int,
+        metavar="N",
+        help="runs at a time (default: one a GPU, else one a core)",
     )
     group.add_argument(
         "--keep",

@@ -6,8 +6,9 @@ examples:
   patchtrain study tokenizers corpus/ --out studies/tokenizers --tokenizer mistral=tokenizer.json
   patchtrain study sweep recipes/small.yaml --over K=2,4,8 --over r=0.2,0.3,0.5 --dry-run
 
-All arms cost the same compute. One process a core trains them; Ctrl-C leaves a folder that the same
-command goes on with, and more seeds may be asked for later. OUT/report.html is the page."""
+All arms cost the same compute. One process a GPU trains them, without a GPU one a core; Ctrl-C
+leaves a folder that the same command goes on with, and more seeds may be asked for later.
+OUT/report.html is the page."""
 
 from __future__ import annotations
 

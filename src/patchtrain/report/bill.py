@@ -97,9 +97,12 @@ def print_advice(advice: Advice) -> None:
         low, high = advice.interval
         gain = f"{advice.gain:.3f} nats a token ({low:.3f} to {high:.3f})"
     held = "the same tokens" if advice.held_equal == "data" else "the same compute"
+    gain += f", against token-level training on {held}"
+    if advice.patch_size == 1:
+        gain = "none; this is token-level training"
     lines = [
         ("advice", f"{what}, preset {advice.preset} ({advice.scarce} being scarce)"),
-        ("expected gain", f"{gain}, against token-level training on {held}"),
+        ("expected gain", gain),
         ("costs", f"{advice.cost_ratio:.3f} of its compute; reads {count(advice.tokens_read)} "
                   f"tokens"),
         *(("because", text) for text in advice.reasons),

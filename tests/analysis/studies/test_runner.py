@@ -60,7 +60,7 @@ def test_a_study_leaves_its_folder_and_is_done_only_once(
     assert not list(folder.glob("runs/*/checkpoint-*"))
     assert "4 of 4 runs, 100%" in said[-1]
 
-    def never(command: list[str], log: Any) -> Any:
+    def never(command: list[str], log: Any, place: Any) -> Any:
         raise AssertionError(f"trained again: {command}")
 
     monkeypatch.setattr(runner, "_popen", never)
@@ -86,7 +86,7 @@ def test_a_study_may_keep_only_what_its_runs_ended_at(
         }  # fmt: skip
         assert is_finished(RunFolder(run))
 
-    def never(command: list[str], log: Any) -> Any:
+    def never(command: list[str], log: Any, place: Any) -> Any:
         raise AssertionError(f"trained again: {command}")
 
     monkeypatch.setattr(runner, "_popen", never)
@@ -205,10 +205,10 @@ def test_an_interrupt_ends_the_runs_and_keeps_what_is_finished(
     class GoingOn(Pretended):
         """The first run ends, the second never does."""
 
-        def __init__(self, command: list[str], log: Any) -> None:
+        def __init__(self, command: list[str], log: Any, place: Any) -> None:
             self.command = command[4]
             if "tokens-seed" in self.command:
-                super().__init__(command, log)
+                super().__init__(command, log, place)
             else:
                 self.returncode = 0 if ended else None  # type: ignore[assignment]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -56,7 +56,7 @@ def tiny_study(store: Path, seeds: tuple[int, ...] = (0, 1), **plan: Any) -> Stu
 class Here:
     """A run in this process, as the runner sees a child: it has ended when it is started."""
 
-    def __init__(self, command: list[str], log: IO[bytes]) -> None:
+    def __init__(self, command: list[str], log: IO[bytes], place: Mapping[str, str]) -> None:
         with (
             Path(log.name).open("a", encoding="utf-8") as text,
             contextlib.redirect_stdout(text),
@@ -74,12 +74,12 @@ class Here:
         return self.returncode
 
 
-def failing(name: str) -> Callable[[list[str], IO[bytes]], Any]:
+def failing(name: str) -> Callable[[list[str], IO[bytes], Mapping[str, str]], Any]:
     """As ``Here``, but the runs of one arm fail."""
 
-    def start(command: list[str], log: IO[bytes]) -> Any:
+    def start(command: list[str], log: IO[bytes], place: Mapping[str, str]) -> Any:
         if f"{name}-seed" not in command[4]:
-            return Here(command, log)
+            return Here(command, log, place)
         log.write(b"some lines\npatchtrain: error: the disk is full\n")
         log.flush()
         child = Here.__new__(Here)
@@ -92,7 +92,7 @@ def failing(name: str) -> Callable[[list[str], IO[bytes]], Any]:
 class Pretended(Here):
     """A run that was finished at once: what it would train is checked and counted, not trained."""
 
-    def __init__(self, command: list[str], log: IO[bytes]) -> None:
+    def __init__(self, command: list[str], log: IO[bytes], place: Mapping[str, str]) -> None:
         recipe = Recipe.load(command[4])
         run = planned_recipe(recipe)
         write_finished(

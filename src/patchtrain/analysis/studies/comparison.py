@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from patchtrain.analysis.studies import comparison_results as results
+from patchtrain.analysis.studies.places import runs_at_a_time
 from patchtrain.analysis.studies.question import BASELINE, Contender, Question
 from patchtrain.analysis.studies.runner import Keep, Say, concluding, train_runs
 from patchtrain.analysis.studies.study import (
@@ -28,7 +29,6 @@ from patchtrain.analysis.studies.study import (
     run_folder,
 )
 from patchtrain.files import write_json
-from patchtrain.machine import usable_cores
 from patchtrain.report.formats import seeds_in_words
 from patchtrain.runs import versions
 
@@ -238,7 +238,7 @@ def run_comparison(
     Args:
         question: with its contenders at their lengths.
         folder: the comparison's folder, made if it is not there.
-        jobs: runs at a time; one a core if None.
+        jobs: runs at a time; one a GPU, else one a core, if None.
         say: is given a line where something begins, ends or fails, and now and then on progress.
         quiet: no lines on progress.
         keep: what is left of a run that is finished.
@@ -253,7 +253,8 @@ def run_comparison(
     refuse_another_comparison(question, folder, search)
     claim(folder)
     searches = search is not None
-    work = Work(question, folder, jobs or usable_cores(), say, quiet, keep, count_only, searches)
+    jobs = jobs or runs_at_a_time(question.recipe)
+    work = Work(question, folder, jobs, say, quiet, keep, count_only, searches)
     with concluding(folder, work.failed, work.conclude) as found:
         work.tune(question.contenders)
         if search is not None:

@@ -1,9 +1,9 @@
 """Train what of a study is not trained yet, one run a process, and write down what came out.
 
-Each run is a ``patchtrain train`` of its own with one thread: small models do not fill two cores,
-and two of them do. What is finished is left alone, what was cut short goes on from its newest
-checkpoint, and a run that fails is kept and told while the others go on. So the same call again
-continues, whatever ended the first.
+Each run is a ``patchtrain train`` of its own with one thread, on a GPU or a core of its own: small
+models do not fill two cores, and two of them do. What is finished is left alone, what was cut short
+goes on from its newest checkpoint, and a run that fails is kept and told while the others go on. So
+the same call again continues, whatever ended the first.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from patchtrain.analysis.studies import results
+from patchtrain.analysis.studies.places import places, runs_at_a_time
 from patchtrain.analysis.studies.study import (
     Arm,
     Study,
@@ -34,7 +35,6 @@ from patchtrain.analysis.studies.study import (
 )
 from patchtrain.errors import PatchtrainError, one_line
 from patchtrain.files import write_json, write_text
-from patchtrain.machine import usable_cores
 from patchtrain.progress import Lines, clock
 from patchtrain.runs import RunFolder, versions
 
@@ -52,6 +52,7 @@ class _Child:
     folder: RunFolder
     process: subprocess.Popen[bytes]
     log: Path
+    place: dict[str, str]
 
 
 @dataclass
@@ -96,7 +97,7 @@ def run_study(
     Args:
         study: as resolved.
         folder: the study's folder, made if it is not there.
-        jobs: runs at a time; one a core if None.
+        jobs: runs at a time; one a GPU, else one a core, if None.
         say: is given a line where something begins, ends or fails, and now and then on progress.
         quiet: no lines on progress.
         keep: what is left of a run that is finished.
@@ -111,7 +112,8 @@ def run_study(
     failed: dict[str, str] = {}
     with concluding(folder, failed, lambda: conclude(study, folder, failed)) as found:
         write_json(folder / "study.json", {**study.to_dict(), "versions": versions()})
-        train_runs(study, folder, jobs or usable_cores(), failed, say, quiet, keep=keep)
+        jobs = jobs or runs_at_a_time(study.recipe)
+        train_runs(study, folder, jobs, failed, say, quiet, keep=keep)
     return found
 
 
@@ -208,14 +210,16 @@ def train_runs(
         say(f"{finished} of {runs} runs are there already")
     progress = _Progress(total, done, say)
     children: list[tuple[_Child, float]] = []
+    free = places(study.recipe, jobs)
     try:
         while waiting or children:
-            while waiting and len(children) < jobs:
+            while waiting and free:
                 name, run, recipe, flops = waiting.pop(0)
-                children.append((_start(name, run, recipe, folder / "logs"), flops))
+                children.append((_start(name, run, recipe, folder / "logs", free.pop(0)), flops))
             for entry in [entry for entry in children if entry[0].process.poll() is not None]:
                 children.remove(entry)
                 child, flops = entry
+                free.append(child.place)
                 progress.done += flops
                 if reason := _outcome(child):
                     failed[child.name] = reason
@@ -239,19 +243,19 @@ def train_runs(
             child.process.wait()
 
 
-def _start(name: str, run: RunFolder, recipe: Path, logs: Path) -> _Child:
+def _start(name: str, run: RunFolder, recipe: Path, logs: Path, place: dict[str, str]) -> _Child:
     command = [sys.executable, "-m", "patchtrain", "train", str(recipe), "--resume=auto", "--quiet"]
     log = logs / f"{name}.txt"
     with log.open("ab") as file:
-        process = _popen(command, file)
-    return _Child(name, run, process, log)
+        process = _popen(command, file, place)
+    return _Child(name, run, process, log, place)
 
 
-def _popen(command: list[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+def _popen(command: list[str], log: IO[bytes], place: Mapping[str, str]) -> subprocess.Popen[bytes]:
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     return subprocess.Popen(
         command,
-        env={**os.environ, **threads, "TOKENIZERS_PARALLELISM": "false"},
+        env={**os.environ, **threads, "TOKENIZERS_PARALLELISM": "false", **place},
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=log,
