@@ -8,7 +8,8 @@ A reduced study: token level and the arm that evidence.yaml's `again` names, at 
 that the whole study found best for each, over two new seeds, at the whole study's length (shorter
 runs may come out otherwise, which is part of the evidence). Under half an hour on two cores, with
 text that is on every machine. What comes out must agree in sign with results/evidence/STUDY.json;
-if it does not, the exit code is 1. --quick takes a minute and shows only that everything works.
+if it does not, the exit code is 1. --out keeps it. --quick takes a minute and shows only that
+everything works.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from common import about, write
 from evidence import ASKED, KEPT, make_store, question_of
 
 from patchtrain.analysis.studies.comparison import run_comparison
@@ -45,6 +47,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a minute, for function only")
     parser.add_argument("--asked", type=Path, default=ASKED, help="the studies (%(default)s)")
     parser.add_argument("--kept", type=Path, default=KEPT, help="what came out (%(default)s)")
+    parser.add_argument("--out", type=Path, help="also write what came out into this file")
     args = parser.parse_args()
     asked = yaml.safe_load(args.asked.read_text(encoding="utf-8"))
     name, arm = asked["again"]["study"], asked["again"]["arm"]
@@ -62,6 +65,11 @@ def main() -> None:
         raise SystemExit(str(error)) from None
     then, now = difference(whole, arm), difference(found, arm)
     print(f"{arm} less {BASELINE}, bits per byte: {_words(now)} now, {_words(then)} in {name}.json")
+    if args.out and not args.quick:
+        rates = {item["name"]: item["learning_rate"] for item in found["contenders"]}
+        settings = {"study": name, "arm": arm, "seeds": args.seeds, "rates": rates}
+        write(args.out, {**about("evidence_again", found["held_equal"]), "settings": settings,
+                         "first": then, "again": now})  # fmt: skip
     if args.quick:
         print("so short a run says nothing of the sign")
     elif (now["mean"] < 0) != (then["mean"] < 0):

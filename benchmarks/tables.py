@@ -16,6 +16,7 @@ from typing import Any
 
 from table_parts import head, line, verdict
 from tables_of_quality import (
+    again,
     boundaries,
     copying,
     evidence,
@@ -319,7 +320,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "overhead": overhead, "loader": loader, "cost": cost, "resume": resume, "scaling": scaling,
     "advice": advice, "memory": memory, "traces": traces, "zero_shot": zero_shot,
     "boundaries": boundaries, "copying": copying, "instructions": instructions,
-    "map": map_of_gains,
+    "map": map_of_gains, "again": again,
     "study-ablation": study, "study-tokenizers": study,
 }  # fmt: skip
 

@@ -201,6 +201,20 @@ def _overview_row(name: str, result: dict[str, Any], item: dict[str, Any]) -> li
     ]  # fmt: skip
 
 
+def again(result: dict[str, Any]) -> list[str]:
+    """The main comparison trained again, beside what it was."""
+    settings = result["settings"]
+    lines = head("study", "arm", "when", "seeds", "difference, bits per byte", "lower on")
+    for when, found in (("first", result["first"]), ("again", result["again"])):
+        lines.append(line(
+            f"`{settings['study']}`", settings["arm"], when, found["count"], with_interval(found),
+            f"{sum(value < 0 for value in found['values'])} of {found['count']} seeds",
+        ))  # fmt: skip
+    rates = ", ".join(f"{rate:g} for {name}" for name, rate in settings["rates"].items())
+    seeds = ", ".join(map(str, settings["seeds"]))
+    return [*lines, "", f"Again with the seeds {seeds}, at the rates found before: {rates}."]
+
+
 def copying(result: dict[str, Any]) -> list[str]:
     """The loss of each run on what its context has to copy, the best copyist first."""
     names = {

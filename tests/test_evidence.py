@@ -414,6 +414,12 @@ def test_the_main_comparison_is_trained_again_with_new_seeds(place: Place) -> No
     agree = (now < 0) == (difference < 0)
     assert done.returncode == (0 if agree else 1)
     assert f"{now:+.4f} (2 seeds) now, {difference:+.4f} (1 seed) in small.json" in done.stdout
+    out = place.path / "results" / "again.json"
+    assert place(*again, "--out", str(out), script="evidence_again").returncode == done.returncode
+    assert json.loads(out.read_text())["again"]["mean"] == now
+    assert run("tables", "--results", str(out.parent)).returncode == 0
+    table = out.with_suffix(".md").read_text()
+    assert f"| again | 2 | {now:+.4f} (" in table
     # The other sign is an error, whatever this one was.
     for item in whole["contenders"]:
         if item["difference"]:

@@ -50,6 +50,26 @@ def test_a_quiet_run_is_told_without_a_word(tmp_path: Path) -> None:
     assert "Marks:" not in text_of(write_page([RunFolder(tmp_path / "run")], tmp_path / "p.html"))
 
 
+@pytest.mark.parametrize(("beyond", "said"), [(0.43, "0.430 nats a token below"),
+                                              (-0.02, "0.020 nats a token above")])  # fmt: skip
+def test_what_patches_learned_beyond_token_frequencies(
+    beyond: float, said: str, tmp_path: Path
+) -> None:
+    run = write_run(tmp_path / "run", ((8, 50), (2, 50), (1, 100)), unigram_entropy=6.0)
+
+    def learn(rows: list[dict[str, Any]]) -> None:
+        for row in rows:
+            if row["event"] == "train" and row["patch_size"] > 1:
+                row["loss"] = 6.0 - beyond
+                row["beyond_unigram"] = beyond
+
+    told = curve.sentences(change(run, learn))
+    for K in (8, 2):
+        (sentence,) = (text for text in told if text.startswith(f"Patches of {K} "))
+        assert f"{said} the 6.000 that token frequencies alone give" in sentence
+    assert not any("Patches of 1" in text for text in told)
+
+
 def test_a_finished_run_says_how_soon_it_made_up_for_the_switch(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", ((4, 500), (1, 1000)))
     (switch,) = RunSummary.read(run).switches

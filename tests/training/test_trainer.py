@@ -21,6 +21,7 @@ from patchtrain import (
     patch_targets,
 )
 from patchtrain.data.batches import spread
+from patchtrain.data.unigram import unigram_entropy
 from patchtrain.patches import hybrid_targets
 from patchtrain.presets import by_size
 from patchtrain.runs import RunFolder
@@ -255,6 +256,10 @@ def test_the_run_folder_counts_tokens_positions_and_flops(tmp_path: Path) -> Non
     assert rows[-1]["flops"] == pytest.approx(8 * T * sum(by_stage))
     assert run.state.total_flos == pytest.approx(rows[-1]["flops"])
     assert all(row["tokens_per_s"] > 0 for row in rows)
+    entropy = folder.info()["unigram_entropy"]
+    assert entropy == unigram_entropy(run.batches.tokens) > 0
+    learned = [entropy - row["loss"] if row["patch_size"] == 2 else None for row in rows]
+    assert [row.get("beyond_unigram") for row in rows] == learned
     (switch,) = folder.metrics("switch")
     assert (switch["step"], switch["stage"], switch["patch_size"]) == (4, 1, 1)
     evals = folder.metrics("eval")

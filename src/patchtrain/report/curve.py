@@ -1,4 +1,5 @@
-"""What a run's curve tells beside its numbers: spikes, steps left out, rollbacks, the switch.
+"""What a run's curve tells beside its numbers: what patches learned, spikes, steps left out,
+rollbacks, the switch.
 
 In sentences for the page and the terminal, and as marks in the figures. Plain text: whoever puts it
 on a page escapes it.
@@ -28,7 +29,23 @@ class Mark:
 
 def sentences(run: RunSummary) -> list[str]:
     """What is worth telling of the curve, good or bad; often nothing but the switch."""
-    return [*_recoveries(run), *warnings(run)]
+    return [*_learned(run), *_recoveries(run), *warnings(run)]
+
+
+def _learned(run: RunSummary) -> list[str]:
+    """Of each stage of patches, how far its loss came below that of token frequencies."""
+    entropy = run.info.get("unigram_entropy")
+    last = {row.get("stage"): row for row in run.events("train")}
+    return [
+        f"Patches of {row['patch_size']} came to a loss of {number(row['loss'])}, "
+        f"{number(abs(beyond))} nats a token {'below' if beyond >= 0 else 'above'} the "
+        f"{number(entropy)} that token frequencies alone give."
+        for row in last.values()
+        if is_number(beyond := row.get("beyond_unigram"))
+        and is_number(entropy)
+        and is_number(row.get("loss"))
+        and is_number(row.get("patch_size"))
+    ]
 
 
 def warnings(run: RunSummary) -> list[str]:

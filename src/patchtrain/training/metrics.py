@@ -9,6 +9,7 @@ from typing import Any
 from transformers import Trainer
 
 from patchtrain.data.documents import AlignedDocuments
+from patchtrain.data.unigram import unigram_entropy
 from patchtrain.stage import Stage
 from patchtrain.training.record import RunRecord
 from patchtrain.training.switching import compiles
@@ -25,6 +26,7 @@ class WritingMetrics(Trainer):
     def begin_record(self) -> None:
         """Start the run's record, or on resuming go on with the one that is there."""
         if self.record is not None:
+            self._unigram = unigram_entropy(self.batches.tokens)
             self.record.start(self._describe(), self.state.global_step)
             self._logged = (*self._counted(), self.record.seconds)
 
@@ -41,6 +43,7 @@ class WritingMetrics(Trainer):
             "plan": self.plan.to_dict(),
             "identity": self.identity,
             "documents": self.documents(),
+            "unigram_entropy": self._unigram,
         }
 
     def documents(self) -> dict[str, Any]:
@@ -61,7 +64,7 @@ class WritingMetrics(Trainer):
         return self.plan.tokens_before(step), self.plan.positions_before(step)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds stage, tokens, positions and throughput; writes metrics."""
+        """Adds stage, tokens, throughput and what patches learned; writes metrics."""
         if "loss" in logs:
             logs["loss"] = self.window.drain()
             stage = self.plan.stage_at(self.state.global_step - 1)
@@ -74,6 +77,8 @@ class WritingMetrics(Trainer):
                 logs["tokens_per_s"] = (tokens - before_tokens) / elapsed
                 logs["positions_per_s"] = (positions - before_positions) / elapsed
                 self._logged = (tokens, positions, seconds)
+                if stage.patch_size > 1:
+                    logs["beyond_unigram"] = self._unigram - logs["loss"]
             self._write("train", logs, stage)
         elif "eval_loss" in logs:
             if not self._guard.evaluated(logs["eval_loss"]):
