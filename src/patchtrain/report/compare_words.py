@@ -70,6 +70,8 @@ def held(results: Row) -> list[str]:
             f"chose the rates is also among what is compared, which flatters most the arm whose "
             f"runs vary most; the column 'other seeds' is without {chose}."
         )
+    elif len({item.get("learning_rate") for item in results["contenders"]} - {None}) > 1:
+        sentences.append("Each arm has the learning rate it was given; no other was tried.")
     else:
         sentences.append(
             "All contenders have one learning rate, which may suit some better than others: "

@@ -210,6 +210,18 @@ def test_several_seeds_may_choose_the_rates(tmp_path: Path, pretend: Any) -> Non
     assert "'other seeds' is without them" in words
 
 
+@pytest.mark.parametrize(
+    ("arm", "said"),
+    [
+        ("other:patch_size=2", "All contenders have one learning rate"),
+        ("other:training.learning_rate=0.1", "Each arm has the learning rate it was given"),
+    ],
+)
+def test_arms_that_were_not_tuned_say_so(arm: str, said: str, tmp_path: Path, pretend: Any) -> None:
+    pretend(lambda arm, seed: 2.0)
+    assert said in " ".join(held(run(compared(recipe(), [arm]), tmp_path / "c")))
+
+
 @pytest.mark.parametrize("tuning", [0, 4])
 def test_no_more_seeds_tune_than_there_are(tuning: int) -> None:
     with pytest.raises(UsageError, match="--tuning-seeds is at least 1 and at most"):
