@@ -267,7 +267,8 @@ def question_of(study: Mapping[str, Any], store: Path) -> Question:
         axes = [f"rate={','.join(map(str, rates))}", *study["over"]]
         return grid(swept(recipe, axes, confirm=study.get("confirm"), **shared))
     arms = ["token", *(_in_words(name, entries) for name, entries in study["arms"].items())]
-    question = compared(recipe, arms, rates=rates, budgets=study.get("budgets", ()), **shared)
+    longer = {key: study[key] for key in ("budgets", "budget_rate") if key in study}
+    question = compared(recipe, arms, rates=rates, **longer, **shared)
     return replace(question, confirm=study.get("confirm"))
 
 

@@ -101,7 +101,7 @@ def reduced(
     arms = {arm: {**study["arms"][arm], RATE: rates[arm]}}
     asked = {
         **study, "recipe": recipe, "arms": arms, "rates": (), "tuning": 1, "confirm": None,
-        "budgets": (), "seeds": seeds,
+        "budgets": (), "budget_rate": None, "seeds": seeds,
     }  # fmt: skip
     return question_of(asked, store)
 

@@ -129,6 +129,14 @@ def test_a_thousand_runs_are_counted_as_they_are_trained(
     ("words", "message"),
     [
         (["compare", "none.yaml"], "no recipe at none.yaml"),
+        (
+            ["compare", "tiny.yaml", "--baseline-rate", "0.01"],
+            "--baseline-rate is for --baseline-budgets",
+        ),
+        (
+            ["compare", "tiny.yaml", "--baseline-budgets", "--baseline-rate", "-1"],
+            "--baseline-rate is a number above 0",
+        ),
         (["compare", "tiny.yaml", "--arms", "tokn"], "'tokn' is no arm"),
         (["compare"], "required: RECIPE (see"),
         (["compare", "tiny.yaml", "--rates", "0"], "--rates are numbers above 0"),

@@ -61,6 +61,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also train token level at these shares of its compute, for the comparison at equal "
         "loss (without numbers: 0.4 0.5 0.63 0.8 1 1.26)",
     )
+    parser.add_argument(
+        "--baseline-rate",
+        type=float,
+        metavar="RATE",
+        help="their learning rate, but for the full length (default: token level's best there)",
+    )
 
 
 def add_common(parser: argparse.ArgumentParser, seeds: list[int]) -> None:
@@ -128,9 +134,12 @@ def running(parser: argparse.ArgumentParser, dry_run: str) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from patchtrain.analysis.studies.question import BUDGETS, compared
+    from patchtrain.errors import UsageError
 
-    recipe, about = load(args)
     asked = args.baseline_budgets
+    if args.baseline_rate is not None and asked is None:
+        raise UsageError("--baseline-rate is for --baseline-budgets; give these too")
+    recipe, about = load(args)
     question = compared(
         recipe,
         args.arms,
@@ -139,6 +148,7 @@ def run(args: argparse.Namespace) -> int:
         rates=args.rates,
         tuning=args.tuning_seeds,
         budgets=BUDGETS if asked == [] else asked or (),
+        budget_rate=args.baseline_rate,
         about=about,
     )
     return carry_out(args, question)

@@ -87,6 +87,8 @@ def held(results: Row) -> list[str]:
             f"At the edge of the rates tried, so that a better one may lie beyond: "
             f"{', '.join(edges)}."
         )
+    if (rate := results.get("budget_rate")) is not None:
+        sentences.append(f"Token level's other budgets were trained at the rate {exact(rate)}.")
     budgets = [f"{name}-seed-" for name in results["budgets"].values()]
     if any(run.startswith(name) for run in results.get("diverged", []) for name in budgets):
         sentences.append(

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from patchtrain.analysis.studies import comparison
 from patchtrain.analysis.studies.comparison import run_comparison
+from patchtrain.analysis.studies.estimate import estimate
 from patchtrain.analysis.studies.question import compared, from_words, full_path
 from patchtrain.analysis.studies.study import Arm
 from patchtrain.data.prepare import prepare
@@ -311,6 +312,21 @@ def test_at_equal_loss_by_the_baselines_own_runs(tmp_path: Path, pretend: Any) -
                      "+0.0000 (+0.0000 to +0.0000)"]]  # fmt: skip
     budgets = {arm["name"]: arm["runs"][0]["flops"] for arm in found["arms"]}
     assert budgets["token-budget-0.5"] == pytest.approx(budgets["token"] / 2, rel=0.02)
+
+
+def test_the_other_budgets_may_have_a_rate_of_their_own(tmp_path: Path, pretend: Any) -> None:
+    trainer = pretend(lambda arm, seed: 2.0 + arm.notes["learning_rate"])
+    asked = compared(recipe(), ["recipe"], seeds=(0, 1), rates=(0.01, 0.02),
+                     budgets=(0.5, 1.0, 2.0), budget_rate=0.02)  # fmt: skip
+    assert estimate(asked, None)["most_runs"] == 4 + 2 + 2 * 2
+    found = run(asked, tmp_path / "c")
+    assert named(found, "token")["learning_rate"] == 0.01
+    assert found["budgets"] == {
+        "0.5": "token-rate-0.02-budget-0.5", "1": "token-rate-0.01",
+        "2": "token-rate-0.02-budget-2",
+    }  # fmt: skip
+    assert len(trainer.trained) == 4 + 2 + 2 * 2
+    assert any("budgets were trained at the rate 0.02" in sentence for sentence in held(found))
 
 
 def test_a_budget_that_diverged_leaves_the_ratio_to_the_others(

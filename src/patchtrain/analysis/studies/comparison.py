@@ -113,13 +113,15 @@ class Work:
         return [item.name for item in question.contenders if item.name in best]
 
     def spend(self) -> None:
-        """Train the baseline at its budgets, at the rate that is its best at full length."""
+        """Train the baseline at its budgets, at the rate asked for or its best at full length."""
         baseline = self.chosen.get(BASELINE)
         if baseline is None or not self.question.budgets:
             return
-        contender, rate = self.question.contender(BASELINE), baseline.notes["learning_rate"]
+        contender = self.question.contender(BASELINE)
+        (rate,) = self.question.budget_rates([baseline.notes["learning_rate"]])
         for budget in self.question.budgets:
-            self.budgets[budget] = self.question.at_budget(contender, rate, budget)
+            if budget != 1.0:
+                self.budgets[budget] = self.question.at_budget(contender, rate, budget)
         self.budgets.setdefault(1.0, baseline)
         self.begin("token level at its budgets")
         self.train([(arm, seed) for seed in self.question.seeds for arm in self.budgets.values()])

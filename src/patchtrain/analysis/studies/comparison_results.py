@@ -63,6 +63,7 @@ def summarise(work: Work) -> Row:
         "diverged": list(lost),
         "rates": list(question.rates),
         "tuning_seeds": list(question.tuning_seeds),
+        "budget_rate": question.budget_rate,
         "confirm": question.confirm,
         "axes": {path: list(values) for path, values in question.axes.items()},
         "contenders": [_contender(work, item, rows) for item in question.contenders],

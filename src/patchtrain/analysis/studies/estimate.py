@@ -54,7 +54,8 @@ def estimate(question: Question, folder: Path | None, trials: int = 0) -> dict[s
         repeats.append(max((missing(arm, others, cost) for arm in tried.values()), default=(0, 0)))
         if item.name == BASELINE:
             for budget in question.budgets:
-                at = [question.variant(item, rate, budget) for rate in tried if budget != 1]
+                at_rates = question.budget_rates(tried) if budget != 1 else []
+                at = [question.variant(item, rate, budget) for rate in at_rates]
                 most = max((missing(a, question.seeds, budget * cost) for a in at), default=(0, 0))
                 budgets = _sum([budgets, most])
     searched = trials * question.tuning

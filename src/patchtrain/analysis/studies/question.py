@@ -9,7 +9,7 @@ counted like those of any study.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -70,6 +70,7 @@ class Question:
     rates: tuple[float, ...] = ()  # tried for each contender; none: the recipe's own
     tuning: int = 1  # how many of the seeds, from the first on, choose the learning rates
     budgets: tuple[float, ...] = ()  # of the baseline, as shares of its compute
+    budget_rate: float | None = None  # of these runs; None: the baseline's best at full length
     confirm: int | None = None  # the best contenders that get the other seeds; None: all
     axes: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     unfit: Mapping[str, str] = field(default_factory=dict)  # contenders that cannot be trained
@@ -83,6 +84,8 @@ class Question:
                 raise UsageError(f"{option} are numbers above 0 and below a million")
             if len(set(values)) < len(values):
                 raise UsageError(f"{option}: a value is there twice")
+        if self.budget_rate is not None and not 0 < self.budget_rate < 1e6:
+            raise UsageError("--baseline-rate is a number above 0 and below a million")
         if not 1 <= self.tuning <= len(self.seeds):
             raise UsageError(
                 f"--tuning-seeds is at least 1 and at most the number of seeds, {len(self.seeds)}"
@@ -107,6 +110,10 @@ class Question:
             shown = exact(budget)
             name, words = f"{name}-budget-{shown}", f"{words}; {shown} of the compute"
         return Arm(name, words, recipe, notes=notes)
+
+    def budget_rates(self, tried: Iterable[float | None]) -> list[float | None]:
+        """What the baseline's other budgets may have of the rates that may be its best."""
+        return [*tried] if self.budget_rate is None else [self.budget_rate]
 
     def variants(self) -> list[Arm]:
         """Every contender at every rate."""
@@ -230,6 +237,7 @@ def compared(
     rates: Sequence[float] = (),
     tuning: int = 1,
     budgets: Sequence[float] = (),
+    budget_rate: float | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> Question:
     """The question of ``patchtrain compare``.
@@ -244,6 +252,7 @@ def compared(
         tuning: how many of the seeds, from the first on, choose the learning rate.
         budgets: shares of its compute that the baseline is trained at, for the comparison at equal
             loss.
+        budget_rate: of these runs, but for the full length; None: the best there.
 
     Raises:
         UsageError: an arm is wrong, or its store too small.
@@ -291,7 +300,8 @@ def compared(
             found.append(contender)
     question = replace(
         bare, contenders=tuple(found), rates=tuple(sorted(rates)), tuning=tuning,
-        budgets=tuple(sorted(budgets)), about={**(about or {}), "left_out": left_out},
+        budgets=tuple(sorted(budgets)), budget_rate=budget_rate,
+        about={**(about or {}), "left_out": left_out},
     )  # fmt: skip
     if len(found) < 2:
         why = "--arms has token level alone" if arms else "the recipe trains on tokens throughout"
