@@ -70,8 +70,11 @@ def test_issue_forms_have_what_a_form_needs() -> None:
 def test_the_workflow_runs_the_script_that_everybody_can() -> None:
     steps = read(".github/workflows/ci.yml")["jobs"]["run"]["steps"]
     assert [step["run"] for step in steps if "run" in step] == [".ci/run"]
-    for target in ("check", "package", "test"):
-        assert f"make {target}\n" in (ROOT / ".ci" / "run").read_text()
+    script = (ROOT / ".ci" / "run").read_text()
+    made = [
+        word for line in script.splitlines() if line.startswith("make ") for word in line.split()
+    ]
+    assert {"check", "package", "docs", "evidence", "test"} <= set(made)
 
 
 def test_every_room_is_on_the_map() -> None:
