@@ -225,14 +225,15 @@ def zeros(terms: Mapping[str, float], own: Sequence[dict[str, Any]]) -> list[dic
     Of the vocabulary that most points have; K = 2 and 4, and both kinds of rows.
     """
     slope = terms["ln(D / N)"]
+    if slope <= 0:  # more tokens never make it win
+        return []
     V = statistics.mode(point["vocab_size"] for point in own)
     sizes = sorted({point["parameters"] for point in own if point["vocab_size"] == V})
     found = []
     for N, K, rows in itertools.product(sizes, (2, 4), CHOICES["rows"]):
         point = {"parameters": N, "tokens": N, "patch_size": K, "vocab_size": V, "rows": rows}
         at_one = columns([point])[0] @ np.array([terms[name] for name in TERMS])
-        if slope > 0:  # else more tokens never make it win
-            found.append({**point, "tokens": N * math.exp(-at_one / slope)})
+        found.append({**point, "tokens": N * math.exp(-at_one / slope)})
     return found
 
 
@@ -282,14 +283,15 @@ def draw(found: dict[str, Any], file: Path) -> None:
     # The same bytes each time, and letters that follow the reader's fonts.
     matplotlib.rcParams.update({"svg.hashsalt": "map", "svg.fonttype": "none", "font.size": 9})
     figure, axes = pyplot.subplots(figsize=(7.6, 4.6), layout="constrained")
-    own = [*found["rows"], *found["rows_at_equal_data"]]
-    texts = sorted({point["corpus"] for point in own})
+    own = [(point, 2.0) for point in found["rows"]]
+    own += [(point, 0.7) for point in found["rows_at_equal_data"]]
+    texts = sorted({point["corpus"] for point, _ in own})
     colors = {text: f"C{number}" for number, text in enumerate(texts)}
-    for point in own:
+    for point, edge in own:
         color = colors[point["corpus"]]
         axes.scatter(point["tokens"] / point["parameters"], point["gain"], alpha=0.75,
                      marker=MARKERS[point["patch_size"]], s=18 + 8 * point["seeds"],
-                     edgecolors=color, linewidths=2 if point in found["rows"] else 0.7,
+                     edgecolors=color, linewidths=edge,
                      facecolors="none" if point["rows"] == "tokens" else color)  # fmt: skip
     for point in found["published"]:
         axes.scatter(
@@ -317,6 +319,8 @@ def draw(found: dict[str, Any], file: Path) -> None:
         *(mark(text, color) for text, color in colors.items()),
         *(mark(f"K = {K}", marker=marker) for K, marker in MARKERS.items()),
         mark("rows of as many tokens", markerfacecolor="none"),
+        *([mark("thin: own, equal data", markeredgewidth=0.7, markerfacecolor="none")]
+          * bool(found["rows_at_equal_data"])),
         *(mark(f"published, equal {held}", color, "*", markeredgecolor="black",
                markeredgewidth=0.5, markersize=8) for held, color in PUBLISHED.items()),
         mark(f"plane at zero, {short(usual)}, K = 4", marker="", linestyle=":"),

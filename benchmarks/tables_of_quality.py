@@ -196,9 +196,13 @@ def _overview_row(name: str, result: dict[str, Any], item: dict[str, Any]) -> li
     return [
         f"`{name}`", result["about"]["corpus"], f"{run['parameters']:,}",
         f"{run['total_steps']:,}", item["name"], with_interval(found),
-        f"{sum(value < 0 for value in found['values'])} of {found['count']} seeds",
+        _lower_on(found),
         ratios.get(item["name"], NONE), longer,
     ]  # fmt: skip
+
+
+def _lower_on(found: dict[str, Any]) -> str:
+    return f"{sum(value < 0 for value in found['values'])} of {found['count']} seeds"
 
 
 def again(result: dict[str, Any]) -> list[str]:
@@ -208,7 +212,7 @@ def again(result: dict[str, Any]) -> list[str]:
     for when, found in (("first", result["first"]), ("again", result["again"])):
         lines.append(line(
             f"`{settings['study']}`", settings["arm"], when, found["count"], with_interval(found),
-            f"{sum(value < 0 for value in found['values'])} of {found['count']} seeds",
+            _lower_on(found),
         ))  # fmt: skip
     rates = ", ".join(f"{rate:g} for {name}" for name, rate in settings["rates"].items())
     seeds = ", ".join(map(str, settings["seeds"]))
