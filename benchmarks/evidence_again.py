@@ -68,8 +68,10 @@ def main() -> None:
     if args.out and not args.quick:
         rates = {item["name"]: item["learning_rate"] for item in found["contenders"]}
         settings = {"study": name, "arm": arm, "seeds": args.seeds, "rates": rates}
+        # Trained side by side on one machine, so that their times may be compared.
+        seconds = {item["name"]: item["seconds"]["mean"] for item in found["contenders"]}
         write(args.out, {**about("evidence_again", found["held_equal"]), "settings": settings,
-                         "first": then, "again": now})  # fmt: skip
+                         "first": then, "again": now, "seconds": seconds})  # fmt: skip
     if args.quick:
         print("so short a run says nothing of the sign")
     elif (now["mean"] < 0) != (then["mean"] < 0):

@@ -216,7 +216,14 @@ def again(result: dict[str, Any]) -> list[str]:
         ))  # fmt: skip
     rates = ", ".join(f"{rate:g} for {name}" for name, rate in settings["rates"].items())
     seeds = ", ".join(map(str, settings["seeds"]))
-    return [*lines, "", f"Again with the seeds {seeds}, at the rates found before: {rates}."]
+    ours, token = result["seconds"][settings["arm"]], result["seconds"]["token"]
+    return [
+        *lines,
+        "",
+        f"Again with the seeds {seeds}, at the rates found before: {rates}. Then a run of "
+        f"{settings['arm']} took {ours:.0f} s and one of token {token:.0f} s (means, ratio "
+        f"{ours / token:.3f}), side by side on one machine.",
+    ]
 
 
 def copying(result: dict[str, Any]) -> list[str]:

@@ -420,6 +420,8 @@ def test_the_main_comparison_is_trained_again_with_new_seeds(place: Place) -> No
     assert run("tables", "--results", str(out.parent)).returncode == 0
     table = out.with_suffix(".md").read_text()
     assert f"| again | 2 | {now:+.4f} (" in table
+    seconds = [item["seconds"]["mean"] for item in results["contenders"]]
+    assert f"ratio {seconds[1] / seconds[0]:.3f}" in table
     # The other sign is an error, whatever this one was.
     for item in whole["contenders"]:
         if item["difference"]:
