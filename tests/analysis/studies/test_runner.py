@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from patchtrain.analysis.studies import runner
+from patchtrain.analysis.studies.equal import at_data
 from patchtrain.analysis.studies.runner import flops_so_far, is_finished, run_study
 from patchtrain.analysis.studies.study import Study
 from patchtrain.data.prepare import prepare
@@ -72,6 +74,19 @@ def test_a_study_leaves_its_folder_and_is_done_only_once(
     more = run_study(replace(study, seeds=(0, 1, 2)), folder, say=said.append)
     assert measured(more)["tokens"][:2] == measured(found)["tokens"]
     assert len(more["arms"][1]["differences"]["tokens"]["values"]) == 3
+
+
+def test_at_equal_data_progress_is_of_what_each_run_costs(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "_popen", Here)
+    study, said = replace(at_data(tiny_study(store), "tokens"), seeds=(0,)), list[str]()
+    study = replace(study, held_equal="data")
+    found = run_study(study, tmp_path / "study", 1, say=said.append)
+    spent = {arm["name"]: arm["runs"][0]["flops"] for arm in found["arms"]}
+    assert spent["patches"] < 0.9 * spent["tokens"]
+    first = spent["tokens"] / sum(spent.values())
+    assert re.findall(r"\d+%(?= of the compute)", " ".join(said)) == [f"{first:.0%}", "100%"]
 
 
 def test_a_study_may_keep_only_what_its_runs_ended_at(

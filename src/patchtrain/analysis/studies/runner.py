@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from patchtrain.analysis.studies import results
+from patchtrain.analysis.studies.equal import plan_of
 from patchtrain.analysis.studies.places import places, runs_at_a_time
 from patchtrain.analysis.studies.study import (
     Arm,
@@ -189,9 +190,10 @@ def train_runs(
     """
     waiting = []
     finished, done, total = 0, 0.0, 0.0
-    for arm, seed in study.runs() if chosen is None else chosen:
-        flops = study.equality[arm.name].actual if arm.name in study.equality else 1.0
-        flops = flops if study.held_equal == "compute" else 1.0
+    asked = study.runs() if chosen is None else chosen
+    costs = {name: _flops(study, arm) for name, arm in {arm.name: arm for arm, _ in asked}.items()}
+    for arm, seed in asked:
+        flops = costs[arm.name]
         run, name = run_folder(folder, arm, seed), run_name(arm, seed)
         if what := results.diverged(run):
             if name not in failed:
@@ -241,6 +243,14 @@ def train_runs(
                 child.process.terminate()  # it finishes the step and saves
         for child, _ in children:
             child.process.wait()
+
+
+def _flops(study: Study, arm: Arm) -> float:
+    """What a run of an arm costs."""
+    if study.held_equal == "compute" and arm.name in study.equality:
+        return study.equality[arm.name].actual
+    planned = plan_of(study, arm)
+    return planned.size.flops(planned.plan).total
 
 
 def _start(name: str, run: RunFolder, recipe: Path, logs: Path, place: dict[str, str]) -> _Child:
