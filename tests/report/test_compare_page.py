@@ -19,6 +19,10 @@ from tests.report.test_browser import look
 
 @pytest.fixture
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    return pretended(tmp_path, monkeypatch)
+
+
+def pretended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **asked: Any) -> dict[str, Any]:
     def end(arm: Arm, seed: int) -> float:
         name, budget = arm.notes["contender"], arm.notes["budget"]
         if name == "token":
@@ -26,11 +30,11 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return {"recipe": 1.9, "paper": 2.0, "<b>": 0.0}[name] + 0.02 * seed * (-1) ** seed
 
     monkeypatch.setattr(comparison, "train_runs", Pretend(end))
-    asked = compared(
+    question = compared(
         recipe(), ["recipe", "paper"], rates=(1e-3, 2e-3), budgets=(0.5, 2.0),
-        about={"corpus": "<script>alert(1)</script>"},
+        about={"corpus": "<script>alert(1)</script>"}, **asked,
     )  # fmt: skip
-    return run_comparison(asked, tmp_path / "c", 1, say=lambda line: None, quiet=True)
+    return run_comparison(question, tmp_path / "c", 1, say=lambda line: None, quiet=True)
 
 
 def test_the_verdict_comes_first_and_names_what_is_held_equal(results: dict[str, Any]) -> None:
@@ -45,6 +49,27 @@ def test_the_verdict_comes_first_and_names_what_is_held_equal(results: dict[str,
     assert "At the edge of the rates tried" in page
     assert "<script>alert" not in page
     assert "token-rate-0.002, seed 0" in page  # the rate that lost
+
+
+def test_the_page_says_at_which_rate_the_other_budgets_were_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = render(pretended(tmp_path / "1", monkeypatch))
+    assert "at the rate that was its best at full length" in page
+    page = render(pretended(tmp_path / "2", monkeypatch, budget_rate=3e-3))
+    assert "at the rate that was its best at full length" not in page
+    assert "each a whole run with its own schedule, at the rate 0.003;" in page
+
+
+def test_a_bound_is_said_as_one(results: dict[str, Any]) -> None:
+    """An arm that ended below token level's longest runs has no ratio, and saves most."""
+    first = next(item for item in results["contenders"] if item["name"] == "recipe")
+    first["equal_loss"]["compute"].update(mean=None, interval=None, bound={"below": 0.5})
+    assert "For the same loss it took less than 0.50 of the compute that" in verdict(results)[0]
+    first["equal_loss"]["compute"].update(bound={"above": 2.0})
+    assert "For the same loss it took more than 2.00 of the compute that" in verdict(results)[0]
+    first["equal_loss"]["compute"].update(bound=None)
+    assert "For the same loss" not in verdict(results)[0]
 
 
 def test_rows_fit_their_heads(results: dict[str, Any]) -> None:

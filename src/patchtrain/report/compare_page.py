@@ -25,7 +25,7 @@ from patchtrain.report.compare_words import (
     verdict,
 )
 from patchtrain.report.figures import to_html
-from patchtrain.report.formats import count
+from patchtrain.report.formats import count, exact
 from patchtrain.report.study_page import RUN_HEAD, recipe_parts, run_rows
 from patchtrain.report.tables import table
 from patchtrain.report.template import note, page, paragraphs, write
@@ -93,7 +93,10 @@ def _equal_loss(results: Row) -> list[str]:
     rows = loss_rows(results)
     if not rows:
         return []
-    budgets = ", ".join(results["budgets"])
+    budgets, given = ", ".join(results["budgets"]), results["budget_rate"]
+    rate = "the rate that was its best at full length"
+    if given is not None:
+        rate = f"the rate {exact(given)}"
     figure = compare_figures.needed(results)
     return [
         "<h2>At equal loss</h2>",
@@ -101,11 +104,10 @@ def _equal_loss(results: Row) -> list[str]:
         note(
             f"An arm's compute over what token level needs for the arm's loss; below 1 saves. "
             f"Token level was trained anew at {budgets} of the compute, each a whole run with its "
-            f"own schedule, at the rate that was its best at full length; in between it is read "
-            f"off straight in log compute, with neighbours pooled where noise made more compute "
-            f"end higher. Never beyond: where an arm ended outside, there is only a bound. "
-            f"Geometric mean over the seeds. Time is what each run took, with whatever else the "
-            f"machine did meanwhile."
+            f"own schedule, at {rate}; in between it is read off straight in log compute, with "
+            f"neighbours pooled where noise made more compute end higher. Never beyond: where an "
+            f"arm ended outside, there is only a bound. Geometric mean over the seeds. Time is "
+            f"what each run took, with whatever else the machine did meanwhile."
         ),
         table(*budget_rows(results), "Less token level with other shares of its compute"),
         note(

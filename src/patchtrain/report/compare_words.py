@@ -234,10 +234,13 @@ def _sentence(item: Row) -> str:
         text += f" (interval {interval(found)}, {found['count']} seeds)"
         if low_high[0] <= 0 <= low_high[1]:
             text += "; the interval holds zero, so this is no evidence of a difference"
-    compute = (item["equal_loss"] or {}).get("compute")
-    if compute and compute["mean"]:
+    if compute := (item["equal_loss"] or {}).get("compute"):
         ratio, ends = compute["mean"], compute["interval"]
-        text += f". For the same loss it took {ratio:.2f} of the compute that token level needs"
+        shown = "" if ratio is None else f"{ratio:.2f}"
+        for side, value in (compute["bound"] or {}).items():
+            shown = f"{'less' if side == 'below' else 'more'} than {value:.2f}"
+        if shown:
+            text += f". For the same loss it took {shown} of the compute that token level needs"
         text += f" (interval {ends[0]:.2f} to {ends[1]:.2f})" if ends else ""
     return text + "."
 
