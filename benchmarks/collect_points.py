@@ -19,7 +19,9 @@ ROOT = Path(__file__).parents[1]
 MAP = ROOT / "results" / "map.json"
 OUT = ROOT / "src" / "patchtrain" / "advice" / "own.json"
 TEXTS = {"python": "Python sources", "cpp": "C++ headers"}  # others by their own names
-KEPT = ("vocab_size", "parameters", "tokens", "steps", "patch_size", "rows", "rates", "gains")
+KEPT = (
+    "vocab_size", "parameters", "tokens", "steps", "patch_size", "share", "rows", "rates", "gains",
+)  # fmt: skip
 
 
 def main() -> None:
@@ -34,20 +36,21 @@ def main() -> None:
 
 
 def collect(file: Path) -> dict[str, Any]:
-    """The comparisons of the map at equal compute, with the gain of each seed, lost ones too."""
-    points = json.loads(file.read_text(encoding="utf-8"))["rows"]
+    """The comparisons of the map, with the gain of each seed, lost ones too."""
+    found = json.loads(file.read_text(encoding="utf-8"))
+    points = [(point, "compute") for point in found["rows"]]
+    points += [(point, "data") for point in found["rows_at_equal_data"]]
     return {
         "about": "The project's own comparisons of token level and patches first in small models, "
         "each arm at its best of the rates tried. Gains in nats a token, one a seed.",
-        "held_equal": "compute",
         "comparisons": [
             {
                 "study": point["study"],
                 "text": TEXTS.get(point["corpus"], point["corpus"]),
-                "step_fraction": point["share"],
+                "held_equal": held_equal,
                 **{key: point[key] for key in KEPT},
             }
-            for point in points
+            for point, held_equal in points
         ],
     }
 

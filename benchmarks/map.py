@@ -5,9 +5,11 @@
 Reads results/evidence/*.json and what the papers published (src/patchtrain/advice/published.json).
 A point is a contender that differs from token level in K, its share of patches and the length of
 their rows only, over the seeds that both have, each at its own best rate; its gain is what it ended
-lower by. Of points that are alike the one with the most rates is taken. Through those at equal
-compute a plane is laid, and each corpus's points are predicted by the others; where the plane is at
-zero, patches begin to win. Writes results/map.json, and with matplotlib docs/map.svg.
+lower by. Of points that are alike the one with the most seeds is taken, of those with more than one
+rate if there is such a one. Where there are points of several lengths that otherwise ask the same,
+patches begin to win somewhere between the longest that lost and the next. Through the points on
+code a plane is laid, and each is predicted by the others, which is set against rules of one number
+or none. Writes results/map.json, and with matplotlib docs/map.svg.
 """
 
 from __future__ import annotations
@@ -27,9 +29,8 @@ from common import about, write
 
 from patchtrain.advice import points as published
 from patchtrain.advice.fits import Fit
-from patchtrain.advice.ranges import short
 from patchtrain.files import whole_file
-from patchtrain.plan import CHOICES, PlanSpec
+from patchtrain.plan import PlanSpec
 
 ROOT = Path(__file__).parents[1]
 EVIDENCE = ROOT / "results" / "evidence"
@@ -45,6 +46,7 @@ SHARES = {"compute": "step_fraction", "data": "patch_fraction"}
 ALIKE = (
     "corpus", "vocab_size", "parameters", "tokens", "steps", "patch_size", "share", "rows",
 )  # fmt: skip
+CODE = {"python", "cpp"}  # of prose no point but one wins, which says nothing of where others would
 MARKERS = {2: "o", 3: "^", 4: "s", 6: "D", 8: "v"}  # by K
 PUBLISHED = {"compute": "black", "data": "white", "nothing": "grey"}  # by what was held equal
 # Of the plane; the last is 1 where a row of patches has as many tokens as at token level, else 0.
@@ -68,6 +70,7 @@ def main() -> None:
         "rows": own["compute"],
         "rows_at_equal_data": own["data"],
         "published": published_points(),
+        "begins": begins(own["compute"]),
         "fit": plane(own["compute"]),
     }
     write(args.out, found)
@@ -79,7 +82,11 @@ def own_points(kept: Path, held_equal: str) -> list[dict[str, Any]]:
     """The plain contenders of all studies in a folder; of those that are alike, the most tried."""
     found = [point for file in sorted(kept.glob("*.json")) for point in of_study(file, held_equal)]
     taken: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for point in sorted(found, key=lambda point: (point["rates"], point["seeds"])):
+
+    def tried(point: dict[str, Any]) -> tuple[bool, int, int]:
+        return point["rates"] > 1, point["seeds"], point["rates"]
+
+    for point in sorted(found, key=tried):
         taken[tuple(point[key] for key in ALIKE)] = point
     return [point for _, point in sorted(taken.items())]
 
@@ -195,46 +202,58 @@ def published_points() -> list[dict[str, Any]]:
     return found
 
 
+def begins(own: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Between which lengths, in tokens at token level, patches begin to win; one a setting.
+
+    ``lost`` is the longest that lost, ``won`` the shortest after it; None where there is none.
+    """
+    what = [key for key in ALIKE if key not in ("tokens", "steps")]
+    by_setting: dict[tuple[Any, ...], dict[int, bool]] = {}
+    for point in own:
+        key = tuple(point[name] for name in what)
+        by_setting.setdefault(key, {})[point["tokens"]] = point["gain"] > 0
+    found = []
+    for key, won in sorted(by_setting.items()):
+        if len(won) > 1:
+            lost = max((tokens for tokens, wins in won.items() if not wins), default=None)
+            after = [tokens for tokens, wins in won.items() if wins and tokens > (lost or 0)]
+            found.append(
+                {**dict(zip(what, key, strict=True)), "lost": lost, "won": min(after, default=None)}
+            )
+    return found
+
+
 def plane(own: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The gain over -ln(1 - r) as a plane in the logarithms of size, length, K and vocabulary.
+    """The gain over -ln(1 - r) on code, a plane in the logs of size, length, K and vocabulary.
 
     Token level falls about as the logarithm of its compute, so giving up a share r of it costs so
     much a unit of -ln(1 - r); the plane says what is left after what patches taught. Errors, in
-    that unit too, are those of each point from the plane through all others, and through those of
-    other corpora.
+    that unit too, are those of each point from the plane through all others.
     """
-    fitted = [point for point in own if point["rates"] > 1]
+    fitted = [point for point in own if point["rates"] > 1 and point["corpus"] in CODE]
     X, y = columns(fitted), np.array([unit_gain(point) for point in fitted])
     # As many again as it has terms, and each of them varied; else it would only repeat the points.
     if len(fitted) < 2 * len(TERMS) or np.linalg.matrix_rank(X) < len(TERMS):
         return {"points": len(fitted), "terms": None}
-    corpora = np.array([point["corpus"] for point in fitted])
-    terms = dict(zip(TERMS, Fit(X, y).coefficients.tolist(), strict=True))
     return {
         "points": len(fitted),
-        "terms": terms,
-        "zero": zeros(terms, fitted),
-        "left_out": errors(np.arange(len(y)), X, y),
-        "other_corpora": errors(corpora, X, y),
+        "terms": dict(zip(TERMS, Fit(X, y).coefficients.tolist(), strict=True)),
+        "left_out": errors(X, y),
+        "always_loses": int((y <= 0).sum()),
+        "from_tokens": threshold(fitted),
     }
 
 
-def zeros(terms: Mapping[str, float], own: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Tokens at which the plane is at zero, for the sizes that there are points of.
+def threshold(own: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The number of tokens from which on patches win, where no other says more points' signs."""
+    lengths = sorted({point["tokens"] for point in own})
+    ends = [(shorter * longer) ** 0.5 for shorter, longer in itertools.pairwise(lengths)]
 
-    Of the vocabulary that most points have; K = 2 and 4, and both kinds of rows.
-    """
-    slope = terms["ln(D / N)"]
-    if slope <= 0:  # more tokens never make it win
-        return []
-    V = statistics.mode(point["vocab_size"] for point in own)
-    sizes = sorted({point["parameters"] for point in own if point["vocab_size"] == V})
-    found = []
-    for N, K, rows in itertools.product(sizes, (2, 4), CHOICES["rows"]):
-        point = {"parameters": N, "tokens": N, "patch_size": K, "vocab_size": V, "rows": rows}
-        at_one = columns([point])[0] @ np.array([terms[name] for name in TERMS])
-        found.append({**point, "tokens": N * math.exp(-at_one / slope)})
-    return found
+    def right(tokens: float) -> int:
+        return sum((point["gain"] > 0) == (point["tokens"] > tokens) for point in own)
+
+    tokens = max(ends, key=right)
+    return {"tokens": tokens, "same_sign": right(tokens)}
 
 
 def columns(points: Sequence[dict[str, Any]]) -> np.ndarray:
@@ -251,16 +270,16 @@ def unit_gain(point: dict[str, Any]) -> float:
     return float(point["gain"]) / -math.log(1 - point["share"])
 
 
-def errors(groups: np.ndarray, X: np.ndarray, y: np.ndarray) -> dict[str, Any]:
-    """Of each group of points (P,) from the plane through the others, where they make one.
+def errors(X: np.ndarray, y: np.ndarray) -> dict[str, Any]:
+    """Of each point (P,) from the plane through the others, where they make one.
 
     A point that alone has a value of some term cannot be predicted, nor counted.
     """
     off = np.full(len(y), np.nan)
-    for group in set(groups.tolist()):
-        kept = groups != group
+    for number in range(len(y)):
+        kept = np.arange(len(y)) != number
         if np.linalg.matrix_rank(X[kept]) == X.shape[1]:
-            off[~kept] = y[~kept] - X[~kept] @ Fit(X[kept], y[kept]).coefficients
+            off[number] = y[number] - X[number] @ Fit(X[kept], y[kept]).coefficients
     known = ~np.isnan(off)
     return {
         "points": int(known.sum()),
@@ -270,10 +289,7 @@ def errors(groups: np.ndarray, X: np.ndarray, y: np.ndarray) -> dict[str, Any]:
 
 
 def draw(found: dict[str, Any], file: Path) -> None:
-    """Gain over tokens per parameter: own points by text, K and rows, and published ones.
-
-    Dotted lines: where the plane is at zero for the size that most own points have.
-    """
+    """Gain over tokens per parameter: own points by text, K and rows, and published ones."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -303,13 +319,6 @@ def draw(found: dict[str, Any], file: Path) -> None:
             edgecolors="black",
             linewidths=0.5,
         )
-    usual = statistics.mode(point["parameters"] for point in found["rows"])
-    for point in found["fit"].get("zero", ()):
-        if (point["parameters"], point["patch_size"]) == (usual, 4):
-            at, rows = point["tokens"] / point["parameters"], point["rows"]
-            axes.axvline(at, color="grey", linewidth=0.8, linestyle=":")
-            axes.text(at, 0.02, f" rows of as many {rows}", rotation=90, fontsize=6, color="grey",
-                      transform=axes.get_xaxis_transform())  # fmt: skip
 
     def mark(label: str, color: str = "grey", marker: str = "o", **more: Any) -> Line2D:
         settings = {"linestyle": "none", "markersize": 5, "label": label, **more}
@@ -323,7 +332,6 @@ def draw(found: dict[str, Any], file: Path) -> None:
           * bool(found["rows_at_equal_data"])),
         *(mark(f"published, equal {held}", color, "*", markeredgecolor="black",
                markeredgewidth=0.5, markersize=8) for held, color in PUBLISHED.items()),
-        mark(f"plane at zero, {short(usual)}, K = 4", marker="", linestyle=":"),
     ])  # fmt: skip
     axes.axhline(0, color="grey", linewidth=0.8)
     axes.set(xscale="log", xlabel="tokens per parameter (token level)")

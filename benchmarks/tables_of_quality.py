@@ -243,7 +243,7 @@ def copying(result: dict[str, Any]) -> list[str]:
 
 
 def map_of_gains(result: dict[str, Any]) -> list[str]:
-    """Where patches won and lost, by text, size and length; and where a plane is at zero."""
+    """Where patches won and lost, by text, size and length; and where they begin to win."""
     points = result["rows"]
     edges = sum(bool(point["edge"]) for point in points)
     lines = [
@@ -256,7 +256,7 @@ def map_of_gains(result: dict[str, Any]) -> list[str]:
     ]
     if at_data := result["rows_at_equal_data"]:
         lines += ["", *_gains(at_data, "lambda"), "", "Held equal: data. The rest as above."]
-    return [*lines, *_plane(result["fit"])]
+    return [*lines, *_begins(result["begins"]), *_plane(result["fit"])]
 
 
 def _gains(points: list[dict[str, Any]], share: str) -> list[str]:
@@ -288,35 +288,46 @@ def _seeds(point: dict[str, Any]) -> str:
     return f"{point['gain']:+z.3f}" + (f" ({point['seeds']})" if point["seeds"] > 1 else "")
 
 
+def _begins(found: list[dict[str, Any]]) -> list[str]:
+    """A row for each text, size, share and K, a column for each kind of rows."""
+    if not found:
+        return []
+    between = {}
+    for item in found:
+        *key, rows = (item[name] for name in ("corpus", "vocab_size", "parameters", "share",
+                                              "patch_size", "rows"))  # fmt: skip
+        lost, won = (None if item[end] is None else short(item[end]) for end in ("lost", "won"))
+        words = f"{lost} to {won}" if lost and won else f"above {lost}" if lost else f"below {won}"
+        between.setdefault(tuple(key), {})[rows] = words
+    columns = "begins to win at tokens, rows of as many positions", "rows of as many tokens"
+    lines = ["", *head("text", "vocabulary", "parameters", "r", "K", *columns)]
+    for (text, vocabulary, parameters, share, K), words in between.items():
+        cells = (words.get(rows, NONE) for rows in ("positions", "tokens"))
+        lines.append(line(text, f"{vocabulary:,}", f"{parameters:,}", f"{share:.2g}", K, *cells))
+    return [
+        *lines,
+        "",
+        "Between the longest run that lost and the next, where runs of more than one length were "
+        "trained; tokens are those of token level, 2,048 a step.",
+    ]
+
+
 def _plane(fit: dict[str, Any]) -> list[str]:
     if not fit["terms"]:
         return []
-    lines = []
-    if fit["zero"]:
-        zero = {(z["parameters"], z["patch_size"], z["rows"]): z["tokens"] for z in fit["zero"]}
-        lines += ["", *head("parameters", "K", "begins to win at, rows of as many positions",
-                            "rows of as many tokens")]  # fmt: skip
-        for N, K in dict.fromkeys(key[:2] for key in zero):
-            at = (f"{short(zero[N, K, rows])} tokens" for rows in ("positions", "tokens"))
-            lines.append(line(f"{N:,}", K, *at))
     terms = " ".join(
         f"{value:+z.2f}" + f" {name}" * (name != "1") for name, value in fit["terms"].items()
     )
-    said = (
-        f"There the plane gain / -ln(1 - r) = {terms} is at zero (D tokens at token level, N "
-        f"parameters, a vocabulary of V; in brackets 1 or 0), through the {fit['points']} points "
-        f"at equal compute and more than one rate"
-    )
-    for who, key in (
-        ("each point, predicted by the others", "left_out"),
-        ("each text, predicted by the other texts", "other_corpora"),
-    ):
-        if (found := fit[key])["points"]:
-            said += (
-                f". Of {who}, the sign is right for {found['same_sign']} of {found['points']} "
-                f"points (root mean square error {found['rms']:.2f}, of gain / -ln(1 - r))"
-            )
-    return [*lines, "", f"{said}."]
+    off, rule, points = fit["left_out"], fit["from_tokens"], fit["points"]
+    return [
+        "",
+        f"On code the plane gain / -ln(1 - r) = {terms} (D tokens at token level, N parameters, a "
+        f"vocabulary of V; in brackets 1 or 0) goes through the {points} points at equal compute "
+        f"and more than one rate. Of each point, predicted by the others, the sign is right for "
+        f"{off['same_sign']} of {off['points']} (root mean square error {off['rms']:.2f}). That "
+        f"patches win from {short(rule['tokens'])} tokens on, whatever else, is right for "
+        f"{rule['same_sign']} of {points}; that they always lose for {fit['always_loses']}.",
+    ]
 
 
 def instructions(result: dict[str, Any]) -> list[str]:

@@ -346,11 +346,11 @@ def map_script() -> dict[str, Any]:
 
 
 def test_the_plane_of_the_map_is_found_again() -> None:
-    """Points made from a plane, the texts of which differ in length: it predicts each by others."""
+    """Points made from a plane, of which each is predicted by the others."""
     script = map_script()
     rng = np.random.default_rng(0)
     points = [
-        {"corpus": f"text{number % 3}", "parameters": rng.integers(1e4, 1e6), "rates": 2,
+        {"corpus": ["python", "cpp"][number % 2], "parameters": rng.integers(1e4, 1e6), "rates": 2,
          "tokens": rng.integers(1e6, 1e8), "vocab_size": rng.choice([256, 512, 1024]),
          "patch_size": rng.choice([2, 4]), "share": rng.choice([0.1, 0.3]),
          "rows": rng.choice(["positions", "tokens"])}
@@ -361,21 +361,46 @@ def test_the_plane_of_the_map_is_found_again() -> None:
         point["gain"] = float(row @ terms) * -np.log(1 - point["share"])
     found = script["plane"](points)
     assert list(found["terms"].values()) == pytest.approx(terms, abs=1e-6)
-    # Where it is at zero a point on it gains nothing.
-    at_zero = script["columns"](found["zero"]) @ terms
-    assert len(at_zero) > 4
-    assert at_zero == pytest.approx(0, abs=1e-6)
-    for key in ("left_out", "other_corpora"):
-        assert found[key]["rms"] < 1e-6
-        assert found[key]["points"] == found[key]["same_sign"] == 24
+    assert found["left_out"]["rms"] < 1e-6
+    assert found["left_out"]["points"] == found["left_out"]["same_sign"] == 24
+    assert found["always_loses"] == sum(point["gain"] <= 0 for point in points)
+    # Points on prose are none of its.
+    prose = [{**points[0], "corpus": "novels", "gain": -9.0}]
+    assert script["plane"]([*points, *prose]) == found
     # A point that alone has another vocabulary cannot be predicted by the others.
     same = [{**point, "vocab_size": 256} for point in points]
-    alone = script["plane"]([*same, {**points[0], "corpus": "alone", "vocab_size": 512}])
-    assert alone["left_out"]["points"] == alone["other_corpora"]["points"] == 24
+    alone = script["plane"]([*same, {**points[0], "vocab_size": 512}])
+    assert alone["left_out"]["points"] == 24
     for few in (0, 4, 9):
         assert script["plane"](points[:few])["terms"] is None
     same_size = [{**point, "patch_size": 2} for point in points]
     assert script["plane"](same_size)["terms"] is None
+
+
+def test_the_rule_that_the_plane_is_set_against_is_the_best_of_its_kind() -> None:
+    ends = [(1e6, -1.0), (2e6, 0.5), (4e6, -0.1), (8e6, 0.2), (16e6, 0.3)]
+    points = [{"tokens": tokens, "gain": gain} for tokens, gain in ends]
+    found = map_script()["threshold"](points)
+    assert found["same_sign"] == 4  # all but the second
+    assert 4e6 < found["tokens"] < 8e6 or 1e6 < found["tokens"] < 2e6
+
+
+def test_the_map_says_between_which_lengths_patches_begin_to_win() -> None:
+    alike = {"corpus": "python", "vocab_size": 512, "parameters": 1000, "share": 0.3}
+
+    def between(*ends: tuple[int, float], **more: Any) -> list[tuple[Any, Any]]:
+        points = [
+            {**alike, "patch_size": 2, "rows": "tokens", "steps": tokens // 2048, **more,
+             "tokens": tokens, "gain": gain}
+            for tokens, gain in ends
+        ]  # fmt: skip
+        return [(item["lost"], item["won"]) for item in map_script()["begins"](points)]
+
+    assert between((1, -0.1), (2, -0.1), (4, 0.1), (8, 0.1)) == [(2, 4)]
+    assert between((1, -0.1), (2, 0.1), (4, -0.1), (8, 0.1)) == [(4, 8)]
+    assert between((1, -0.1), (2, 0.1), (4, 0.0)) == [(4, None)]
+    assert between((1, 0.1), (2, 0.1)) == [(None, 1)]
+    assert between((1, 0.1)) == []  # one length says nothing of where
 
 
 def test_a_changed_recipe_needs_a_new_name(place: Place) -> None:

@@ -219,7 +219,7 @@ def test_the_default_is_what_the_comparisons_speak_for() -> None:
     best = max(advised, key=lambda choice: choice.mean)
     r = STEP_FRACTION["patchtrain"]
     assert (best.patch_size, best.rows) == OF_SMALL
-    assert best.step_fraction == r
+    assert best.share == r
     assert best.mean > 0
     assert len(best.found) > 1  # texts
     assert min(choice.mean for choice in advised) < 0  # where runs are short
@@ -229,8 +229,7 @@ def test_the_default_is_what_the_comparisons_speak_for() -> None:
             tried = [
                 len(other.found)
                 for other in small.nearest(item.parameters, item.tokens, points.own())
-                if (other.patch_size, other.step_fraction, other.rows)
-                == (OF_SMALL[0], r, OF_SMALL[1])
+                if (other.patch_size, other.share, other.rows) == (OF_SMALL[0], r, OF_SMALL[1])
             ]
             assert max(tried, default=0) < len(choice.found), item
     large = fits.equal_compute()

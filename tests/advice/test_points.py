@@ -52,7 +52,7 @@ def test_own_points_are_what_the_runs_ended_at() -> None:
     (own,) = (item for item in points.own() if item.study == "demo")
     assert len(own.gains) >= 5
     assert own.gains == pytest.approx(list(demo_gains().values()))
-    assert (own.parameters, own.patch_size, own.step_fraction) == (133_440, 2, 0.3)
+    assert (own.parameters, own.patch_size, own.share) == (133_440, 2, 0.3)
     kept = [json.loads(line) for line in (EVIDENCE / "demo.jsonl").read_text("utf-8").splitlines()]
     # What is counted for a position of this model, to the last operation: the size fits.
     (flops,) = (row["info"]["flops"] for row in kept if row["run"] == "token-rate-0.012-seed-0")
@@ -62,7 +62,7 @@ def test_own_points_are_what_the_runs_ended_at() -> None:
 
 
 def test_no_comparison_is_counted_twice() -> None:
-    asked = [(o.text, o.vocab_size, o.parameters, o.tokens, o.patch_size, o.step_fraction, o.rows)
+    asked = [(o.text, o.vocab_size, o.parameters, o.tokens, o.patch_size, o.share, o.rows)
              for o in points.own()]  # fmt: skip
     assert len(set(asked)) == len(asked)
 

@@ -79,12 +79,31 @@ def test_between_losing_and_surely_gaining_it_does_not_promise() -> None:
 
 
 def test_equal_data_far_from_everything_has_no_number() -> None:
-    for parameters, tokens in ((133_440, 20 * M), (370 * M, B), (200 * B, 40_000 * B)):
+    for parameters, tokens in ((133_440, 20 * B), (370 * M, B), (200 * B, 40_000 * B)):
         advice = advise(parameters, tokens, "data")
         assert advice.patch_fraction == 0
         assert "no run on equal data is known that is near" in advice.warnings[0]
         assert "so far that no gain is given" in " ".join(advice.extrapolates)
         assert "expected to" not in text(advice)
+
+
+def test_equal_data_in_small_models_is_what_the_own_runs_say() -> None:
+    own = points.own("data")
+    assert len({item.patch_size for item in own}) > 1
+    assert all(item.held_equal == "data" for item in own)
+    item = max(own, key=lambda item: item.tokens)
+    advice = advise(item.parameters, item.tokens, "data", tokens_per_step=2048)
+    assert (advice.patch_fraction, advice.gain) == (0, 0.0)
+    lines = [line for line in advice.reasons if f"evidence/{item.study}.json" in line]
+    assert any(f"{item.gains[0]:+z.3f} nats" in line for line in lines)
+    assert all(f"equal data, {item.rates} rates" in line for line in lines)
+    assert "no published run on equal data is near this one; in the nearest" in advice.warnings[0]
+    assert f"lost {-item.gains[0]:.3f} nats (K = {item.patch_size})" in advice.warnings[0]
+    (warning,) = plan_warnings(
+        item.parameters, plan(patch_size=2, patch_fraction=0.6, tokens=item.tokens)
+    )
+    assert warning.startswith("if text is what limits you, token level only is the safe choice")
+    assert f"lost {-item.gains[0]:.3f} nats (K = {item.patch_size})" in warning
 
 
 def test_scarce_compute_takes_more_text() -> None:
@@ -128,7 +147,7 @@ def own_run(
 
 
 def small_advice(monkeypatch: pytest.MonkeyPatch, *own: Own) -> Advice:
-    monkeypatch.setattr(points, "own", lambda: own)
+    monkeypatch.setattr(points, "own", lambda held_equal="compute": own)
     return advise(100_000, 10_000_000, "compute", context_length=128, tokens_per_step=2048)
 
 
@@ -351,7 +370,7 @@ def test_a_plan_that_is_fine_is_not() -> None:
 
 
 def test_a_plan_for_a_size_that_nobody_compared_says_so() -> None:
-    (warning,) = plan_warnings(133_440, plan(patch_size=2, patch_fraction=0.5))
+    (warning,) = plan_warnings(133_440, plan(patch_size=2, patch_fraction=0.6, tokens=20 * B))
     assert "no comparison on the same text is known near 133,440 parameters" in warning
     with pytest.raises(UsageError, match="parameters"):
         plan_warnings(0, plan())

@@ -37,7 +37,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Own:
-    """One of the project's own comparisons: equal compute, each arm at its best rate."""
+    """One of the project's own comparisons, each arm at its best rate."""
 
     study: str  # in results/evidence/
     text: str
@@ -46,10 +46,11 @@ class Own:
     tokens: int  # of the token-level run
     steps: int
     patch_size: int
-    step_fraction: float
+    share: float  # of patches: r of the steps at equal compute, lambda of the tokens at equal data
     rows: str  # of patches: as many "positions" or "tokens" as at token level (PlanSpec.rows)
     rates: int  # that each arm was tried at
     gains: tuple[float, ...]  # nats a token, one a seed
+    held_equal: str = "compute"
 
     @property
     def tokens_per_parameter(self) -> float:
@@ -63,10 +64,15 @@ def published() -> dict[str, Any]:
 
 
 @cache
-def own() -> tuple[Own, ...]:
-    """The project's own runs, made by ``benchmarks/collect_points.py``."""
+def own(held_equal: str = "compute") -> tuple[Own, ...]:
+    """The project's own runs, made by ``benchmarks/collect_points.py``.
+
+    Args:
+        held_equal: compute or data.
+    """
     rows = _read("own.json")["comparisons"]
-    return tuple(Own(**{**row, "gains": tuple(row["gains"])}) for row in rows)
+    found = (Own(**{**row, "gains": tuple(row["gains"])}) for row in rows)
+    return tuple(item for item in found if item.held_equal == held_equal)
 
 
 def equal_data_pairs() -> list[Pair]:

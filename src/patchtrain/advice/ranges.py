@@ -64,9 +64,9 @@ def of_table(name: str, pairs: Sequence[Pair]) -> Coverage:
     return _coverage(pairs, [pair.tokens / step for pair in pairs], "published")
 
 
-def of_own() -> Coverage:
-    """Of ``own.json``."""
-    own = points.own()
+def of_own(held_equal: str = "compute") -> Coverage:
+    """Of the comparisons in ``own.json`` that held compute or data equal."""
+    own = points.own(held_equal)
     return _coverage(own, [item.steps for item in own], "own")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 from patchtrain.advice import held_out, points
@@ -12,6 +13,7 @@ from patchtrain.advice.ranges import short
 from patchtrain.advice.small import Choice
 
 SINGLE_SEEDS = "every published number is a single run: no seed was repeated"
+_SHARE = {"compute": "r", "data": "lambda"}
 _OUTCOME = {True: "gained", False: "lost"}  # by whether all seeds did
 
 
@@ -122,13 +124,30 @@ def own_runs(choice: Choice) -> list[str]:
     ]
 
 
+def own_at_data(choices: Sequence[Choice]) -> list[str]:
+    """What small models did on the same text, by the nearest own comparisons."""
+    found = [item for choice in choices for item in choice.found]
+    return [_own_run(item) for item in sorted(found, key=lambda item: (item.text, item.patch_size))]
+
+
+def outcome_at_data(choices: Sequence[Choice]) -> str:
+    """The same in short, and where."""
+    ended = ", ".join(
+        f"{_OUTCOME[choice.mean > 0]} {abs(choice.mean):.3f} nats (K = {choice.patch_size})"
+        for choice in sorted(choices, key=lambda choice: choice.patch_size)
+    )
+    item = choices[0].found[0]
+    where = f"{item.text}, {item.parameters:,} parameters on {short(item.tokens)} tokens"
+    return f"in the nearest own comparison ({where}) patches first {ended}"
+
+
 def _own_run(item: Own) -> str:
     gains = ", ".join(f"{value:+z.3f}" for value in item.gains)
     rates = "one rate" if item.rates == 1 else f"{item.rates} rates, each arm at its best"
     return (
         f"results/evidence/{item.study}.json, {item.text}, {item.parameters:,} parameters on "
-        f"{short(item.tokens)} tokens, equal compute, {rates}, K = {item.patch_size}, r = "
-        f"{item.step_fraction:g}{rows_of(item.rows)}: {gains} nats"
+        f"{short(item.tokens)} tokens, equal {item.held_equal}, {rates}, K = {item.patch_size}, "
+        f"{_SHARE[item.held_equal]} = {item.share:.3g}{rows_of(item.rows)}: {gains} nats"
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 from patchtrain.advice import fits, points, ranges, reasons, small
 from patchtrain.advice.fits import Estimate
 from patchtrain.advice.ranges import short
+from patchtrain.advice.small import Choice
 from patchtrain.errors import UsageError, one_line
 from patchtrain.plan import Plan
 from patchtrain.stage import rows_fit
@@ -113,7 +114,13 @@ def _for_scarce_data(parameters: int, tokens: int, given: dict[str, int]) -> Adv
     said: list[str] = [reasons.line(model, ratio, usual), reasons.line_elsewhere()]
     warnings: list[str] = []
     fraction, gain = 0.0, None
-    if usual is None:
+    if near := _own_at_data(parameters, tokens, steps):
+        said += reasons.own_at_data(near)
+        warnings.append(
+            f"no published run on equal data is near this one; {reasons.outcome_at_data(near)}; "
+            f"token level only is the safe choice"
+        )
+    elif usual is None:
         warnings.append(
             "no run on equal data is known that is near this one; token level only is the safe "
             "choice"
@@ -161,6 +168,13 @@ def _for_scarce_data(parameters: int, tokens: int, given: dict[str, int]) -> Adv
     )  # fmt: skip
 
 
+def _own_at_data(parameters: int, tokens: int, steps: float | None = None) -> list[Choice]:
+    """The own comparisons on the same text nearest to a small model's run, if any is near."""
+    if parameters >= ranges.boundary() or ranges.of_own("data").is_far(parameters, tokens, steps):
+        return []
+    return small.nearest(parameters, tokens, points.own("data"))
+
+
 def _too_little_text(ratio: float, usual: Estimate) -> str:
     losing = usual.value < 0
     return (
@@ -184,7 +198,7 @@ def _for_scarce_compute(parameters: int, tokens: int, given: dict[str, int]) -> 
     gain: Estimate | None
     if is_small:
         choice = small.best(parameters, tokens)
-        K, r = choice.patch_size, choice.step_fraction
+        K, r = choice.patch_size, choice.share
         gain = None if far else choice.estimate
         said = reasons.own_runs(choice)
         if choice.estimate is None:
@@ -248,6 +262,11 @@ def plan_warnings(parameters: int, plan: Plan) -> list[str]:
     # Up to the lambda that was best on the same text there is nothing to warn of.
     if share <= reasons.finding("patch_fraction_equal_data")["best"] + 0.01:
         return []
+    if near := _own_at_data(parameters, read):
+        return [
+            f"if text is what limits you, token level only is the safe choice: on the same text, "
+            f"{reasons.outcome_at_data(near)}"
+        ]
     if ranges.of_table("equal_data", points.equal_data_pairs()).is_far(parameters, read):
         return [
             f"no comparison on the same text is known near {short(parameters)} parameters and "

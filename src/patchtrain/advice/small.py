@@ -22,10 +22,10 @@ _REACH = 2.0
 
 @dataclass(frozen=True)
 class Choice:
-    """One K, r and length of rows, and how it came out on each text."""
+    """One K, share and length of rows, and how it came out on each text."""
 
     patch_size: int
-    step_fraction: float
+    share: float  # r, or at equal data lambda
     rows: str
     found: tuple[Own, ...]  # one a text
 
@@ -56,7 +56,7 @@ def best(parameters: float, tokens: float, own: Sequence[Own] | None = None) -> 
 
 
 def nearest(parameters: float, tokens: float, own: Iterable[Own]) -> list[Choice]:
-    """Each K, r and rows, with the comparison of each text that is nearest to such a run.
+    """Each K, share and rows, with the comparison of each text that is nearest to such a run.
 
     Of a text counts what is at most ``_REACH`` times as far as its nearest comparison: a setting
     is not left out where it was tried at another length.
@@ -75,6 +75,6 @@ def nearest(parameters: float, tokens: float, own: Iterable[Own]) -> list[Choice
     for text, items in by_text.items():
         for item in items:
             if distance(item) <= distance(items[0]) + math.log(_REACH):
-                setting = item.patch_size, item.step_fraction, item.rows
+                setting = item.patch_size, item.share, item.rows
                 by_setting[setting].setdefault(text, item)
     return [Choice(*setting, tuple(found.values())) for setting, found in by_setting.items()]
