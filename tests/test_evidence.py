@@ -1,6 +1,7 @@
 """Evidence is kept: runs are lines of a file, trained once wherever that file is."""
 
 import json
+import re
 import runpy
 import shutil
 from pathlib import Path
@@ -401,6 +402,15 @@ def test_the_map_says_between_which_lengths_patches_begin_to_win() -> None:
     assert between((1, -0.1), (2, 0.1), (4, 0.0)) == [(4, None)]
     assert between((1, 0.1), (2, 0.1)) == [(None, 1)]
     assert between((1, 0.1)) == []  # one length says nothing of where
+
+
+@pytest.mark.parametrize("ledger", sorted(KEPT.glob("*.jsonl")), ids=lambda file: file.stem)
+def test_each_arm_that_was_trained_is_in_the_results(ledger: Path) -> None:
+    """A study counted with fewer arms than it has would hide some, those that lost maybe."""
+    found = json.loads(ledger.with_suffix(".json").read_text(encoding="utf-8"))
+    lines = ledger.read_text(encoding="utf-8").splitlines()
+    trained = {re.split("-rate-|-seed-", json.loads(line)["run"])[0] for line in lines}
+    assert trained <= {item["name"] for item in found["contenders"]}
 
 
 def test_a_changed_recipe_needs_a_new_name(place: Place) -> None:
