@@ -157,8 +157,9 @@ def evidence(result: dict[str, Any]) -> list[str]:
 
 
 OVERVIEW_HEAD = (
-    "study", "text", "parameters", "steps", "arm", "difference, bits per byte", "lower on",
-    "compute ratio at equal loss", "less token level with more compute",
+    "study", "text", "parameters", "steps", "arm", "rates, of it and of token level",
+    "difference, bits per byte", "lower on", "compute ratio at equal loss",
+    "less token level with more compute",
 )  # fmt: skip
 
 
@@ -176,11 +177,14 @@ def overview(studies: Mapping[str, dict[str, Any]]) -> list[str]:
         *head(*OVERVIEW_HEAD),
         *(line(*row) for row in sorted(rows, key=lambda row: row[1:4])),
         "",
+        *_targets(studies),
+        "",
         "Held equal: compute. Each arm is at the best of the rates it was tried at, by the seeds "
         "that each study names; intervals of 95%, Student's t over paired seeds. The ratio is the "
         "arm's compute over what token level needs for the same loss, the geometric mean of the "
         "seeds; a seed that ends below token level's longest runs counts as the bound that these "
-        "are. Rows of one text and model share token level's runs.",
+        "are. These longer runs have one learning rate, by default the best at full length. Rows "
+        "of one text and model share token level's runs.",
         "",
         "From `results/evidence/*.json`: `python benchmarks/evidence.py STUDY`.",
     ]
@@ -188,6 +192,7 @@ def overview(studies: Mapping[str, dict[str, Any]]) -> list[str]:
 
 def _overview_row(name: str, result: dict[str, Any], item: dict[str, Any]) -> list[str]:
     arm = next(arm for arm in result["arms"] if arm["name"] == item["chosen"])
+    token = next(other for other in result["contenders"] if other["name"] == BASELINE)
     run, found = arm["runs"][0], item["difference"]
     ratios = {row[0]: row[1] for row in loss_rows(result)}
     against = (item["equal_loss"] or {}).get("against") or {}
@@ -195,9 +200,41 @@ def _overview_row(name: str, result: dict[str, Any], item: dict[str, Any]) -> li
     longer = f"{most} x: {with_interval(against[most])}" if float(most) > 1 else NONE
     return [
         f"`{name}`", result["about"]["corpus"], f"{run['parameters']:,}",
-        f"{run['total_steps']:,}", item["name"], with_interval(found),
-        _lower_on(found),
+        f"{run['total_steps']:,}", item["name"], f"{_rates(item)} and {_rates(token)}",
+        with_interval(found), _lower_on(found),
         ratios.get(item["name"], NONE), longer,
+    ]  # fmt: skip
+
+
+def _rates(item: dict[str, Any]) -> int:
+    """How many learning rates a contender was tried at."""
+    return sum(tried["bits_per_byte"] is not None for tried in item["tried"])
+
+
+def _targets(studies: Mapping[str, dict[str, Any]]) -> list[str]:
+    """Whether patches first take at most so much of token level's compute, on two texts.
+
+    By the best comparison of each text, of those over five seeds or more that leave no doubt of
+    the sign.
+    """
+    best: dict[str, float] = {}
+    for result in studies.values():
+        text = result["about"]["corpus"]
+        for item in result["contenders"]:
+            found, at_loss = item["difference"], (item["equal_loss"] or {}).get("compute")
+            if not found or not at_loss or found["count"] < 5 or found["interval"][1] >= 0:
+                continue
+            ratio = at_loss["mean"] or (at_loss["bound"] or {}).get("below")
+            if ratio is not None:
+                best[text] = min(ratio, best.get(text, ratio))
+    if len(best) < 2:
+        return []
+    second = round(sorted(best.values())[1], 3)
+    return [
+        verdict(f"at equal loss at most {most:.2f} of token level's compute on two texts, over at "
+                f"least five seeds, with an interval below zero; the second best text", second,
+                second <= most)
+        for most in (0.5, 0.4)
     ]  # fmt: skip
 
 

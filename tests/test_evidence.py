@@ -346,6 +346,30 @@ def map_script() -> dict[str, Any]:
         return runpy.run_path(str(BENCHMARKS / "map.py"))
 
 
+def test_the_target_is_judged_by_the_second_best_text() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        targets = runpy.run_path(str(BENCHMARKS / "tables_of_quality.py"))["_targets"]
+
+    def study(text: str, mean: float | None, count: int = 5, **more: Any) -> dict[str, Any]:
+        ratio = {"compute": {"mean": mean, "bound": more.get("bound")}}
+        item = {"difference": {"count": count, "interval": more.get("interval", [-0.2, -0.1])},
+                "equal_loss": ratio}  # fmt: skip
+        return {"about": {"corpus": text}, "contenders": [item]}
+
+    def judged(*studies: dict[str, Any]) -> list[bool]:
+        return ["not reached" not in said for said in targets(dict(enumerate(studies)))]
+
+    one = study("python", 0.3)
+    assert judged(one, study("python", 0.2)) == []  # of one text alone nothing is said
+    assert judged(one, study("cpp", 0.45)) == [True, False]
+    assert judged(one, study("cpp", None, bound={"below": 0.4})) == [True, True]
+    assert judged(one, study("cpp", None, bound={"above": 0.4})) == []
+    assert judged(one, study("cpp", 0.6), study("novels", 0.55)) == [False, False]
+    assert judged(one, study("cpp", 0.3, count=4)) == []
+    assert judged(one, study("cpp", 0.3, interval=[-0.2, 0.01])) == []
+
+
 def test_the_plane_of_the_map_is_found_again() -> None:
     """Points made from a plane, of which each is predicted by the others."""
     script = map_script()
