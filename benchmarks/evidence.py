@@ -55,6 +55,9 @@ _OF_A_RUN = (
 _OF_ITS_PLAN = ("total_tokens", "total_positions", "total_steps", "epochs")
 _OF_ITS_MODEL = ("parameters", "body_parameters", "vocab_size")
 
+# Of a store, what `patchtrain prepare` has under another name; the rest are its own settings.
+_NOT_PREPARES = ("sources", "tokenizer")
+
 # What accelerate reads: a run takes it over from the environment, so that recipes stay as they are.
 _COMPILER = "ACCELERATE_DYNAMO_BACKEND"
 
@@ -240,8 +243,8 @@ def make_store(name: str, asked: Mapping[str, Any], data: Path) -> Path:
     if not is_store(store):
         store.parent.mkdir(exist_ok=True)
         sources = [place(source, data) for source in asked[name]["sources"]]
-        kind, size = asked[name]["tokenizer"], asked[name].get("vocab_size")
-        prepare(sources, store, train_tokenizer=kind, vocab_size=size)
+        entries = {key: value for key, value in asked[name].items() if key not in _NOT_PREPARES}
+        prepare(sources, store, train_tokenizer=asked[name]["tokenizer"], **entries)
     return store
 
 
