@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 MAP = ROOT / "results" / "map.json"
 OUT = ROOT / "src" / "patchtrain" / "advice" / "own.json"
 TEXTS = {"python": "Python sources", "cpp": "C++ headers"}  # others by their own names
+PARTS = {"python-small"}  # of another text, which the advice would count twice
 KEPT = (
     "vocab_size", "parameters", "tokens", "steps", "patch_size", "share", "rows", "rates", "gains",
 )  # fmt: skip
@@ -51,6 +52,7 @@ def collect(file: Path) -> dict[str, Any]:
                 **{key: point[key] for key in KEPT},
             }
             for point, held_equal in points
+            if point["corpus"] not in PARTS
         ],
     }
 
