@@ -55,9 +55,6 @@ _OF_A_RUN = (
 _OF_ITS_PLAN = ("total_tokens", "total_positions", "total_steps", "epochs")
 _OF_ITS_MODEL = ("parameters", "body_parameters", "vocab_size")
 
-# Of a store, what `patchtrain prepare` has under another name; the rest are its own settings.
-_NOT_PREPARES = ("sources", "tokenizer")
-
 # What accelerate reads: a run takes it over from the environment, so that recipes stay as they are.
 _COMPILER = "ACCELERATE_DYNAMO_BACKEND"
 
@@ -242,9 +239,9 @@ def make_store(name: str, asked: Mapping[str, Any], data: Path) -> Path:
     store = Path("stores") / name
     if not is_store(store):
         store.parent.mkdir(exist_ok=True)
-        sources = [place(source, data) for source in asked[name]["sources"]]
-        entries = {key: value for key, value in asked[name].items() if key not in _NOT_PREPARES}
-        prepare(sources, store, train_tokenizer=asked[name]["tokenizer"], **entries)
+        settings = dict(asked[name])
+        sources = [place(source, data) for source in settings.pop("sources")]
+        prepare(sources, store, train_tokenizer=settings.pop("tokenizer"), **settings)
     return store
 
 

@@ -93,7 +93,7 @@ def _equal_loss(results: Row) -> list[str]:
     rows = loss_rows(results)
     if not rows:
         return []
-    budgets, given = ", ".join(results["budgets"]), results["budget_rate"]
+    budgets, given = ", ".join(results["budgets"]), results.get("budget_rate")
     rate = "the rate that was its best at full length"
     if given is not None:
         rate = f"the rate {exact(given)}"

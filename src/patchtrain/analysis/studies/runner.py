@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from patchtrain.analysis.studies import results
-from patchtrain.analysis.studies.equal import plan_of
+from patchtrain.analysis.studies.equal import measured
 from patchtrain.analysis.studies.places import places, runs_at_a_time
 from patchtrain.analysis.studies.study import (
     Arm,
@@ -249,8 +249,7 @@ def _flops(study: Study, arm: Arm) -> float:
     """What a run of an arm costs."""
     if study.held_equal == "compute" and arm.name in study.equality:
         return study.equality[arm.name].actual
-    planned = plan_of(study, arm)
-    return planned.size.flops(planned.plan).total
+    return measured(study, arm, "compute")
 
 
 def _start(name: str, run: RunFolder, recipe: Path, logs: Path, place: dict[str, str]) -> _Child:
