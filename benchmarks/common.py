@@ -8,17 +8,29 @@ import platform
 import shlex
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from patchtrain.errors import PatchtrainError
 from patchtrain.files import write_text
 from patchtrain.machine import cpu_model
 
 PACKAGES = ("patchtrain", "torch", "transformers", "accelerate", "numpy")
+
+
+@contextmanager
+def one_line(name: str) -> Iterator[None]:
+    """End with the line and the exit code of an error that a user can cause, not its traceback."""
+    try:
+        yield
+    except PatchtrainError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
 
 
 def about(name: str, held_equal: str, device: str = "cpu") -> dict[str, Any]:

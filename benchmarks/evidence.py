@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from common import about
+from common import about, one_line
 
 from patchtrain.analysis.studies.asked import describe
 from patchtrain.analysis.studies.comparison import run_comparison
@@ -40,7 +40,7 @@ from patchtrain.analysis.studies.study import Arm, claim, run_name
 from patchtrain.analysis.studies.sweep import grid, swept
 from patchtrain.data.prepare import prepare
 from patchtrain.data.store import TokenStore, is_store
-from patchtrain.errors import PatchtrainError, UsageError
+from patchtrain.errors import UsageError
 from patchtrain.files import write_json, write_text
 from patchtrain.recipe import Recipe
 from patchtrain.runs import RunFolder
@@ -151,15 +151,12 @@ def main() -> int:
     failed = 0
     for name in names:
         study = asked["studies"][name]
-        try:
-            # There, since a kept recipe names its store as stores/NAME, wherever it was trained.
-            with contextlib.chdir(args.work):
-                store = make_store(study["store"], asked["stores"], data)
-                found = carry_out(
-                    name, question_of(study, store), kept, args.workers, args.collect, args.keep
-                )
-        except PatchtrainError as error:
-            raise SystemExit(f"{name}: {error}") from None
+        # There, since a kept recipe names its store as stores/NAME, wherever it was trained.
+        with one_line(name), contextlib.chdir(args.work):
+            store = make_store(study["store"], asked["stores"], data)
+            found = carry_out(
+                name, question_of(study, store), kept, args.workers, args.collect, args.keep
+            )
         # Neither the command line nor this machine: runs may come from many calls on several.
         runs = runs_of(found, Ledger(name, kept))
         head = {

@@ -24,13 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from common import about, write
+from common import about, one_line, write
 from evidence import ASKED, KEPT, make_store, question_of
 
 from patchtrain.analysis.studies.comparison import run_comparison
 from patchtrain.analysis.studies.question import BASELINE, RATE, Question
 from patchtrain.cli.compare import print_results
-from patchtrain.errors import PatchtrainError
 
 _QUICK_STEPS = 40
 _TRAINING = RATE.partition(".")[2]
@@ -54,15 +53,12 @@ def main() -> None:
     whole = json.loads((args.kept / f"{name}.json").read_text(encoding="utf-8"))
     study, data = asked["studies"][name], args.data.resolve()
     args.work.mkdir(parents=True, exist_ok=True)
-    try:
-        with contextlib.chdir(args.work):
-            store = make_store(study["store"], asked["stores"], data)
-            question = reduced(study, whole, arm, store, args.seeds, args.quick)
-            place = Path(f"{name}-quick" if args.quick else name)
-            found = run_comparison(question, place, args.workers, say=_say, keep="results")
-            print_results(found)
-    except PatchtrainError as error:
-        raise SystemExit(str(error)) from None
+    with one_line(name), contextlib.chdir(args.work):
+        store = make_store(study["store"], asked["stores"], data)
+        question = reduced(study, whole, arm, store, args.seeds, args.quick)
+        place = Path(f"{name}-quick" if args.quick else name)
+        found = run_comparison(question, place, args.workers, say=_say, keep="results")
+        print_results(found)
     then, now = difference(whole, arm), difference(found, arm)
     print(f"{arm} less {BASELINE}, bits per byte: {_words(now)} now, {_words(then)} in {name}.json")
     if args.out and not args.quick:

@@ -33,11 +33,10 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from common import about, status, synchronize, write
+from common import about, one_line, status, synchronize, write
 from torch import Tensor
 
 from patchtrain import products
-from patchtrain.errors import UsageError
 from patchtrain.loss import patch_loss
 from patchtrain.loss_backends import LOSSES, unavailable
 
@@ -231,7 +230,5 @@ def gradient_bytes(inputs: tuple[Tensor, Tensor, Tensor]) -> int:
 
 
 if __name__ == "__main__":
-    try:
+    with one_line("loss.py"):
         main()
-    except UsageError as error:
-        raise SystemExit(f"loss.py: {error}") from None

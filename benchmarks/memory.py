@@ -22,11 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import about, status, write
+from common import about, one_line, status, write
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from patchtrain import patch_level
-from patchtrain.errors import UsageError
 from patchtrain.memory import Training, estimate
 
 # hidden, intermediate, layers, heads, vocabulary
@@ -165,7 +164,5 @@ def train(request: dict[str, Any], watched: bool = False) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with one_line("memory.py"):
         main()
-    except UsageError as error:
-        raise SystemExit(f"memory.py: {error}") from None

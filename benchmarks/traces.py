@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import about, write
+from common import about, one_line, write
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from patchtrain.errors import PatchtrainError
 from patchtrain.memory import Training, estimate, fits, what_would_fit
 from patchtrain.memory.estimate import RESERVE
 from patchtrain.memory.tracing import trace_step
@@ -110,7 +109,5 @@ def row(name: str, ranks: int, patch_size: int, args: argparse.Namespace) -> dic
 
 
 if __name__ == "__main__":
-    try:
+    with one_line("traces.py"):
         main()
-    except PatchtrainError as error:
-        raise SystemExit(f"traces.py: {error}") from None

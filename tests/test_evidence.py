@@ -446,7 +446,7 @@ def test_a_changed_recipe_needs_a_new_name(place: Place) -> None:
     trained = place.trained
     for options in (("--collect",), ()):
         done = place("small", *options)
-        assert done.returncode == 1
+        assert done.returncode == 2
         assert "is of another recipe; name the study anew" in done.stderr
     assert place.trained == trained
     assert place.rows() == before
