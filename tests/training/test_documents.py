@@ -146,10 +146,16 @@ def test_passes_of_unlike_targets_are_the_step_in_one_pass(tmp_path: Path) -> No
         torch.testing.assert_close(got, want, rtol=2e-3, atol=2e-5)
 
 
-def test_the_step_loss_is_the_mean_over_all_its_targets(tmp_path: Path) -> None:
-    run = trainer(tmp_path, per_device_train_batch_size=2, logging_steps=1)
+@pytest.mark.parametrize(
+    ("rows", "shape"), [("positions", (8, 2 * T)), ("tokens", (16, T))], ids=["positions", "tokens"]
+)
+def test_the_step_loss_is_the_mean_over_all_its_targets(
+    tmp_path: Path, rows: str, shape: tuple[int, int]
+) -> None:
+    run = trainer(tmp_path, per_device_train_batch_size=2, logging_steps=1, plan={"rows": rows})
     model = tiny_model()
     inputs = {name: torch.from_numpy(value) for name, value in run.batches.inputs(0).items()}
+    assert inputs["input_ids"].shape == shape
     with patch_level(model, 2, "power"):
         expected = model(**inputs).loss.item()
     run.train()
