@@ -323,7 +323,7 @@ def _own_loss(model: nn.Module, step: _Step, ids: Tensor) -> float | None:
     The own loss is what trains the model at token level, so it must be next-token cross-entropy.
     """
     if "labels" not in inspect.signature(model.forward).parameters:
-        return None  # the training loop brings its own token-level loss
+        return None  # a loop of one's own may bring the token-level loss
     embeddings = input_embeddings(model)(ids).detach().requires_grad_()
     with torch.enable_grad():
         outputs = model(inputs_embeds=embeddings.clone(), labels=ids, use_cache=False)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from patchtrain import PatchConfig
+from patchtrain import PatchConfig, UsageError
 from patchtrain.runs import RunFolder
 from patchtrain.training.trainer import PatchTrainer
 from tests.models import tiny_model
@@ -142,3 +142,29 @@ def test_waiting_for_data_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyP
     again = {row["step"]: row["data_seconds"] for row in RunFolder(tmp_path).metrics("train")}
     assert again[5] == last[5]
     assert again[10] >= again[5] + 0.1
+
+
+@pytest.mark.parametrize("keep_stage_models", [True, False])
+def test_sampling_settings_that_transformers_reads_and_does_not_write(
+    tmp_path: Path, keep_stage_models: bool
+) -> None:
+    model = tiny_model()
+    model.generation_config.update(temperature=0.6, top_p=0.9)
+    run = trainer(tmp_path / "run", model, keep_stage_models=keep_stage_models)
+    run.train()
+    run.export(tmp_path / "model")
+    assert run.model.generation_config.do_sample is not True  # the live model is as it came
+    kept = AutoModelForCausalLM.from_pretrained(tmp_path / "model").generation_config
+    assert (kept.do_sample, kept.temperature, kept.top_p) == (True, 0.6, 0.9)
+
+
+def test_generation_settings_that_cannot_be_saved_are_refused_before_training(
+    tmp_path: Path,
+) -> None:
+    model = tiny_model()
+    model.generation_config.num_return_sequences = 3
+    model.generation_config.num_beams = 2
+    run = trainer(tmp_path / "run", model)
+    with pytest.raises(UsageError, match="generation_config cannot be saved, so mend it first"):
+        run.train()
+    assert run.state.global_step == 0

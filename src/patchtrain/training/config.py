@@ -45,6 +45,21 @@ UNSUPPORTED = {
     "enable_jit_checkpoint": "SIGTERM saves a checkpoint anyway",
     "parallelism_config": "set fsdp and fsdp_replicas",
 }
+# What ``Trainer`` takes beside its arguments and ``PatchTrainer`` would leave unused, and why.
+UNUSED = {
+    "compute_loss_func": "the loss is the plan's",
+    "data_collator": "rows are cut from one stream of tokens, without padding",
+    "compute_metrics": "evaluation is the loss; patchtrain eval measures a finished model",
+    "preprocess_logits_for_metrics": "evaluation is the loss",
+}
+# The plan's schedule for transformers' names of it; ``linear`` is what nobody asked for.
+_SCHEDULES = {
+    "linear": None,
+    "cosine": "cosine",
+    "constant": "constant",
+    "constant_with_warmup": "constant",
+    "warmup_stable_decay": "wsd",
+}
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "learning_rate": (lambda rate: rate > 0, "above 0"),
     "muon_rate": (
@@ -88,7 +103,8 @@ class PatchConfig(TrainingArguments):
     ``plan`` is a ``PlanSpec`` or a dict of its fields. What it leaves open is derived from the
     ordinary arguments: ``context_length`` from the model's longest context, ``tokens_per_step``
     from batch size times accumulation, the length from ``max_steps`` or ``num_train_epochs``, the
-    rest from the preset, so an existing script needs no plan, or ``plan={"patch_size": 4}``.
+    schedule from ``lr_scheduler_type`` where it is not ``linear``, its default; the rest from the
+    preset, so an existing script needs no plan, or ``plan={"patch_size": 4}``.
     ``per_device_train_batch_size`` is the most sequences a device takes at a time; accumulation
     follows from the plan, in each stage its own.
 
@@ -168,6 +184,11 @@ class PatchConfig(TrainingArguments):
                 raise UsageError(f"{name} is not supported: {reason}")
         if problems := wrong_values(vars(self)):
             raise UsageError("; ".join(problems))
+        if self._schedule_name() not in _SCHEDULES:
+            raise UsageError(
+                f"lr_scheduler_type={self._schedule_name()} is not supported; leave it out, or "
+                f"choose {', '.join(_SCHEDULES)}, or set the plan's schedule"
+            )
         if not torch.accelerator.is_available():
             self.use_cpu = True  # so that bf16 is allowed there too
         if self.fsdp:
@@ -203,6 +224,9 @@ class PatchConfig(TrainingArguments):
         # One device pass is one sequence batch of this process: torch's DataParallel would share
         # it out once more. Several GPUs are used through torchrun or accelerate.
         self._n_gpu = min(self.n_gpu, 1)
+
+    def _schedule_name(self) -> str:
+        return str(getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type))
 
     def wants_fsdp(self) -> bool:
         """Whether the recipe or ``accelerate launch`` asks for FSDP."""
@@ -254,6 +278,8 @@ class PatchConfig(TrainingArguments):
                 values["steps"] = self.max_steps
             else:
                 values["epochs"] = self.num_train_epochs
+        if schedule := _SCHEDULES[self._schedule_name()]:
+            values.setdefault("schedule", schedule)
         if self.warmup_steps >= 1:
             values.setdefault("warmup_steps", int(self.warmup_steps))
         elif self.warmup_steps > 0 and "warmup_steps" not in values:
@@ -262,6 +288,17 @@ class PatchConfig(TrainingArguments):
                 f"stage; give a number of steps, or plan.warmup_steps"
             )
         return PlanSpec.from_dict(values)
+
+
+def refuse_unused(given: Mapping[str, Any]) -> None:
+    """Refuse what ``Trainer`` takes and ``PatchTrainer`` would not use, rather than drop it.
+
+    Raises:
+        UsageError: naming it.
+    """
+    for name, reason in UNUSED.items():
+        if given.get(name) is not None:
+            raise UsageError(f"PatchTrainer does not use {name}: {reason}; leave it out")
 
 
 def check_fsdp(config: Any) -> None:

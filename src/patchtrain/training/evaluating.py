@@ -60,7 +60,10 @@ class TokenLevelEvaluation(Trainer):
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         if self.record is not None:
             self.record.pause(time.perf_counter() - begin)
-        self.log(dict(metrics))
+        if eval_dataset is None:
+            self.log(dict(metrics))
+        else:  # no point of the run's curve, which is on one text
+            Trainer.log(self, dict(metrics))
         self.control = self.callback_handler.on_evaluate(
             self.args,
             self.state,

@@ -20,6 +20,7 @@ class BeginsRecord(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.check_export()
         self.trainer.begin_record()
         # Trainer would count from here, and the window also holds the steps before the checkpoint.
         self.trainer._globalstep_last_logged = state.global_step - self.trainer.window.steps

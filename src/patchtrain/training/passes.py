@@ -7,14 +7,31 @@ pass's sum is divided once by the targets of the whole step.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from patchtrain.ablations import stage_targets, target_weights
+from patchtrain.errors import UsageError
 from patchtrain.patches import IGNORE
 from patchtrain.stage import Stage
+
+
+def check_takes_labels(model: nn.Module) -> None:
+    """Refuse a model that has no loss of its own, which is what trains it at token level.
+
+    Raises:
+        UsageError: its ``forward`` takes no ``labels``.
+    """
+    parameters = inspect.signature(model.forward).parameters.values()
+    if not any(p.name == "labels" or p.kind is p.VAR_KEYWORD for p in parameters):
+        raise UsageError(
+            f"{type(model).__name__}.forward takes no labels, and the token-level stage trains on "
+            f"the model's own loss: let it take labels, as transformers' causal models do, or use "
+            f"patch_level() in a loop of your own"
+        )
 
 
 def split_passes(inputs: Mapping[str, Tensor], rows: int) -> list[dict[str, Tensor]]:

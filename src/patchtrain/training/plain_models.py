@@ -8,19 +8,45 @@ it, and one that goes on from before the switch writes it again.
 
 from __future__ import annotations
 
+import copy
 import shutil
 import time
 from pathlib import Path
 from typing import Any
 
-from transformers import Trainer
+from transformers import GenerationConfig, Trainer
 
+from patchtrain.errors import UsageError, one_line
 from patchtrain.files import whole_folder
 from patchtrain.model_folder import keep_card
 from patchtrain.runs import RunFolder
 from patchtrain.stage import Stage
 from patchtrain.training.processes import together
 from patchtrain.training.record import RunRecord
+
+
+def sound_generation(config: GenerationConfig | None) -> GenerationConfig | None:
+    """Generation settings as transformers agrees to save them.
+
+    Many models on the hub come with a temperature and without ``do_sample``, which it reads and
+    does not write. They were meant for sampling, so sampling is what the copy does.
+
+    Raises:
+        UsageError: they are wrong in another way too.
+    """
+    for sampled in (False, True):
+        tried = copy.deepcopy(config)
+        if tried is None:
+            return None
+        if sampled:
+            tried.do_sample = True
+        try:
+            tried.validate(strict=True)
+        except ValueError as error:
+            why = one_line(error)
+        else:
+            return tried
+    raise UsageError(f"the model's generation_config cannot be saved, so mend it first: {why}")
 
 
 class WritingPlainModels(Trainer):
@@ -40,7 +66,10 @@ class WritingPlainModels(Trainer):
             if self.is_world_process_zero():
                 # Off while training, which may go on; a reader wants fast generation.
                 cached, plain.config.use_cache = getattr(plain.config, "use_cache", None), True
+                generation = getattr(plain, "generation_config", None)
                 try:
+                    if generation is not None:
+                        plain.generation_config = sound_generation(generation)
                     with whole_folder(path, replace=True) as folder:
                         keep_card(path, folder)
                         plain.save_pretrained(folder, state_dict=state)
@@ -48,7 +77,13 @@ class WritingPlainModels(Trainer):
                             self.processing_class.save_pretrained(folder)
                 finally:
                     plain.config.use_cache = cached
+                    if generation is not None:
+                        plain.generation_config = generation
         return path
+
+    def check_export(self) -> None:
+        """Refuse, before anything is trained, a model that could not be written afterwards."""
+        sound_generation(getattr(self.plain_model(), "generation_config", None))
 
     def keep_stage_model(self, stage: Stage) -> None:
         """Write the model at the end of ``stage``, if it is wanted. Called on all processes.

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
+from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from patchtrain.data.batches import PlanBatches, token_array
@@ -39,14 +40,14 @@ from patchtrain.sizing import model_size
 from patchtrain.stage import Stage
 from patchtrain.training.averaging import AveragingWeights, WeightMean
 from patchtrain.training.checkpoint import Checkpoints
-from patchtrain.training.config import PatchConfig, save_interval
+from patchtrain.training.config import PatchConfig, refuse_unused, save_interval
 from patchtrain.training.evaluating import TokenLevelEvaluation, stream
 from patchtrain.training.guard import NonfiniteGuard
 from patchtrain.training.hooks import BeginsRecord, EvaluatesStageEnds, StopsOnSignal
 from patchtrain.training.identity import data_identity, identity
 from patchtrain.training.metrics import WritingMetrics
 from patchtrain.training.muon import WithMuon
-from patchtrain.training.passes import count_targets, pass_loss, split_passes
+from patchtrain.training.passes import check_takes_labels, count_targets, pass_loss, split_passes
 from patchtrain.training.plain_models import WritingPlainModels
 from patchtrain.training.processes import ending_with_the_others, most, of_first, together
 from patchtrain.training.progress import StageProgress
@@ -102,6 +103,10 @@ class PatchTrainer(
     ) -> None:
         if train_dataset is None:
             raise UsageError("PatchTrainer needs a train_dataset")
+        refuse_unused(kwargs)
+        if type(self).compute_loss is not Trainer.compute_loss:
+            raise UsageError("PatchTrainer does not call compute_loss: the loss is the plan's")
+        check_takes_labels(model)
         args = copy.copy(args)  # the plan decides some of them: the caller's stay as they were
         bytes_per_token, data = None, None
         if hasattr(train_dataset, "train") and hasattr(train_dataset, "load_tokenizer"):
@@ -188,7 +193,7 @@ class PatchTrainer(
         self.add_callback(self._progress)
         self.add_callback(BeginsRecord(self))
         self.add_callback(EvaluatesStageEnds(self.plan))
-        if spec.filled().optimizer_at_switch == "second" and len(self.plan.stages) > 1:
+        if self.plan.spec.optimizer_at_switch == "second" and len(self.plan.stages) > 1:
             self.add_callback(CheckingMoments())
         if spec.average_at_switch:
             self.add_callback(AveragingWeights(self))
@@ -205,7 +210,7 @@ class PatchTrainer(
         allow_change: Iterable[str] = (),
         **kwargs: Any,
     ) -> Any:
-        """Train all stages, and end at token level.
+        """Train all stages of the plan.
 
         Args:
             resume_from_checkpoint: a checkpoint folder to go on from, or True for the newest whole
@@ -249,12 +254,17 @@ class PatchTrainer(
         finally:
             self._leave_stage()
             self._progress.stop()
+        step, all_steps = self.state.global_step, self.plan.total_steps
+        if step < all_steps:  # Trainer ends quietly where a callback asks it to
+            level = "patch" if self.plan.stage_at(max(step - 1, 0)).patch_size > 1 else "token"
+            self.tell(f"a callback ended training after step {step:,} of {all_steps:,}, at {level} "
+                      f"level")  # fmt: skip
         if self.record is not None:
             self.record.update(
-                status=self.status_after_training,
+                status=self.status_after_training if step == all_steps else "interrupted",
                 finished=now(),
                 seconds=self.record.seconds,
-                flops=self.size.flops(self.plan).total,
+                flops=self.size.flops(self.plan, step).total,
             )
         return output
 
