@@ -1,11 +1,11 @@
 # The two commands of a newcomer, and what continuous integration runs.
 #
-#   make demo     set up .venv and run the demo (about six minutes on two cores)
+#   make demo     set up .venv and run the demo (about five minutes on two cores)
 #   make test     set up .venv and run all tests
 #   make check    lint, format and types
 #   make package  build sdist and wheel into dist/ and try the wheel outside of the clone
 #   make docs     the documentation as a site, in site/; a link that leads nowhere fails
-#   make evidence trains the main comparison again (under half an hour on two cores)
+#   make evidence trains the main comparison again (a quarter of an hour on two cores)
 #
 # A plain PyPI install of torch on Linux brings CUDA along. To save the download on a machine
 # without a GPU, install PyTorch's CPU build first or name its index: make demo PIP_FLAGS="..."

@@ -53,6 +53,16 @@ def test_at_equal_compute_more_is_read() -> None:
     assert found.plan.total_tokens / found.tokens_at_equal_compute == pytest.approx(2.5, rel=1e-3)
 
 
+def test_shorter_rows_of_patches_make_the_ratio_smaller_than_that_of_positions() -> None:
+    values = {"preset": "superposition", "patch_size": 4, "step_fraction": 0.5}
+    short, long = plan(**values, rows="tokens"), plan(**values, rows="positions")
+    assert short.compute_ratio == pytest.approx(long.compute_ratio, rel=1e-3)
+    assert SIZE.ratio_at_equal_data(short) < 0.99 * SIZE.ratio_at_equal_data(long)
+    token = SIZE.flops_per_position(T).total * short.total_tokens
+    assert SIZE.ratio_at_equal_data(short) == SIZE.flops(short).total / token
+    assert SIZE.plan_dict(short)["compute_ratio"] == SIZE.ratio_at_equal_data(short)
+
+
 @given(st.integers(2, 8), st.sampled_from(["paper", "superposition"]))
 def test_the_bill_is_the_sum_of_its_steps(K: int, preset: str) -> None:
     made = plan(patch_size=K, preset=preset, tokens=None, steps=30, warmup_steps=1,

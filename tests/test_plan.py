@@ -312,6 +312,10 @@ def test_unknown_and_missing_keys_are_named_with_the_nearest_known_one() -> None
 def test_a_store_too_small_is_refused_unless_epochs_are_asked_for() -> None:
     with pytest.raises(UsageError, match=r"2\.\d+ epochs.*max_epochs=2\.\d"):
         resolve(store_tokens=10_000, tokens=25_000, patch_fraction=0.5)
+    with pytest.raises(UsageError, match=r"shorten it \(steps=\d+ at most\)") as caught:
+        resolve(store_tokens=10_000, steps=1000, patch_fraction=0.5)
+    fitting = int(str(caught.value).split("steps=")[1].split()[0])
+    resolve(store_tokens=10_000, steps=fitting, patch_fraction=0.5)  # as it says
     plan = resolve(store_tokens=10_000, tokens=25_000, patch_fraction=0.5, max_epochs=3)
     assert plan.epochs is not None
     assert math.isclose(plan.epochs, 2.5, abs_tol=0.1)

@@ -118,6 +118,19 @@ class ModelSize:
             found = found + token * (singles * stage.positions_per_step)
         return found
 
+    def ratio_at_equal_data(self, plan: Plan) -> float:
+        """What a plan costs against token-level training on the same tokens.
+
+        With equal tokens a step this is ``lambda / K + 1 - lambda`` (2407.12665, section 2), but
+        for what depends on K and on how long rows of patches are.
+        """
+        token = self.flops_per_position(plan.context_length)
+        return self.flops(plan).total / (token.total * plan.total_tokens)
+
+    def plan_dict(self, plan: Plan) -> dict[str, Any]:
+        """A plan as plain JSON types; here its ``compute_ratio`` counts all operations."""
+        return {**plan.to_dict(), "compute_ratio": self.ratio_at_equal_data(plan)}
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -214,12 +227,8 @@ class Bill:
 
     @property
     def ratio_at_equal_data(self) -> float:
-        """Cost against token-level training on the same tokens.
-
-        With equal tokens a step this is ``lambda / K + 1 - lambda`` (2407.12665, section 2), but
-        for the operations that depend on K.
-        """
-        return self.flops.total / (self._token_level().total * self.plan.total_tokens)
+        """Cost against token-level training on the same tokens."""
+        return self.size.ratio_at_equal_data(self.plan)
 
     @property
     def tokens_at_equal_compute(self) -> float:
@@ -239,7 +248,7 @@ class Bill:
         device = self.rates.device
         return {
             "model": self.size.to_dict(),
-            "plan": self.plan.to_dict(),
+            "plan": self.size.plan_dict(self.plan),
             "device": device.to_dict() if device else None,
             "devices": self.rates.devices,
             "utilisation": self.utilisation,

@@ -66,7 +66,10 @@ class Resolver:
     def plan(self) -> Plan:
         self._check_values()
         if self.spec.epochs is not None and self.store_tokens is None:
-            self.problems.append("epochs needs a store whose tokens can be counted")
+            self.problems.append(
+                "epochs needs a store whose tokens can be counted; prepare it, or give tokens or "
+                "steps, and epochs as null"
+            )
         parts = self._parts()
         self._check_lists(parts)
         self._stop_if_problems()
@@ -120,9 +123,13 @@ class Resolver:
         given = [key for key in ("steps", "tokens", "epochs") if getattr(spec, key) is not None]
         if len(given) != 1:
             what = f"{' and '.join(given)} are given" if given else "none is given"
-            bad(f"the length of the run is one of steps, tokens or epochs; {what}")
+            out = "; null takes one out" if given else ""
+            bad(f"the length of the run is one of steps, tokens or epochs; {what}{out}")
         if spec.patch_fraction is not None and spec.step_fraction is not None:
-            bad("give patch_fraction (of the tokens) or step_fraction (of the steps), not both")
+            bad(
+                "give patch_fraction (of the tokens) or step_fraction (of the steps), not both; "
+                "null takes one out"
+            )
         self.problems += problems(spec)
         if self.device_sequences < 1 or self.processes < 1:
             bad("sequences per device and processes must be at least 1")
@@ -151,7 +158,9 @@ class Resolver:
                 )
                 return []
             if spec.patch_fraction is not None or spec.step_fraction is not None:
-                self.problems.append("give a list of stages or a fraction, not both")
+                self.problems.append(
+                    "give a list of stages or a fraction, not both; null takes one out"
+                )
             parts = [part for item in spec.stages if (part := self._part(item))]
             total = sum(part.share for part in parts)
             if not spec.stages:
@@ -334,8 +343,9 @@ class Resolver:
         for part, count in zip(parts, steps, strict=True):
             if count < 1:
                 self.problems.append(
-                    f"the stage with patch size {part.patch_size} would have no step; "
-                    f"train longer, make the step smaller or drop the stage"
+                    f"the stage with patch size {part.patch_size} would have no step of the "
+                    f"{sum(steps):,} that there are; train longer, make the step smaller "
+                    f"(tokens_per_step is {self.spec.tokens_per_step:,}) or drop the stage"
                 )
         return steps
 
@@ -402,8 +412,10 @@ class Resolver:
                 f"{plan.block_tokens:,}; use more text or a shorter context"
             )
         elif self.spec.epochs is None and plan.epochs > self.spec.max_epochs + 1e-9:
+            fitting = int(plan.total_steps * self.spec.max_epochs / plan.epochs)
             self.problems.append(
                 f"the run reads {plan.total_tokens:,} tokens and the store has "
-                f"{self.store_tokens:,} ({plan.epochs:.2f} epochs); shorten it, or allow "
+                f"{self.store_tokens:,} ({plan.epochs:.2f} epochs); use more text, shorten it "
+                f"(steps={max(fitting, 1)} at most), or allow "
                 f"max_epochs={math.ceil(plan.epochs * 10) / 10:g}"
             )

@@ -87,7 +87,7 @@ def test_a_dry_run_writes_nothing_and_knows_the_time_once_something_ran(
     words += ["--rates", "1e-3", "2e-3", "--out", "c", "--quiet"]
     assert main([*words, "--dry-run"]) == 0
     out = capsys.readouterr().out
-    assert "at most 6 runs: 4 for each arm at each rate with seed 0" in out
+    assert "at most 6 runs: 4 to train every arm at each rate with seed 0" in out
     assert "not known until a run has finished" in out
     assert not (place / "c").exists()
     assert main([*words, "--json"]) == 0

@@ -118,7 +118,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_tiny_model(folder / "my-model")
     shutil.copytree(ROOT / "recipes", folder / "recipes")
     small = folder / "recipes" / "small.yaml"  # for a text of this size
-    small.write_text(small.read_text().replace("steps: 6000", "steps: 30\n  max_epochs: 9"))
+    small.write_text(small.read_text().replace("steps: 6000", "steps: 30"))
     assert main(["prepare", str(folder / "book.txt"), "--out", str(folder / "stores" / "text"),
                  "--tokenizer", str(folder / "my-model"), "--quiet"]) == 0  # fmt: skip
     for name in ("small", "small-sft", "token-level", "patch-level"):

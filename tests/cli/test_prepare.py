@@ -6,15 +6,20 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from patchtrain.cli import prepare as command
 from patchtrain.cli.main import main
 from patchtrain.data.documents import added_share
 from patchtrain.data.store import TokenStore
 from patchtrain.errors import UsageError
+from patchtrain.plan import PlanSpec
 
+SMALL = Path(__file__).parents[2] / "recipes" / "small.yaml"
 # Only this command is loaded: the test does not depend on the others.
 _CALL = """
 import sys
@@ -58,12 +63,22 @@ def test_it_prints_what_came_out(text_file, capsys):
     rows = {line.split()[0]: line.split() for line in shown.out.splitlines() if line}
     assert rows["train"][1:3] == [f"{store.train.documents:,}", f"{len(store.train.tokens):,}"]
     assert rows["validation"][3] == f"{store.validation.utf8_bytes:,}"
-    assert f"store={out}" in shown.out
+    assert shown.out.endswith(f"small.yaml store={out} plan.steps=null plan.epochs=8\n")
     assert "1 long documents were cut" in shown.out
     assert "tokenising" in shown.err
     share = added_share(store.train.offsets, 4)
     assert "kept separate, padding and start tokens would be" in shown.out
     assert f"{share:.1%} at K = 4" in shown.out
+
+
+def test_what_the_small_recipe_needs_is_what_the_next_command_goes_by(capsys):
+    spec = PlanSpec.from_dict(yaml.safe_load(SMALL.read_text())["plan"])
+    plan = spec.resolve(device_sequences=16)
+    assert pytest.approx(command.SMALL_NEEDS, rel=1e-3) == plan.total_tokens / spec.max_epochs
+    assert command.SMALL_NEEDS * spec.max_epochs >= plan.total_tokens
+    for tokens, end in ((command.SMALL_NEEDS, "S"), (command.SMALL_NEEDS - 1, "plan.epochs=8")):
+        command.print_next(SimpleNamespace(train=SimpleNamespace(tokens=range(tokens))), "S")
+        assert capsys.readouterr().out.splitlines()[-1].endswith(end)
 
 
 def test_the_default_tokenizer_is_announced(text_file, capsys):

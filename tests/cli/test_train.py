@@ -143,6 +143,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     assert main(["train", str(recipe), "plan.rows=tokens", "--dry-run"]) == 0
     text = capsys.readouterr().out
     assert "none beyond the preset's" in text  # the stages show the rows
+    assert "patches of 2 in rows of 8 positions" in text
     assert main(["train", str(recipe), "--dry-run"]) == 0
     text = capsys.readouterr().out
     for part in ("patches of 2", "6,144", "4,608", "40%", "chunked (one pass over the vocabulary",

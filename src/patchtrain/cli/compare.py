@@ -79,8 +79,12 @@ def add_common(parser: argparse.ArgumentParser, seeds: list[int]) -> None:
         metavar="key=value",
         help="entries of the recipe to replace, such as plan.steps=2000",
     )
+    what = parser.prog.split()[-1]  # compare, or sweep
     parser.add_argument(
-        "--out", type=Path, metavar="OUT", help="the folder (default: studies/NAME-OF-RECIPE)"
+        "--out",
+        type=Path,
+        metavar="OUT",
+        help=f"the folder (default: studies/{what}-NAME-OF-RECIPE)",
     )
     parser.add_argument(
         "--equal",
@@ -240,7 +244,7 @@ def print_question(asked: Mapping[str, Any]) -> None:
     there = f", besides {asked['runs_there']} that are there" if asked["runs_there"] else ""
     print(
         f"at most {asked['most_runs']} runs{there}: "
-        f"{asked['first_runs']} for each arm at each rate with {seeds}, "
+        f"{asked['first_runs']} to train every arm at each rate with {seeds}, "
         + (f"{asked['trials']} trials, " if asked["trials"] else "")
         + f"the rest for the other seeds{' and the budgets' * bool(asked['budgets'])}; "
         f"{flops(asked['flops'])} in all, equal {asked['held_equal']} a run"

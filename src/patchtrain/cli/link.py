@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
         show_json(store_summary(store, args.out))
         return 0
     _show(store, time.monotonic() - began)
-    print_next(args.out)
+    print_next(store, args.out)
     return 0
 
 

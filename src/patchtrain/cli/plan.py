@@ -9,7 +9,8 @@ examples:
   patchtrain plan --device list                     # all known devices
 
 MODEL is a recipe, a config.json or its folder, or a name on the Hugging Face hub; weights are not
-read, and no store has to be there. Entries of the recipe can be replaced as for train.
+read, and no store has to be there unless the plan counts epochs. Entries of the recipe can be
+replaced as for train.
 
 Time is the operations, counted by formula (docs/cost.md), over what the devices do: a share of
 their peak, assumed unless --utilisation names one, or --measure times a few steps here."""

@@ -156,7 +156,7 @@ def run(args: argparse.Namespace) -> int:
     for key, note in _NOTES.items():
         if made[key]:
             print(f"note       {made[key]:,} {note}")
-    print_next(args.out)
+    print_next(store, args.out)
     return 0
 
 
@@ -170,10 +170,16 @@ def print_splits(store: TokenStore) -> None:
         print(f"{part.name:<12}{part.documents:>14,}{tokens:>18,}{shown:>18}{per_token:>18}")
 
 
-def print_next(out: str) -> None:
+# Training tokens that recipes/small.yaml needs, or it would read them more often than it allows.
+SMALL_NEEDS = 2_920_000
+
+
+def print_next(store: TokenStore, out: str) -> None:
     """Where the store is, and what trains on it."""
     print(f"store      {out}")
-    print(f"next       patchtrain train recipes/small.yaml store={out}")
+    # All that there is, as often as the recipe allows.
+    less = " plan.steps=null plan.epochs=8" if len(store.train.tokens) < SMALL_NEEDS else ""
+    print(f"next       patchtrain train recipes/small.yaml store={out}{less}")
 
 
 def store_summary(store: TokenStore, out: str) -> dict[str, Any]:

@@ -118,7 +118,7 @@ def plan_summary(prepared: Prepared) -> dict[str, Any]:
         "folder": str(prepared.recipe.out),
         "model": {"class": type(trainer.model).__name__, **trainer.size.to_dict()},
         "store": describe_store(prepared.store),
-        "plan": plan.to_dict(),
+        "plan": trainer.size.plan_dict(plan),
         "flops": trainer.size.flops(plan).total,
         "learning_rate": trainer.args.learning_rate,
         "documents": documents_line(trainer),
@@ -138,23 +138,21 @@ def print_plan(prepared: Prepared) -> None:
 
     plan, trainer, store = prepared.plan, prepared.trainer, prepared.store
     head = ("stage", "steps", "passes/step", "tokens/step", "tokens", "positions", "compute")
+    size, spec, out = trainer.size, plan.spec, console()
+    total = size.flops(plan).total
     rows = [
         [
-            f"{stage.index + 1} {stage.name}",
+            f"{stage.index + 1} {stage.named(plan.context_length)}",
             f"{stage.steps:,}",
             f"{plan.passes(stage)} x {plan.pass_rows(stage)}",
             f"{stage.tokens_per_step:,}",
             f"{stage.tokens:,}",
             f"{stage.positions:,}",
-            percent(stage.positions / plan.total_positions),
+            percent(size.flops_of_stage(stage, stage.steps).total / total),
         ]
         for stage in plan.stages
     ]
     print_table(head, rows)
-    out = console()
-    spec = plan.spec
-    size = trainer.size
-    total = size.flops(plan).total
     seconds = estimate_seconds(prepared)
     scope = "each stage" if spec.schedule_scope == "stage" else "the run"
     lines = [
@@ -170,8 +168,8 @@ def print_plan(prepared: Prepared) -> None:
                      or "none beyond the preset's"),
         ("steps", f"{plan.total_steps:,}, context length {plan.context_length}, "
                   f"{plan.processes} process{'es' if plan.processes > 1 else ''}"),
-        ("compute", f"{flops(total)}, {plan.compute_ratio:.3f} of token-level training on the "
-                    f"same tokens"),
+        ("compute", f"{flops(total)}, {size.ratio_at_equal_data(plan):.3f} of token-level "
+                    f"training on the same tokens"),
         ("patch loss", str(trainer.backend)),
         ("time", f"about {clock(seconds)} on this machine, evaluation aside (from a few timed "
                  f"passes)" if seconds is not None else

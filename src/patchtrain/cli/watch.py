@@ -4,7 +4,7 @@ examples:
   patchtrain watch runs/small
   patchtrain watch runs/small --no-serve            # the terminal alone; ends with the run
   patchtrain watch runs/small --once --json         # how it stands, for a script
-  patchtrain watch studies/small --open             # all runs of a comparison, in the browser
+  patchtrain watch studies/compare-small --open     # all runs of a comparison, in the browser
 
 Shows where the run is and how fast, where the switch lies, when training will end, and whether its
 process is alive. RUN need not be there yet, may be resumed, stopped or finished, and may be a

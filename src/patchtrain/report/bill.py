@@ -41,6 +41,8 @@ def print_bill(run: Planned, found: Bill, warnings: list[str], assumed: bool) ->
     out = console()
     lines = [
         ("model", _model_line(run)),
+        ("steps", f"{plan.total_steps:,}, at token level of {plan.spec.tokens_per_step:,} tokens "
+                  f"in rows of {plan.context_length:,}"),
         ("compute", _compute_line(found)),
         ("equal data", f"{found.ratio_at_equal_data:.3f} of the compute of token-level training "
                        f"on the same {count(plan.total_tokens)} tokens"),

@@ -170,7 +170,7 @@ def _held(run: RunSummary) -> str:
     """What a step at patch level has in common with one at token level."""
     held = {
         "tokens": "reads as many tokens as one at token level and costs less",
-        "compute": "costs as much as one at token level and reads more tokens",
+        "compute": "has as many positions as one at token level and reads more tokens",
     }.get(str(run.plan.get("hold")))
     return f"; a step at patch level {held}" if held else ""
 

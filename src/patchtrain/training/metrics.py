@@ -40,7 +40,7 @@ class WritingMetrics(Trainer):
             "learning_rate": self.args.learning_rate,
             "compiled": compiles(),
             "loss_backend": {"name": self.backend.name, "reason": self.backend.reason},
-            "plan": self.plan.to_dict(),
+            "plan": self.size.plan_dict(self.plan),
             "identity": self.identity,
             "documents": self.documents(),
             "unigram_entropy": self._unigram,

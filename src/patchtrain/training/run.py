@@ -286,7 +286,8 @@ def announce(prepared: Prepared) -> str:
     """One line on what begins: the model, the stages, and how the patch loss is computed."""
     trainer = prepared.trainer
     stages = ", then ".join(
-        f"{stage.name} for {stage.steps:,} steps" for stage in trainer.plan.stages
+        f"{stage.named(trainer.plan.context_length)} for {stage.steps:,} steps"
+        for stage in trainer.plan.stages
     )
     patches = any(stage.patch_size > 1 for stage in trainer.plan.stages)
     loss = f"\npatch loss: {trainer.backend}" if patches else ""
