@@ -1,5 +1,6 @@
 """Muon beside AdamW: the steps of both, one state that is switched and resumed, and refusals."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import nn
 from patchtrain import PatchConfig, UsageError
 from patchtrain.runs import RunFolder
 from patchtrain.training.muon import MuonAndAdamW, hidden_matrices
+from tests.families import tiny_family
 from tests.models import tiny_model
 from tests.training.test_resuming import equal, weights
 from tests.training.test_trainer import trainer
@@ -29,6 +31,71 @@ def test_only_matrices_between_hidden_states_are_muons() -> None:
         assert all(weight.ndim == 2 for weight in hidden_matrices(model))
         assert len(names) == 2 * 6  # q, k, v, o and two of the feed-forward, without biases
         assert not any("embed" in name or "lm_head" in name for name in names)
+
+
+def names(model: nn.Module) -> set[str]:
+    """The kinds of weights that are Muon's, the numbers of layers left out."""
+    ours = {id(weight) for weight in hidden_matrices(model)}
+    found = [name for name, weight in model.named_parameters() if id(weight) in ours]
+    return {re.sub(r".*\.\d+\.", "", name) for name in found}
+
+
+ATTENTION = {f"self_attn.{part}_proj.weight" for part in "qkvo"}
+
+
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        ("llama", ATTENTION | {f"mlp.{part}_proj.weight" for part in ("gate", "up", "down")}),
+        # A table of positions is looked up, as the input embedding is.
+        ("gpt2", {"attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight",
+                  "mlp.c_proj.weight"}),
+        ("opt", (ATTENTION - {"self_attn.o_proj.weight"})
+         | {"self_attn.out_proj.weight", "fc1.weight", "fc2.weight"}),
+        # Routers are no hidden matrices, whether they are linear layers or not.
+        ("mixtral", ATTENTION),
+        ("phimoe", ATTENTION),
+        ("longcat_flash", {"q_a_proj.weight", "q_b_proj.weight", "kv_a_proj_with_mqa.weight",
+                           "kv_b_proj.weight", "o_proj.weight", "gate_proj.weight",
+                           "up_proj.weight", "down_proj.weight"}),
+        # A gate of one row is a vector.
+        ("qwen2_moe", ATTENTION | {f"mlp.shared_expert.{part}_proj.weight"
+                                   for part in ("gate", "up", "down")}),
+        # Decays of a state, a number each.
+        ("mamba", {f"mixer.{part}_proj.weight" for part in ("in", "x", "dt", "out")}),
+    ],
+)  # fmt: skip
+def test_only_the_matrices_of_products_are_muons(family: str, expected: set[str]) -> None:
+    assert names(tiny_family(family)) == expected
+
+
+def test_a_model_of_linear_layers_has_all_its_matrices_in_their_order() -> None:
+    model = tiny_model()
+    ends = ("model.embed_tokens.weight", "lm_head.weight")
+    expected = [w for name, w in model.named_parameters() if w.ndim == 2 and name not in ends]
+    found = hidden_matrices(model)
+    assert len(found) == len(expected) == 2 * 7
+    assert all(one is other for one, other in zip(found, expected, strict=True))
+
+
+def test_what_muon_cannot_take_is_said_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mixture = tiny_model("mixtral", num_local_experts=4)
+    run = trainer(tmp_path / "a", mixture, muon_rate=1.0)
+    run.train()
+    share = sum(w.numel() for w in mixture.parameters() if w.ndim == 3) / run.size.parameters
+    said = [line for line in capsys.readouterr().err.splitlines() if "muon" in line]
+    assert said == [
+        f"patchtrain: warning: muon_rate leaves 4 stacks of matrices, {share:.0%} of the "
+        f"parameters, to AdamW (model.layers.0.mlp.experts.gate_up_proj and others): Muon takes "
+        f"single matrices"
+    ]
+    ours = set(hidden_matrices(mixture))
+    for weight, state in run.optimizer.optimizer.state.items():
+        assert ("momentum_buffer" in state) == (weight in ours)
+    trainer(tmp_path / "b", tiny_model("gpt2"), muon_rate=1.0).train()
+    assert "muon" not in capsys.readouterr().err
 
 
 def test_each_takes_its_own_steps_also_after_its_state_was_loaded() -> None:

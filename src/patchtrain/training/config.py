@@ -153,8 +153,9 @@ class PatchConfig(TrainingArguments):
     muon_rate: float = field(
         default=0.0,
         metadata={
-            "help": "Train the hidden matrices by torch's Muon, at so many times the learning rate "
-            "(about 1), and embedding, head and norms by AdamW. 0: all by optim. Not with FSDP."
+            "help": "Train the matrices of hidden linear layers by torch's Muon, at so many times "
+            "the learning rate (about 1), and embeddings, head, norms, routers and stacked experts "
+            "by AdamW. 0: all by optim. Not with FSDP."
         },
     )
     # transformers declares it as text, which a recipe's `fsdp: true` is not.
