@@ -113,6 +113,74 @@ def test_what_makes_no_sense_is_refused(values: dict[str, Any], message: str) ->
 # ---- embedding_scale
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"patch_size": 2.0}, r"patch_size must be a whole number of at least 1, not 2\.0"),
+        ({"patch_size": "4"}, "patch_size must be a whole number of at least 1, not '4'"),
+        ({"patch_size": True}, "patch_size must be a whole number of at least 1, not True"),
+        ({"patch_size": 0}, "patch_size must be a whole number of at least 1, not 0"),
+        ({"pool_order": "rotated"}, "pool_order is none or rotate, not 'rotated'"),
+        ({"pool_order": None}, "pool_order is none or rotate, not None"),
+        ({"pool_weights": [1.0, 1.0]}, "pool_weights has 2 numbers for a patch of 4 tokens"),
+        ({"pool_weights": [3.0]}, "pool_weights has 1 numbers for a patch of 4 tokens"),
+        ({"pool_weights": [1, -1, 1, 1]}, "pool_weights is .* not "),
+        ({"pool_weights": "last"}, "pool_weights is .* not 'last'"),
+        ({"embedding_scale": 0.0}, r"embedding_scale is .* not 0\.0"),
+        ({"embedding_scale": math.nan}, "embedding_scale is .* not nan"),
+        ({"position_scale": 0}, "position_scale is none, patch or a whole number .* not 0"),
+        ({"position_scale": -3}, "position_scale is .* not -3"),
+        ({"position_scale": 4.0}, r"position_scale is .* not 4\.0"),
+        ({"position_scale": True}, "position_scale is .* not True"),
+        ({"tail": -4}, "tail must be a whole number of at least 0, not -4"),
+        ({"tail": 0.5}, r"tail must be a whole number of at least 0, not 0\.5"),
+        ({"tail": 8, "ablation": "input-only"}, "ablation input-only needs a tail of 0, not 8"),
+        ({"ablation": "input_only"}, "did you mean 'input-only'"),
+        ({"ablation": 3}, "no ablation '3'"),
+        ({"ablation": "mixup"}, "mixup is an order of the tokens.*not of the model"),
+        ({"ablation": "shuffled"}, "shuffled is an order of the tokens.*not of the model"),
+    ],
+)
+def test_patch_level_refuses_the_same_in_one_line(values: dict[str, Any], message: str) -> None:
+    model = tiny_model()
+    with pytest.raises(UsageError, match=message) as refused:
+        patch_level(model, **{"patch_size": 4, **values})
+    assert "\n" not in str(refused.value)
+    assert "forward" not in model.__dict__
+
+
+@pytest.mark.parametrize(
+    ("given", "same"),
+    [
+        ({"pool_weights": [0.1, 0.2, 0.3, 0.4]}, {"pool_weights": (0.4, 0.8, 1.2, 1.6)}),
+        ({"pool_weights": "recent"}, {"pool_weights": [1, 2, 4, 8]}),
+        ({"pool_weights": "uniform"}, {}),
+        ({"embedding_scale": "sqrt"}, {"embedding_scale": 2}),
+        ({"embedding_scale": "none", "position_scale": "none"}, {}),
+        ({"position_scale": "patch"}, {"position_scale": 4}),
+    ],
+)
+def test_patch_level_takes_what_a_plan_takes(given: dict[str, Any], same: dict[str, Any]) -> None:
+    model, ids, losses = tiny_model(), some_ids(4), []
+    for values in (given, same):
+        with patch_level(model, 4, **values):
+            losses.append(model(input_ids=ids, labels=ids).loss)
+    torch.testing.assert_close(*losses, rtol=1e-6, atol=0)
+    with patch_level(model, 1, **given):  # as a loop that ends with tokens calls it
+        assert "forward" not in model.__dict__
+
+
+def test_what_a_stage_says_patch_level_takes_as_it_is() -> None:
+    """The numbers of a plan are not changed on their way to the model."""
+    values = {"pool_weights": "recent", "embedding_scale": "sqrt", "position_scale": "patch",
+              "pool_order": "rotate", "hybrid_share": 0.25, "tokens_per_step": 416}  # fmt: skip
+    stage = plan(**values).stages[0]
+    with patch_level(tiny_model(), 4, **stage.reading()) as handle:
+        assert handle.pool_weights == pytest.approx(stage.pool_weights, rel=1e-12)
+        for name in ("embedding_scale", "position_scale", "pool_order", "tail"):
+            assert getattr(handle, name) == getattr(stage, name) != STAGE_UNUSED[name]
+
+
 def test_the_scale_of_a_patch() -> None:
     assert [stage.embedding_scale for stage in plan(embedding_scale="sqrt").stages] == [2.0, 1.0]
     assert [stage.embedding_scale for stage in plan(embedding_scale=3).stages] == [3.0, 1.0]

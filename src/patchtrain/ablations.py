@@ -24,9 +24,6 @@ from torch.nn.functional import pad
 from patchtrain.errors import UsageError
 from patchtrain.patches import IGNORE, hybrid_targets, patch_targets
 
-# The ablations that are nothing but another order of the tokens that a stage reads.
-REARRANGED = ("mixup", "shuffled")
-
 
 def stage_targets(
     labels: Tensor,

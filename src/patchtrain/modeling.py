@@ -22,11 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from patchtrain.ablations import stage_targets, target_weights
-from patchtrain.errors import UsageError, nearest
+from patchtrain.errors import UsageError
 from patchtrain.loss import patch_loss_from_logits
 from patchtrain.loss_backends import LOSSES, Backend, choose
+from patchtrain.patch_settings import reading
 from patchtrain.patches import IGNORE, embed_patches, patch_positions, pool_embeddings
-from patchtrain.stage import ABLATIONS, SlotWeights, last_position, slot_weights
+from patchtrain.stage import SlotWeights, last_position, slot_weights
 
 
 @dataclass(frozen=True)
@@ -241,9 +242,9 @@ def patch_level(
     backend: str | Backend = "auto",
     checked: Probe | None = None,
     ablation: str | None = None,
-    embedding_scale: float = 1.0,
-    position_scale: int = 1,
-    pool_weights: Sequence[float] | None = None,
+    embedding_scale: float | str = 1.0,
+    position_scale: int | str = 1,
+    pool_weights: SlotWeights | None = None,
     pool_order: str = "none",
     tail: int = 0,
 ) -> PatchLevel:
@@ -269,13 +270,16 @@ def patch_level(
             force; the result of an earlier ``choose``, to skip the choosing. The handle's
             ``backend`` says what was taken, and why.
         checked: the result of an earlier ``probe`` of this model, to skip the probing.
-        ablation: to study what a patch does: ``input-only`` or ``output-only``
-            (``stage.ABLATIONS``); at ``output-only`` the model reads ``ids`` of shape ``(B, T)``.
-        embedding_scale: what the mean of a patch's embeddings is multiplied with. The model is
-            probed without it, and so is what a patch of identical tokens gives.
-        position_scale: from the position of a patch to that of the next; K for distances as they
-            are at token level. For rotary positions.
-        pool_weights: of the K embeddings of a patch, with a mean of 1; None is their plain mean.
+        ablation: to study what a patch does: ``input-only`` or ``output-only``, where the model
+            reads ``ids`` of shape ``(B, T)``. The others of ``stage.ABLATIONS`` are an order of
+            the tokens: give rows that have it.
+        embedding_scale: what the mean of a patch's embeddings is multiplied with: a number, or a
+            word as in a plan. The model is probed without it, and so is what a patch of identical
+            tokens gives.
+        position_scale: from the position of a patch to that of the next; K, or ``"patch"``, for
+            distances as they are at token level. For rotary positions.
+        pool_weights: of the K embeddings of a patch, scaled to a mean of 1: K numbers, or a word
+            as in a plan; None is their plain mean.
         pool_order: ``"rotate"`` lets the model tell the order of the tokens in a patch
             (``patches.rotated``); ``"none"`` does not. The model is probed without it.
         tail: how many of the tokens at the end of ``ids``, of shape ``(B, K * P + tail)``, the
@@ -285,12 +289,14 @@ def patch_level(
         A handle with ``remove()``, which also works as a context manager.
 
     Raises:
-        UsageError: if K does not make sense, the model is at patch level already, pooling
-            embeddings is not exact for it, or the backend asked for cannot be used.
+        UsageError: if K or a setting does not make sense, the model is at patch level already,
+            pooling embeddings is not exact for it, or the backend asked for cannot be used.
     """
     slots = slot_weights(patch_size, "uniform" if weights is None else weights)
-    if ablation is not None and ablation not in ABLATIONS:
-        raise UsageError(f"no ablation '{ablation}'{nearest(ablation, list(ABLATIONS))}")
+    read = reading(
+        patch_size, ablation, pool_weights, tail, embedding_scale=embedding_scale,
+        position_scale=position_scale, pool_order=pool_order,
+    )  # fmt: skip
     if isinstance(getattr(model.forward, "patch_level", None), PatchLevel):
         raise UsageError("the model is at patch level already; remove() the other handle first")
     if patch_size == 1:
@@ -299,14 +305,11 @@ def patch_level(
         from patchtrain.probing import probe, probe_positions  # which needs PatchLevel itself
 
         checked = probe(model)
-        if position_scale > 1:
+        if read["position_scale"] > 1:
             probe_positions(model)
     if isinstance(backend, str):
         backend = choose(backend, checked, output_embeddings(model))
-    return PatchLevel(
-        model, patch_size, slots, checked, backend, ablation, embedding_scale, position_scale,
-        pool_weights, pool_order, tail,
-    )  # fmt: skip
+    return PatchLevel(model, patch_size, slots, checked, backend, **read)
 
 
 @contextmanager

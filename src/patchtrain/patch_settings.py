@@ -10,8 +10,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from patchtrain.errors import UsageError, one_line
-from patchtrain.stage import Stage
+from patchtrain.errors import UsageError, nearest, one_line
+from patchtrain.stage import ABLATIONS, REARRANGED, Stage
 
 # What a plan and its stages hold where a setting is not used.
 UNUSED: dict[str, Any] = {
@@ -40,8 +40,11 @@ STAGE_UNUSED: dict[str, Any] = {
     "tail": 0,
     "token_steps": 0,
 }
+POOL_ORDERS = ("none", "rotate")
+POSITION_SCALES = ("none", "patch")
 LARGEST = 10**15  # beyond what anybody trains, and within what the arithmetic takes in no time
 _LARGEST_SCALE = 1024.0
+_OF_MODELS = [name for name in ABLATIONS if name not in REARRANGED]
 _DOUBLINGS = 64  # further back than so a token weighs nothing
 
 
@@ -175,8 +178,14 @@ def pool_weights(
     return tuple(weight * patch_size / sum(raw) for weight in raw)
 
 
-def pool_order(kind: str, patch_size: int, ablation: str | None = None) -> str:
-    """The order setting of a stage: ``"none"`` where single tokens are read."""
+def pool_order(kind: Any, patch_size: int, ablation: str | None = None) -> str:
+    """The order setting of a stage: ``"none"`` where single tokens are read.
+
+    Raises:
+        UsageError: the kind is none of ``POOL_ORDERS``.
+    """
+    if kind not in POOL_ORDERS:
+        raise UsageError(f"pool_order is {' or '.join(POOL_ORDERS)}, not {shown(kind)}")
     return "none" if patch_size == 1 or ablation == "output-only" else kind
 
 
@@ -199,6 +208,41 @@ def patches_of(
     }
 
 
+def reading(
+    patch_size: int, ablation: Any, pool_weights: Any, tail: Any, **settings: Any
+) -> dict[str, Any]:
+    """What ``patch_level`` was asked for, checked as it is in a plan, by the same functions.
+
+    Args:
+        patch_size: K, checked.
+        ablation: of ``stage.ABLATIONS``, but for those in ``REARRANGED``; or None.
+        pool_weights: as in a plan, or None for the plain mean; a list has to fit K.
+        tail: a number of tokens.
+        settings: the others of ``patches_of``.
+
+    Raises:
+        UsageError: something makes no sense, or not with what else is given.
+    """
+    if ablation is not None and ablation not in ABLATIONS:
+        raise UsageError(f"no ablation '{one_line(ablation, 40)}'{nearest(ablation, _OF_MODELS)}")
+    if ablation in REARRANGED:
+        raise UsageError(
+            f"ablation {ablation} is an order of the tokens that are read, not of the model: give "
+            f"rows in that order, and no ablation"
+        )
+    if not is_whole(tail) or tail < 0:
+        raise UsageError(f"tail must be a whole number of at least 0, not {shown(tail)}")
+    if tail and ablation:
+        raise UsageError(f"ablation {ablation} needs a tail of 0, not {tail}")
+    asked = {**settings, "pool_weights": "uniform" if pool_weights is None else pool_weights}
+    found = patches_of(asked, patch_size, ablation)
+    if isinstance(pool_weights, list | tuple) and 1 < patch_size != len(pool_weights):
+        raise UsageError(
+            f"pool_weights has {len(pool_weights)} numbers for a patch of {patch_size} tokens"
+        )
+    return {"ablation": ablation, **found, "tail": tail}
+
+
 def tail(share: float, patch_size: int, context_length: int) -> int:
     """How many of a sequence's T positions read single tokens: at least one, and not all.
 
@@ -216,13 +260,28 @@ def averaged_steps(share: float, steps: int) -> int:
     return max(1, round(share * steps)) if share else 0
 
 
-def position_scale(kind: str, patch_size: int, ablation: str | None = None) -> int:
-    """How far apart the positions of neighbouring patches are: 1, or K for ``"patch"``.
+def position_scale(kind: Any, patch_size: int, ablation: str | None = None) -> int:
+    """How far apart the positions of neighbouring patches are.
 
     With K two patches are as far apart as their tokens are at token level, so that rotary positions
-    mean the same distances in both. Where single tokens are read it is 1.
+    mean the same distances in both.
+
+    Args:
+        kind: ``"none"``, 1; ``"patch"``, K; or the number, which a plan does not have.
+        patch_size: K. Where single tokens are read, K = 1 or ``output-only``, it is 1.
+        ablation: of the stage.
+
+    Raises:
+        UsageError: the kind makes no sense.
     """
-    return 1 if kind != "patch" or ablation == "output-only" else patch_size
+    if kind not in POSITION_SCALES and not (is_whole(kind) and 1 <= kind <= LARGEST):
+        raise UsageError(
+            f"position_scale is {', '.join(POSITION_SCALES)} or a whole number of at least 1, "
+            f"not {shown(kind)}"
+        )
+    if kind == "none" or patch_size == 1 or ablation == "output-only":
+        return 1
+    return patch_size if kind == "patch" else int(kind)
 
 
 def is_whole(value: Any) -> bool:

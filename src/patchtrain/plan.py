@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from patchtrain.errors import UsageError, nearest
-from patchtrain.patch_settings import averaged_steps
+from patchtrain.patch_settings import POOL_ORDERS, POSITION_SCALES, averaged_steps
 from patchtrain.presets import DEFAULT, PRESETS, by_size, decided_by
 from patchtrain.stage import SlotWeights, Stage, largest_divisor, rows_fit
 
@@ -32,8 +32,8 @@ CHOICES = {
     "share_of": ("tokens", "steps"),
     "documents": ("mixed", "separate"),
     "phase": ("fixed", "random"),
-    "position_scale": ("none", "patch"),
-    "pool_order": ("none", "rotate"),
+    "position_scale": POSITION_SCALES,
+    "pool_order": POOL_ORDERS,
 }
 
 

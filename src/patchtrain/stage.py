@@ -23,6 +23,8 @@ ABLATIONS = {
     "mixup": "a patch is K tokens from K random places of the text, at the same position",
     "shuffled": "the tokens of a row are shuffled before they are cut into patches",
 }
+# Those that are nothing but another order of the tokens that a stage reads.
+REARRANGED = ("mixup", "shuffled")
 
 
 @dataclass(frozen=True)
@@ -147,9 +149,9 @@ class Stage:
 
     def reading(self) -> dict[str, Any]:
         """How sequences are read, beyond their patch size: what ``patch_level`` is given of it."""
-        names = ("ablation", "embedding_scale", "position_scale", "pool_weights", "pool_order",
-                 "tail")  # fmt: skip
-        return {name: getattr(self, name) for name in names}
+        names = ("embedding_scale", "position_scale", "pool_weights", "pool_order", "tail")
+        ablation = None if self.ablation in REARRANGED else self.ablation
+        return {"ablation": ablation, **{name: getattr(self, name) for name in names}}
 
     @property
     def positions(self) -> int:
@@ -190,8 +192,9 @@ def slot_weights(patch_size: int, kind: SlotWeights = "uniform") -> tuple[float,
     Returns:
         K weights that sum to K, so that the loss stays in nats per token.
     """
-    if patch_size < 1:
-        raise UsageError(f"patch_size must be at least 1, not {patch_size}")
+    if not isinstance(patch_size, int) or isinstance(patch_size, bool) or patch_size < 1:
+        shown = one_line(repr(patch_size), 60)
+        raise UsageError(f"patch_size must be a whole number of at least 1, not {shown}")
     if isinstance(kind, str):
         if kind == "auto":
             kind = "uniform" if patch_size < 8 else "power"

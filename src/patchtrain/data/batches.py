@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from patchtrain.ablations import REARRANGED, interleaved, shuffled
+from patchtrain.ablations import interleaved, shuffled
 from patchtrain.data.documents import AlignedDocuments
 from patchtrain.data.token_files import Pieces
 from patchtrain.errors import UsageError
 from patchtrain.plan import Plan
-from patchtrain.stage import Stage
+from patchtrain.stage import REARRANGED, Stage
 
 _MASK64 = (1 << 64) - 1
 

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from transformers import Trainer
 
-from patchtrain.ablations import REARRANGED
 from patchtrain.data.batches import read_rows, spread, spread_starts, token_array
 from patchtrain.data.documents import AlignedDocuments, aligned_documents
 from patchtrain.data.token_files import Pieces
@@ -20,7 +19,7 @@ from patchtrain.errors import UsageError
 from patchtrain.evaluation.perplexity import evaluating, packed_loss, rows_loss
 from patchtrain.patches import IGNORE
 from patchtrain.plan import PlanSpec
-from patchtrain.stage import Stage
+from patchtrain.stage import REARRANGED, Stage
 from patchtrain.training.passes import count_targets, pass_loss, split_passes
 
 
