@@ -235,11 +235,44 @@ def test_no_logged_loss_mixes_the_two_stages(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("patch_size", "patch_fraction"), [(1, 0.5), (0, 0.5), (4, 0.0), (4, 1.0), (4, float("nan"))]
+    ("patch_size", "patch_fraction"),
+    [(1, 0.5), (0, 0.5), (2.0, 0.5), ("4", 0.5), (4, 0.0), (4, 1.0), (4, float("nan")), (4, "0.5")],
 )
-def test_values_that_make_no_sense_are_refused(patch_size: int, patch_fraction: float) -> None:
+def test_values_that_make_no_sense_are_refused(patch_size: Any, patch_fraction: Any) -> None:
     with pytest.raises(UsageError, match=r"patch_size must be|patch_fraction must be"):
         PatchLevelCallback(patch_size, patch_fraction)
+
+
+@pytest.mark.parametrize(
+    ("steps", "patch_fraction", "message"),
+    [
+        (4, 0.1, "patch_fraction 0.1 of 4 steps leaves none at patch level; train for more steps, "
+                 "or take a larger patch_fraction"),
+        (4, 0.9, "patch_fraction 0.9 of 4 steps leaves none at token level; train for more steps, "
+                 "or take a smaller patch_fraction"),
+        (1, 0.6, "patch_fraction 0.6 of 1 step leaves none at token level; train for more steps"),
+    ],
+)  # fmt: skip
+def test_a_stage_without_a_step_is_refused(
+    tmp_path: Path, steps: int, patch_fraction: float, message: str
+) -> None:
+    model = tiny_model()
+    trainer, callback = make_trainer(tmp_path, model, max_steps=steps)
+    callback.patch_fraction = patch_fraction
+    with pytest.raises(UsageError) as refused:
+        trainer.train()
+    assert str(refused.value) == message
+    assert trainer.state.global_step == 0
+    assert "forward" not in model.__dict__
+
+
+@pytest.mark.parametrize(("patch_fraction", "last"), [(0.2, 1), (0.8, 3)])
+def test_one_step_of_each_stage_is_enough(tmp_path: Path, patch_fraction: float, last: int) -> None:
+    watch = Watch(stop_at=4)
+    trainer, watch.callback = make_trainer(tmp_path, tiny_model(), watch, max_steps=4)
+    watch.callback.patch_fraction = patch_fraction
+    trainer.train()
+    assert watch.within == [step < last for step in range(4)]
 
 
 def test_settings_that_cannot_work_are_refused_by_name(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 
 from patchtrain.errors import UsageError
 from patchtrain.modeling import PatchLevel, Probe, patch_level
+from patchtrain.patch_settings import is_number, shown
 from patchtrain.probing import probe
 from patchtrain.stage import SlotWeights, slot_weights
 from patchtrain.training.config import UNSUPPORTED
@@ -40,7 +41,8 @@ class PatchLevelCallback(TrainerCallback):
 
     Args:
         patch_size: K, at least 2.
-        patch_fraction: share of the steps at patch level, above 0 and below 1.
+        patch_fraction: share of the steps at patch level, above 0 and below 1; rounded to whole
+            steps, of which each stage has at least one.
         weights: slot weights (see ``stage.slot_weights``); uniform if not given.
 
     Raises:
@@ -50,16 +52,16 @@ class PatchLevelCallback(TrainerCallback):
     def __init__(
         self, patch_size: int, patch_fraction: float, weights: SlotWeights | None = None
     ) -> None:
+        self.weights = slot_weights(patch_size, "uniform" if weights is None else weights)
         if patch_size < 2:
             raise UsageError(f"patch_size must be at least 2, not {patch_size}")
-        if not 0 < patch_fraction < 1:
+        if not is_number(patch_fraction) or not 0 < patch_fraction < 1:
             raise UsageError(
-                f"patch_fraction must be above 0 and below 1, not {patch_fraction}: "
+                f"patch_fraction must be above 0 and below 1, not {shown(patch_fraction)}: "
                 f"a run has to end at token level"
             )
         self.patch_size = patch_size
         self.patch_fraction = patch_fraction
-        self.weights = slot_weights(patch_size, "uniform" if weights is None else weights)
         self._last_step = 0  # the first step that is no longer at patch level
         self._handle: PatchLevel | None = None
         self._between_steps = ExitStack()
@@ -90,7 +92,7 @@ class PatchLevelCallback(TrainerCallback):
                 "GPU (torchrun or accelerate launch)"
             )
         self._leave()  # an earlier train() may have been interrupted
-        self._last_step = round(self.patch_fraction * state.max_steps)
+        self._last_step = self._switch(state.max_steps)
         if state.global_step < self._last_step:  # not so where a run is resumed after the switch
             plain = extract_model_from_parallel(model, keep_torch_compile=False)
             self._handle = patch_level(plain, self.patch_size, self.weights, checked=self._checked)
@@ -112,6 +114,23 @@ class PatchLevelCallback(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._leave()
+
+    def _switch(self, steps: int) -> int:
+        """The first step of a run of so many that is at token level; each stage has one at least.
+
+        Raises:
+            UsageError: rounding would leave a stage without a step.
+        """
+        switch = round(self.patch_fraction * steps)
+        if 0 < switch < steps:
+            return switch
+        level, other = ("token", "smaller") if switch else ("patch", "larger")
+        of = "1 step" if steps == 1 else f"{steps} steps"
+        instead = "" if steps == 1 else f", or take a {other} patch_fraction"
+        raise UsageError(
+            f"patch_fraction {self.patch_fraction:g} of {of} leaves none at {level} level; "
+            f"train for more steps{instead}"
+        )
 
     def _pause(self) -> None:
         assert self._handle is not None
