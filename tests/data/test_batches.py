@@ -1,5 +1,6 @@
 """The order of the data: a permutation, disjoint between stages, and a function of the step."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from patchtrain import PlanSpec, UsageError
+from patchtrain import PatchConfig, PatchTrainer, PlanSpec, UsageError
 from patchtrain.data.batches import Permutation, PlanBatches, spread, token_array
+from tests.models import tiny_model
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**40))
@@ -103,6 +105,34 @@ def test_what_users_train_on_becomes_one_array() -> None:
         token_array(np.zeros((2, 2)))
     with pytest.raises(UsageError, match="cannot train on a list"):
         token_array([1, 2])
+
+
+@pytest.mark.parametrize("rows", [[], [[]], [[], []]])
+@pytest.mark.parametrize("documents", ["mixed", "separate"])
+@pytest.mark.parametrize("split", ["train_dataset", "eval_dataset"])
+def test_a_dataset_without_tokens_is_refused(
+    tmp_path: Path, split: str, documents: str, rows: list[list[int]]
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    full = datasets.Dataset.from_dict({"input_ids": [[1, 2, 3, 0]] * 50})
+    data = {"train_dataset": full, split: datasets.Dataset.from_dict({"input_ids": rows})}
+    plan = {"context_length": 8, "tokens_per_step": 16, "steps": 2, "patch_size": 2,
+            "documents": documents, "max_epochs": 9}  # fmt: skip
+    with pytest.raises(UsageError) as refused:
+        PatchTrainer(tiny_model(), PatchConfig(str(tmp_path), plan=plan, use_cpu=True), **data)
+    assert str(refused.value) == (
+        f"the input_ids of a dataset are empty, in {len(rows)} rows; give one with tokens, or "
+        f"leave an eval_dataset out"
+    )
+
+
+def test_rows_of_a_dataset_hold_whole_numbers_and_may_be_empty() -> None:
+    datasets = pytest.importorskip("datasets")
+    some = datasets.Dataset.from_dict({"input_ids": [[], [1, 2], []]})
+    assert token_array(some).tolist() == [1, 2]
+    for wrong in ([[1.5, 2.0]], [[[1]]], [["a"]]):
+        with pytest.raises(UsageError, match="flat integer array"):
+            token_array(datasets.Dataset.from_dict({"input_ids": wrong}))
 
 
 @given(st.integers(2, 500), st.integers(1, 600), st.integers(1, 40))

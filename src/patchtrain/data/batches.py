@@ -177,24 +177,39 @@ def token_array(dataset: Any) -> np.ndarray | Pieces:
 
     Takes an array, a split of a ``TokenStore``, or a ``datasets.Dataset`` with a column
     ``input_ids`` (its rows are joined; end each document with the end-of-text token).
+
+    Raises:
+        UsageError: it is none of these, or a ``datasets.Dataset`` without a token.
     """
     if hasattr(dataset, "tokens"):
         dataset = dataset.tokens
+    if getattr(dataset, "column_names", None) is not None:
+        dataset = _joined(dataset)
     if isinstance(dataset, np.ndarray | Pieces):
         if dataset.ndim != 1 or dataset.dtype.kind not in "iu":
             raise UsageError(f"token ids must be a flat integer array, not {dataset.dtype} "
                              f"of shape {dataset.shape}")  # fmt: skip
         return dataset
-    columns = getattr(dataset, "column_names", None)
-    if columns is not None:
-        if "input_ids" not in columns:
-            raise UsageError(f"the dataset has no column input_ids, only {', '.join(columns)}")
-        rows = dataset.with_format("numpy")["input_ids"]
-        return np.concatenate([np.asarray(row) for row in rows])
     raise UsageError(
         f"cannot train on a {type(dataset).__name__}; give a TokenStore, a datasets.Dataset with "
         f"input_ids, or a flat numpy array of token ids"
     )
+
+
+def _joined(dataset: Any) -> np.ndarray:
+    """The rows of a ``datasets.Dataset``, one after the other."""
+    columns = dataset.column_names
+    if "input_ids" not in columns:
+        named = f"only {', '.join(columns)}" if columns else "and no other"
+        raise UsageError(f"the dataset has no column input_ids, {named}")
+    rows = dataset.with_format("numpy")["input_ids"]
+    full = [np.asarray(row) for row in rows if len(row)]  # empty ones have no integer type
+    if not full:
+        raise UsageError(
+            f"the input_ids of a dataset are empty, in {len(rows)} rows; give one with tokens, or "
+            f"leave an eval_dataset out"
+        )
+    return np.concatenate(full)
 
 
 def spread(tokens: np.ndarray | Pieces, wanted: int, block: int) -> np.ndarray:
