@@ -16,7 +16,7 @@ from patchtrain.data.batches import PlanBatches
 from patchtrain.patch_settings import STAGE_UNUSED, UNUSED, embedding_scale, pool_weights, tail
 from patchtrain.patches import IGNORE, embed_patches, hybrid_targets, pool_embeddings, rotated
 from patchtrain.sizing import model_size
-from patchtrain.stage import Stage
+from patchtrain.stage import Stage, last_position, span
 from tests.models import VOCAB, tiny_model
 
 T = 8
@@ -453,6 +453,20 @@ def test_positions_are_as_far_apart_as_their_tokens() -> None:
     ablated = {"patch_size": 4, "share": 1.0, "ablation": "output-only"}
     listed = plan(position_scale="patch", patch_fraction=None, stages=[ablated])
     assert listed.stages[0].position_scale == 1  # reads single tokens
+    assert PlanSpec(8, 64, steps=9, position_scale="flip", patch_size=4).longest_context() == 8
+    broken = PlanSpec(8, 64, steps=9, position_scale="patch", stages=[[0.5, 1.0]])
+    assert broken.longest_context() is None  # resolve() says why
+
+
+@given(st.integers(1, 20), st.integers(1, 9), st.integers(0, 20))
+def test_positions_of_a_sequence_counted_out(length: int, scale: int, tail: int) -> None:
+    tail = min(tail, length)
+    positions, place = [], 0
+    for position in range(length):
+        positions.append(place)
+        place += 1 if position >= length - tail else scale
+    assert last_position(length, scale, tail) == positions[-1]
+    assert span(length, scale, tail) == place
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])

@@ -121,19 +121,20 @@ class PlanSpec:
     position_scale: str = "none"
     """`patch`: at patch level positions count by K, so that two patches are as far apart as their
     tokens at token level. Of a model with rotary positions, others are refused, and within its
-    `max_position_embeddings` (K * T unless `model.config` says another). Needs
-    `documents: mixed`."""
+    `max_position_embeddings` (the tokens of the longest row unless `model.config` says another).
+    Needs `documents: mixed`."""
     token_share: float = 0.0
     """Share of the steps of each patch-level stage that are done at token level instead, spread
-    evenly. Such a step has the same positions and reads the first T tokens of each of its
-    sequences; the rest of them is not read. Not with `training.torch_compile`."""
+    evenly. Such a step has the same positions and reads one token at each, from the beginning of
+    its sequences; the rest of them is not read. Not with `training.torch_compile`."""
     hybrid_share: float = 0.0
-    """Share of the T positions of each patch-level sequence that read single tokens, after the
+    """Share of the positions of each patch-level sequence that read single tokens, after the
     patches: a compressed past and a recent one in one pass. A patch predicts the K tokens after it,
     single ones too; a token predicts the next. All targets weigh the same; with other
-    `slot_weights` a token's weighs as the first of a patch. Rounded to sixteenths of T, or to whole
-    positions where T is no multiple of 16. No token-level stage need follow. Needs
-    `documents: mixed`; with `hold: tokens`, a `tokens_per_step` that such sequences divide."""
+    `slot_weights` a token's weighs as the first of a patch. Rounded to sixteenths of the
+    positions, or to whole ones where they are no multiple of 16. No token-level stage need follow.
+    Needs `documents: mixed`; with `hold: tokens`, a `tokens_per_step` that such sequences
+    divide."""
     average_at_switch: float = 0.0
     """Share of a stage's last steps whose mean weights, kept in fp32, the next stage begins with;
     0: with the last weights, which `stage-1/` has in any case. The optimizer's state goes by

@@ -53,15 +53,16 @@ class Resolver:
         return 1 if self.problems or multiple > LARGEST else multiple
 
     def longest_context(self) -> int | None:
-        """The positions that the widest stage spans, scaled; None where they make no sense."""
+        """The positions that the widest stage spans, scaled; None where they make no sense.
+
+        A model made for the plan has as many; of a given one ``last_position`` is enough.
+        """
         self._check_values()
-        spans = [
-            (part.context_length - part.tail)
-            * position_scale(self.spec.position_scale, part.patch_size, part.ablation)
-            + part.tail
-            for part in self._parts()
-        ]
-        return None if self.problems else max(spans)
+        parts, kind = self._parts(), self.spec.position_scale
+        if self.problems:
+            return None
+        scales = [position_scale(kind, part.patch_size, part.ablation) for part in parts]
+        return max(map(Part.span, parts, scales))
 
     def plan(self) -> Plan:
         self._check_values()
@@ -331,11 +332,11 @@ class Resolver:
                 ]
             mean = sum(r * t for r, t in zip(relative, step_tokens, strict=True)) / sum(relative)
             total = tokens / mean
-        # Rounding the running sum keeps every stage within one step of its share.
         if spec.steps is None:
             # Never read more than was asked for: whole steps of each stage, rounded down.
             steps = [int(total * share / sum(relative) + 1e-9) for share in relative]
         else:
+            # Rounding the running sum keeps every stage within one step of its share.
             ends = [round(total * part / sum(relative)) for part in accumulate(relative)]
             steps = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
         if sum(steps) > _MOST["steps"]:

@@ -45,6 +45,9 @@ class Part:
     def tokens_per_position(self) -> float:
         return self.sequence_tokens / self.context_length
 
+    def span(self, position_scale: int) -> int:
+        return span(self.context_length, position_scale, self.tail)
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -175,10 +178,17 @@ def sequence_tokens(
     return (context_length - tail) * (1 if ablation == "output-only" else patch_size) + tail
 
 
-def last_position(context_length: int, position_scale: int, tail: int) -> int:
-    """The position that a model gives the last patch, or token of the tail, of a sequence."""
-    within = max(tail - 1, 0)  # places in the tail, if any
-    return (context_length - 1 - within) * position_scale + within
+def span(context_length: int, position_scale: int, tail: int = 0) -> int:
+    """The positions that a sequence covers: from its beginning to where the next would begin."""
+    return (context_length - tail) * position_scale + tail
+
+
+def last_position(context_length: int, position_scale: int, tail: int = 0) -> int:
+    """The position that a model gives the last patch, or token of the tail, of a sequence.
+
+    A patch has its beginning's, so that it may lie up to K before the end of the span.
+    """
+    return span(context_length, position_scale, tail) - (1 if tail else position_scale)
 
 
 def slot_weights(patch_size: int, kind: SlotWeights = "uniform") -> tuple[float, ...]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from patchtrain.cli import results
 from patchtrain.errors import PatchtrainError, UsageError
 from patchtrain.patch_settings import UNUSED, patches_of, position_scale
+from patchtrain.stage import last_position
 
 if TYPE_CHECKING:
     from patchtrain.analysis.patch_content import Text
@@ -153,8 +154,8 @@ def _patch_sizes(
     if asked_for:
         return sorted(set(asked_for))
     sizes, settings = sorted({1, 2, 4, 8, *plan["patch_sizes"]}), plan["settings"]
-    last = {K: (context - 1) * position_scale(settings["position_scale"], K) for K in sizes}
-    return [K for K in sizes if limit is None or last[K] < limit]
+    scale = {K: position_scale(settings["position_scale"], K) for K in sizes}
+    return [K for K in sizes if limit is None or last_position(context, scale[K]) < limit]
 
 
 def _models(
