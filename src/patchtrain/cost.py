@@ -5,18 +5,20 @@ position stands for K tokens and costs what one token costs, which is the whole 
 
 Standard library only. Forward and backward pass of one position, in floating-point operations::
 
-    body        6 * matrix parameters of the body       a multiply-add forward, two backward
+    body        6 * matrix parameters * passes          a multiply-add forward, two backward
     attention   6 * layers * (score width + value width) * reach
     head        6 * V * D                               tied or not
     embedding   2 * K * D                               the mean of K embeddings, and back
     loss        5 * V + 3 * K                           softmax and its gradient, K targets
 
-Of a mixture of experts, only the experts that a position is sent to count. ``reach`` is how many
-positions one attends to on average: (T + 1) / 2 in a causal context of T, less in a window. A
-kernel that computes the whole square does up to twice this part. The last two lines are not matrix
-products; next to the others they are nothing, and they are the only ones that depend on K. Not
-counted: norms, activation functions, rotary embeddings, the scan of a state-space layer, the
-optimizer.
+Of a mixture of experts, only the experts that a position is sent to count. ``passes`` is how often
+a position passes a matrix on average: 1, but for towers that text does not pass, blocks that run in
+cycles or are shared by layers, and what runs without gradients (a third). ``reach`` is how many
+positions one attends to on average: (T + 1) / 2 in a causal context of T, less in a window, and
+(c + 1) / 2 in chunks of c. A kernel that computes the whole square does up to twice this part. The
+last two lines are not matrix products; next to the others they are nothing, and they are the only
+ones that depend on K. Not counted: norms, activation functions, rotary embeddings, the scan of a
+state-space layer, the scores of an indexer, the optimizer.
 """
 
 from __future__ import annotations
@@ -37,13 +39,18 @@ ASSUMED_UTILISATION = 0.4
 class AttentionLayers:
     """Layers whose attention costs the same."""
 
-    layers: int
+    layers: float  # a run without gradients counts a third
     score_width: int  # query heads times the size of one, over which scores are summed
     value_width: int  # query heads times the size of a value
     window: int | None = None  # positions that a sliding window lets through; None: all before
+    chunk: int | None = None  # positions of a chunk, within which alone one attends
 
     def reach(self, context_length: int) -> float:
         """How many positions one attends to, itself included, on average over the context."""
+        if self.chunk:
+            chunks, rest = divmod(context_length, self.chunk)
+            pairs = chunks * self.chunk * (self.chunk + 1) / 2 + rest * (rest + 1) / 2
+            return pairs / context_length
         T, window = context_length, min(self.window or context_length, context_length)
         return (window * (window + 1) / 2 + (T - window) * window) / T
 
@@ -89,11 +96,12 @@ class ModelSize:
     hidden_size: int  # D, of the embeddings
     vocab_size: int  # V, rows of the head
     attention: tuple[AttentionLayers, ...]
+    passes: float = 1.0  # through a matrix parameter, on average: more in cycles, 0 in a tower
 
     def flops_per_position(self, context_length: int, patch_size: float = 1) -> Flops:
         """Of one position in a context of T positions, each of K tokens (on average)."""
         return Flops(
-            body=6.0 * self.matrix_parameters,
+            body=6.0 * self.matrix_parameters * self.passes,
             attention=sum(part.flops(part.reach(context_length)) for part in self.attention),
             head=6.0 * self.head_parameters,
             embedding=2.0 * patch_size * self.hidden_size,

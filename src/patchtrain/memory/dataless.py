@@ -9,9 +9,8 @@ matrix, also where keys and values have fewer heads.
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,26 +37,6 @@ def without_data(build: Callable[[], nn.Module], weights: torch.dtype) -> Any:
                 empty = torch.empty_like(buffer, device="cpu")
                 module._buffers[name] = made.setdefault(id(buffer), empty)
     return model.train()
-
-
-@contextlib.contextmanager
-def one_sequence_a_row(on: bool) -> Iterator[None]:
-    """Within the block transformers takes rows for single sequences, as it finds real ones to be.
-
-    It would look at the positions for packed documents, and where these are no numbers, take them
-    for packed and make a T x T mask.
-    """
-    from transformers import masking_utils
-
-    if not on:
-        yield
-        return
-    found = masking_utils.find_packed_sequence_indices
-    masking_utils.find_packed_sequence_indices = lambda position_ids: None
-    try:
-        yield
-    finally:
-        masking_utils.find_packed_sequence_indices = found
 
 
 def layers_of(model: Any) -> list[nn.Module]:

@@ -38,10 +38,10 @@ from patchtrain.memory.dataless import (
     assume_flash,
     enable_checkpointing,
     layers_of,
-    one_sequence_a_row,
     without_data,
 )
 from patchtrain.modeling import PatchLevel, Probe, input_embeddings, output_embeddings
+from patchtrain.passes import one_sequence_a_row
 
 KINDS = ("activations", "copies", "gradients")
 PHASES = (

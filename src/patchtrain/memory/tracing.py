@@ -35,11 +35,11 @@ from patchtrain.loss_backends import Backend
 from patchtrain.memory.dataless import (
     assume_flash,
     enable_checkpointing,
-    one_sequence_a_row,
     without_data,
 )
 from patchtrain.memory.sharded import shard_shape
 from patchtrain.modeling import PatchLevel, Probe
+from patchtrain.passes import one_sequence_a_row
 
 MOST_RANKS = 1024
 _KINDS = {

@@ -192,11 +192,12 @@ def _model_size(values: object) -> ModelSize | None:
     if not isinstance(values, Mapping):
         return None
     try:
-        sizes: dict[str, Any] = {field.name: values[field.name] for field in fields(ModelSize)}
+        known = {field.name for field in fields(ModelSize)}
+        sizes: dict[str, Any] = {name: values[name] for name in known & values.keys()}
         sizes["attention"] = tuple(AttentionLayers(**part) for part in sizes["attention"])
+        return ModelSize(**sizes)
     except (KeyError, TypeError):  # the record of an earlier version, or a short one
         return None
-    return ModelSize(**sizes)
 
 
 def _flops(size: ModelSize | None, values: Mapping[str, Any]) -> float | None:
