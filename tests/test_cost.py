@@ -39,6 +39,8 @@ def test_reach_is_the_mean_of_what_each_position_sees(T: int, window: int) -> No
     seen = [min(position + 1, window) for position in range(T)]
     assert AttentionLayers(1, 1, 1, window).reach(T) == pytest.approx(sum(seen) / T)
     assert AttentionLayers(1, 1, 1).reach(T) == (T + 1) / 2
+    seen = [position % window + 1 for position in range(T)]
+    assert AttentionLayers(1, 1, 1, chunk=window).reach(T) == pytest.approx(sum(seen) / T)
 
 
 @pytest.mark.parametrize(("fraction", "ratio"), [(0.0, 1), (0.5, 0.625), (2 / 3, 0.5), (0.8, 0.4)])
