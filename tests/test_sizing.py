@@ -14,8 +14,8 @@ from transformers import LlamaConfig
 from patchtrain import products, sizing
 from patchtrain.cost import AttentionLayers
 from patchtrain.modeling import patch_level
-from patchtrain.passes import passes
 from patchtrain.sizing import meta_model, model_size
+from patchtrain.uses import uses
 from tests.families import RESULTS, tiny_family
 
 T = 128
@@ -127,7 +127,7 @@ def test_heads_that_differ_by_layer(
 ) -> None:
     """Also of a family that is refused later, by its own name."""
     if not seen:
-        monkeypatch.setattr(sizing, "passes", lambda model: None)
+        monkeypatch.setattr(sizing, "uses", lambda model: None)
     model = tiny_family(family, attn_implementation="eager")
     narrow, wide = sorted(model_size(model).attention, key=lambda part: part.score_width)
     assert (narrow.score_width, narrow.window) == (4 * 8, 8)
@@ -148,7 +148,7 @@ def test_what_does_not_run_on_shapes_is_taken_as_its_config_says() -> None:
     plain = tiny_family("llama")
     size = model_size(plain)
     plain.model.norm = torch.nn.Sequential(plain.model.norm, Looking())
-    assert passes(plain) is None
+    assert uses(plain) is None
     assert model_size(plain) == size
 
 

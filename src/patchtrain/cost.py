@@ -5,13 +5,13 @@ position stands for K tokens and costs what one token costs, which is the whole 
 
 Standard library only. Forward and backward pass of one position, in floating-point operations::
 
-    body        6 * matrix parameters * passes          a multiply-add forward, two backward
+    body        6 * matrix parameters * uses            a multiply-add forward, two backward
     attention   6 * layers * (score width + value width) * reach
     head        6 * V * D                               tied or not
     embedding   2 * K * D                               the mean of K embeddings, and back
     loss        5 * V + 3 * K                           softmax and its gradient, K targets
 
-Of a mixture of experts, only the experts that a position is sent to count. ``passes`` is how often
+Of a mixture of experts, only the experts that a position is sent to count. ``uses`` is how often
 a position passes a matrix on average: 1, but for towers that text does not pass, blocks that run in
 cycles or are shared by layers, and what runs without gradients (a third). ``reach`` is how many
 positions one attends to on average: (T + 1) / 2 in a causal context of T, less in a window, and
@@ -96,12 +96,12 @@ class ModelSize:
     hidden_size: int  # D, of the embeddings
     vocab_size: int  # V, rows of the head
     attention: tuple[AttentionLayers, ...]
-    passes: float = 1.0  # through a matrix parameter, on average: more in cycles, 0 in a tower
+    uses: float = 1.0  # of a matrix parameter, on average: more in cycles, 0 in a tower
 
     def flops_per_position(self, context_length: int, patch_size: float = 1) -> Flops:
         """Of one position in a context of T positions, each of K tokens (on average)."""
         return Flops(
-            body=6.0 * self.matrix_parameters * self.passes,
+            body=6.0 * self.matrix_parameters * self.uses,
             attention=sum(part.flops(part.reach(context_length)) for part in self.attention),
             head=6.0 * self.head_parameters,
             embedding=2.0 * patch_size * self.hidden_size,

@@ -111,6 +111,16 @@ def switch_problems(spec: Any, stages: Sequence[Stage]) -> list[str]:
     ]
 
 
+def list_problems(spec: Any, patch_sizes: set[int]) -> list[str]:
+    """A list of weights is for the stages with as many tokens a patch; one there must be."""
+    return [
+        f"{key} has {len(weights)} numbers, and no stage has patches of so many tokens"
+        for key in ("slot_weights", "pool_weights")
+        if isinstance(weights := getattr(spec, key), list | tuple)
+        if (sizes := patch_sizes - {1}) and len(weights) not in sizes
+    ]
+
+
 def embedding_scale(kind: Any, patch_size: int, ablation: str | None = None) -> float:
     """What the mean of a patch's embeddings is multiplied with.
 

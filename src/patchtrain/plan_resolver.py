@@ -16,6 +16,7 @@ from patchtrain.patch_settings import (
     LARGEST,
     is_number,
     is_whole,
+    list_problems,
     patches_of,
     position_scale,
     problems,
@@ -72,7 +73,7 @@ class Resolver:
                 "steps, and epochs as null"
             )
         parts = self._parts()
-        self._check_lists(parts)
+        self.problems += list_problems(self.spec, {part.patch_size for part in parts})
         self._stop_if_problems()
         lengths = [part.sequence_tokens for part in parts]
         self.block = math.lcm(self.spec.context_length, *lengths)
@@ -134,16 +135,6 @@ class Resolver:
         self.problems += problems(spec)
         if self.device_sequences < 1 or self.processes < 1:
             bad("sequences per device and processes must be at least 1")
-
-    def _check_lists(self, parts: list[Part]) -> None:
-        """A list of weights is for the stages with as many tokens a patch; one there must be."""
-        sizes = {part.patch_size for part in parts} - {1}
-        for key in ("slot_weights", "pool_weights"):
-            weights = getattr(self.spec, key)
-            if isinstance(weights, list | tuple) and sizes and len(weights) not in sizes:
-                self.problems.append(
-                    f"{key} has {len(weights)} numbers, and no stage has patches of so many tokens"
-                )
 
     def _is_asked(self, key: str) -> bool:
         """Whether a key has to hold a value: None is one only where it means 'not given'."""

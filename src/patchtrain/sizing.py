@@ -3,7 +3,7 @@
 What is in a matrix product is what the modules say: parameters of two dimensions or more that are
 no embedding table. Experts are told by their number, which stands in the shape of a stacked
 parameter or in the name of a listed one. How often each is passed, and what attention is given, is
-seen in one pass of shapes (``passes.py``). Where that does not run, each is passed once, and
+seen in one pass of shapes (``uses.py``). Where that does not run, each is passed once, and
 attention comes from the config's fields, which families share, as windows do everywhere.
 """
 
@@ -19,7 +19,7 @@ from torch import nn
 from patchtrain import machine
 from patchtrain.cost import AttentionLayers, ModelSize
 from patchtrain.errors import UsageError
-from patchtrain.passes import Attended, Passes, passes
+from patchtrain.uses import Attended, Uses, uses
 
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _CHOSEN = (
@@ -50,7 +50,7 @@ def model_size(model: Any) -> ModelSize:
     outside = {id(tensor) for tensor in (embedding, *head_tensors)}
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     config = model.config.get_text_config()
-    experts, found = _Experts.of(config), passes(model)
+    experts, found = _Experts.of(config), uses(model)
     modules = dict(model.named_modules())
     body = matrices = active = passed = 0.0
     for name, parameter in model.named_parameters():  # shared ones once
@@ -75,7 +75,7 @@ def model_size(model: Any) -> ModelSize:
         hidden_size=embedding.shape[1],
         vocab_size=head.weight.shape[0],
         attention=_attention(config, found),
-        passes=1.0 if passed == matrices else passed / matrices,
+        uses=1.0 if passed == matrices else passed / matrices,
     )
 
 
@@ -134,7 +134,7 @@ class _Experts:
         return share * self.count / (self.count + self.idle) if whole else share
 
 
-def _attention(config: Any, found: Passes | None) -> tuple[AttentionLayers, ...]:
+def _attention(config: Any, found: Uses | None) -> tuple[AttentionLayers, ...]:
     """The layers that attend, by how far: as they were seen to, or else as the config says."""
     calls = found.attention if found else {}
     layers: dict[tuple[int, int, int, int], float] = {}

@@ -41,7 +41,7 @@ from patchtrain.memory.dataless import (
     without_data,
 )
 from patchtrain.modeling import PatchLevel, Probe, input_embeddings, output_embeddings
-from patchtrain.passes import one_sequence_a_row
+from patchtrain.uses import one_sequence_a_row
 
 KINDS = ("activations", "copies", "gradients")
 PHASES = (

@@ -39,7 +39,7 @@ from patchtrain.memory.dataless import (
 )
 from patchtrain.memory.sharded import shard_shape
 from patchtrain.modeling import PatchLevel, Probe
-from patchtrain.passes import one_sequence_a_row
+from patchtrain.uses import one_sequence_a_row
 
 MOST_RANKS = 1024
 _KINDS = {

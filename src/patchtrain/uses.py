@@ -1,4 +1,4 @@
-"""How often a position passes each part of a model: found by one pass of shapes without numbers.
+"""How often a position uses each part of a model: found by one pass of shapes without numbers.
 
 Not every parameter is met once. Towers for pictures and sounds are not passed by text, blocks that
 run in cycles or are shared by layers are passed several times, and what runs without gradients has
@@ -38,26 +38,26 @@ class Attended:
 
 
 @dataclass
-class Passes:
+class Uses:
     """What one pass of a position meets; forward and backward count 1, forward alone a third."""
 
     parameters: dict[str, float]  # by name, shared ones by their first
     attention: dict[Attended, float] = field(default_factory=dict)  # empty: no call was seen
 
 
-def passes(model: nn.Module) -> Passes | None:
+def uses(model: nn.Module) -> Uses | None:
     """Of a transformers causal LM on text; None where it does not run on shapes."""
     try:
-        return _passes(model)
+        return _uses(model)
     except Exception:  # a model's forward may fail in any way, also where real numbers would do
         return None
 
 
-def _passes(model: nn.Module) -> Passes:
+def _uses(model: nn.Module) -> Uses:
     shapes: Any = _shapes(model).eval()
     weight = shapes.get_input_embeddings().weight
     embeddings = torch.empty(1, _POSITIONS, weight.shape[1], dtype=weight.dtype, device="meta")
-    found, used = Passes({}), _Used()
+    found, used = Uses({}), _Used()
     with (
         _counted_calls(shapes) as calls,
         _counted_attention(shapes, found.attention),
