@@ -213,7 +213,7 @@ def carry_out(args: argparse.Namespace, question: Question, search: Search | Non
     else:
         print_results(found)
         print(f"results  {args.out / 'results.json'}\npage     {args.out / 'report.html'}")
-    return 0 if found["complete"] and not found["unfit"] else 1
+    return 0 if found["whole"] and not found["unfit"] else 1
 
 
 def print_arm_table(arms: Sequence[Mapping[str, Any]]) -> None:

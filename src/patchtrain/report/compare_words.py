@@ -26,8 +26,14 @@ def verdict(results: Row) -> list[str]:
     """Which contender ended where against token level, in sentences; the best first."""
     ranked = ranking(results)
     compared = [item for item in ranked if item["difference"]]
+    astray = [
+        f"{item['name']} diverged at every rate it was tried at."
+        for item in results["contenders"]
+        if item["tried"] and all(tried["diverged"] for tried in item["tried"])
+    ]
     if not compared:
-        return ["Nothing can be said yet: no contender and its reference are both finished."]
+        still = "Nothing can be said yet: no contender and its reference are both finished."
+        return astray[:_MOST_SAID] or [still]
     said = compared
     if results["name"] == "sweep":  # over models, the largest ends lowest whatever patches do
         said = sorted(compared, key=lambda item: (-item["difference"]["count"],
@@ -41,7 +47,7 @@ def verdict(results: Row) -> list[str]:
             f"{tuned_on(results)}; the best of many is flattered by chance, which only other "
             f"seeds can tell."
         )
-    return sentences
+    return sentences + astray[:_MOST_SAID]
 
 
 def held(results: Row) -> list[str]:
@@ -70,7 +76,7 @@ def held(results: Row) -> list[str]:
             f"chose the rates is also among what is compared, which flatters most the arm whose "
             f"runs vary most; the column 'other seeds' is without {chose}."
         )
-    elif len({item.get("learning_rate") for item in results["contenders"]} - {None}) > 1:
+    elif len(set(map(_rate, results["contenders"])) - {None}) > 1:
         sentences.append("Each arm has the learning rate it was given; no other was tried.")
     else:
         sentences.append(
@@ -223,6 +229,13 @@ def lost_notes(results: Row) -> list[str]:
     return notes
 
 
+def _rate(item: Row) -> float | None:
+    """The rate a contender was taken at, or the first one tried where it never ended."""
+    tried = [one["learning_rate"] for one in item["tried"]]
+    rate: float | None = item.get("learning_rate", tried[0] if tried else None)
+    return rate
+
+
 def _sentence(item: Row) -> str:
     found = item["difference"]
     mean, low_high = found["mean"], found["interval"]
@@ -234,6 +247,8 @@ def _sentence(item: Row) -> str:
         text += f" (interval {interval(found)}, {found['count']} seeds)"
         if low_high[0] <= 0 <= low_high[1]:
             text += "; the interval holds zero, so this is no evidence of a difference"
+    if lost := item.get("lost_seeds"):
+        text += f"; with {seeds_in_words(lost)} it diverged, which no figure here can show"
     if compute := (item["equal_loss"] or {}).get("compute"):
         ratio, ends = compute["mean"], compute["interval"]
         shown = "" if ratio is None else f"{ratio:.2f}"
@@ -253,7 +268,9 @@ def _ratio(found: Row | None) -> tuple[str, str]:
         shown = f"{ends[0]:.3f} to {ends[1]:.3f}" if ends else NONE
         return f"{found['mean']:.3f}", shown
     words = [f"{side} {value:.3f}" for side, value in (found["bound"] or {}).items()]
-    return words[0] if words else "on both sides of what was trained", NONE
+    sides = {side for bound in found["bounds"].values() for side in bound}
+    unknown = "on both sides of what was trained" if len(sides) > 1 else "not known"
+    return words[0] if words else unknown, NONE
 
 
 def _signed(value: float | None) -> str:

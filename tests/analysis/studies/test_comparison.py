@@ -18,7 +18,13 @@ from patchtrain.data.prepare import prepare
 from patchtrain.errors import PatchtrainError, UsageError
 from patchtrain.plan import CHOICES
 from patchtrain.recipe import Recipe
-from patchtrain.report.compare_words import budget_rows, held, lost_notes
+from patchtrain.report.compare_words import (
+    budget_rows,
+    held,
+    loss_rows,
+    lost_notes,
+    verdict,
+)
 from tests.analysis.studies.pretend import RECIPE, End, Pretend, recipe
 from tests.cli.corpus import write_corpus
 
@@ -378,6 +384,50 @@ def test_a_budget_that_reads_too_often_is_refused_before_anything_is_trained(
         compared(asked, ["recipe"], budgets=(0.5, 30.0))
 
 
+def test_a_seed_that_diverged_is_told_and_takes_the_mean_ratio_away(
+    tmp_path: Path, pretend: Any
+) -> None:
+    def end(arm: Arm, seed: int) -> float:
+        if arm.notes["contender"] == "recipe":
+            return math.nan if seed == 1 else 2.0
+        return 2.0 - 0.5 * math.log2(arm.notes["budget"])
+
+    pretend(end)
+    asked = compared(recipe(), ["recipe"], budgets=(0.5, 2.0))
+    found = run(asked, tmp_path / "c")
+    assert found["complete"]
+    assert not found["whole"]
+    assert named(found, "recipe")["lost_seeds"] == [1]
+    compute = named(found, "recipe")["equal_loss"]["compute"]
+    assert (compute["inside"], compute["count"], compute["mean"]) == (2, 3, None)
+    assert loss_rows(found)[0][-1] == "2 of 3"
+    assert "with seed 1 it diverged" in verdict(found)[0]
+
+
+@pytest.mark.parametrize("rates", [(), (0.01, 0.02)])
+def test_an_arm_that_diverged_at_all_rates_is_said_to_have(
+    rates: tuple[float, ...], tmp_path: Path, pretend: Any
+) -> None:
+    pretend(lambda arm, seed: math.nan if arm.notes["contender"] == "mine" else 2.0)
+    mine = "mine:patch_size=2" + ("" if rates else ",training.learning_rate=0.1")
+    found = run(compared(recipe(), [mine], rates=rates), tmp_path / "c")
+    assert not found["whole"]
+    assert verdict(found) == ["mine diverged at every rate it was tried at."]
+    both = run(compared(recipe(), [mine, "recipe"], rates=rates), tmp_path / "d")
+    assert verdict(both)[0].startswith("recipe ended")
+    assert verdict(both)[1:] == ["mine diverged at every rate it was tried at."]
+    if not rates:
+        assert "Each arm has the learning rate it was given" in " ".join(held(found))
+
+
+def test_a_ratio_is_on_both_sides_only_where_bounds_are(tmp_path: Path, pretend: Any) -> None:
+    rising = {0.5: 2.0, 1.0: 1.5, 2.0: 1.7}  # pooled, no curve: it ends where the arm does not
+    pretend(lambda arm, seed: 1.55 if arm.notes["contender"] == "recipe"
+            else rising[arm.notes["budget"]])  # fmt: skip
+    asked = compared(recipe(), ["recipe"], seeds=(0,), budgets=(0.5, 1.0, 2.0))
+    assert loss_rows(run(asked, tmp_path / "c"))[0][1] == "not known"
+
+
 def test_a_rate_that_diverged_has_been_tried(tmp_path: Path, pretend: Any) -> None:
     def end(arm: Arm, seed: int) -> float | None:
         rate: float = arm.notes["learning_rate"]
@@ -405,6 +455,7 @@ def test_a_run_that_fails_is_kept_and_the_rest_goes_on(tmp_path: Path, pretend: 
     found = run(compared(recipe(), ["recipe", "paper"]), tmp_path / "c")
     assert found["failed"] == {"recipe-seed-1": "it fell over"}
     assert not found["complete"]
+    assert not found["whole"]
     assert named(found, "recipe")["difference"]["seeds"] == [0, 2]
     page = (tmp_path / "c" / "report.html").read_text()
     assert "recipe-seed-1 failed: it fell over" in page

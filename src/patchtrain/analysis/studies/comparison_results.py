@@ -41,8 +41,9 @@ def summarise(work: Work) -> Row:
     ``arms`` are all variants, those that lost too, as ``results.collect`` has them.
     ``contenders`` have, each, ``tried`` (what it ended at on the tuning seeds, by rate), ``chosen``
     (a variant), ``bits_per_byte`` over the seeds, ``difference`` to its ``reference`` (with
-    ``unseen``: the same without the seeds that chose the rates) and ``equal_loss``. ``missing`` are
-    the runs asked for so far that are not finished.
+    ``unseen``: the same without the seeds that chose the rates), ``equal_loss`` and ``lost_seeds``,
+    with which it diverged. ``missing`` are the runs asked for so far that are not finished;
+    ``whole``: none is, and nothing was lost but points and rates among others.
     """
     question = work.question
     arms = {name: _against(work, name) for name in work.arms}
@@ -57,6 +58,9 @@ def summarise(work: Work) -> Row:
             lost[run_name(work.arms[name], seed)] = what
         else:
             missing.append({"arm": name, "seed": seed})
+    contenders = [_contender(work, item, rows) for item in question.contenders]
+    complete = not missing and bool(work.chosen)
+    many = bool(question.axes or work.trials)  # of which some may lead nowhere
     return {
         **found,
         "failed": {**lost, **found["failed"]},
@@ -66,14 +70,18 @@ def summarise(work: Work) -> Row:
         "budget_rate": question.budget_rate,
         "confirm": question.confirm,
         "axes": {path: list(values) for path, values in question.axes.items()},
-        "contenders": [_contender(work, item, rows) for item in question.contenders],
+        "contenders": contenders,
         "unfit": dict(question.unfit),
         "budgets": {exact(budget): arm.name for budget, arm in sorted(work.budgets.items())},
         "trials": work.trials,
         "runs_wanted": len(work.wanted),
         "runs_there": len(work.wanted) - len(missing) - len(lost),
         "missing": missing,
-        "complete": not missing and bool(work.chosen),
+        "complete": complete,
+        "whole": complete
+        and not set(found["failed"]) - set(lost)
+        and not any(item["lost_seeds"] for item in contenders)
+        and (many or all(item["chosen"] for item in contenders)),
     }
 
 
@@ -113,6 +121,9 @@ def _contender(work: Work, contender: Contender, rows: Mapping[str, Row]) -> Row
         "bits_per_byte": None,
         "difference": None,
         "equal_loss": None,
+        "lost_seeds": [
+            seed for seed in work.question.seeds if chosen and _diverged(work, chosen, seed)
+        ],
     }
     if chosen is None or not rows[chosen.name]["runs"]:
         return row
@@ -131,7 +142,7 @@ def _contender(work: Work, contender: Contender, rows: Mapping[str, Row]) -> Row
         if row["difference"] is not None:
             row["difference"]["unseen"] = _unseen(work, runs, other)
         if len(work.budgets) > 1:
-            row["equal_loss"] = _equal_loss(work, runs, rows)
+            row["equal_loss"] = _equal_loss(work, runs, row["lost_seeds"], rows)
     return row
 
 
@@ -161,18 +172,25 @@ def _edge(tried: Sequence[Row], rate: float) -> str | None:
 
 
 def _own_rate(rows: Mapping[str, Row], name: str) -> float | None:
-    runs = rows[name]["runs"] if name in rows else []
-    return runs[0]["learning_rate"] if runs else None
+    if name not in rows:
+        return None
+    if runs := rows[name]["runs"]:
+        return float(runs[0]["learning_rate"])
+    asked = rows[name]["recipe"].get("training.learning_rate")
+    return None if asked is None else float(asked)
 
 
-def _equal_loss(work: Work, runs: Sequence[Row], rows: Mapping[str, Row]) -> Row:
+def _equal_loss(
+    work: Work, runs: Sequence[Row], lost_seeds: Sequence[int], rows: Mapping[str, Row]
+) -> Row:
     """Ratios of compute and of time at equal loss, over the seeds whose budgets are trained.
 
+    A seed with which the arm diverged is one without a ratio: to leave it out would flatter.
     ``against`` has the difference to the baseline at each of its budgets, over paired seeds.
     """
     found: Row = {}
     for kind, spent in _SPENT.items():
-        ratios = {}
+        ratios = {seed: equal_loss.Ratio(None) for seed in lost_seeds}
         for run in runs:
             points = [
                 (item[spent], item["bits_per_byte"])
