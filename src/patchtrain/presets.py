@@ -44,6 +44,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "patch_size": 4,
     },
 }
+# All keys that a preset decides: what who takes a preset as it is leaves out.
+DECIDED = tuple(dict.fromkeys(key for decided in PRESETS.values() for key in decided))
 # The share at patch level where none is given: lambda of the tokens, or r of the steps.
 PATCH_FRACTION = {"paper": 2 / 3}
 STEP_FRACTION = {"patchtrain": 0.3, "superposition": 0.3}

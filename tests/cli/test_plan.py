@@ -109,6 +109,22 @@ def test_advice_says_why_and_what_to_paste(capsys: pytest.CaptureFixture[str]) -
         assert taken["tokens"] == pytest.approx(found["advice"]["tokens_read"], rel=0.01)
 
 
+def test_the_advice_is_taken_whatever_a_recipe_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    large = ["model.config.num_hidden_layers=24", "model.config.hidden_size=1024",
+             "plan.context_length=2048", "plan.tokens_per_step=524288"]  # fmt: skip
+    paper = ["plan.preset=paper", "plan.rows=null", "plan.step_fraction=null"]
+    for more in (paper, [*paper, *large]):
+        recipe = [*TINY, "plan.patch_fraction=0.66", "plan.hold=tokens", *more]
+        assert main(["plan", *recipe, "--advise", "compute", "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        overrides = found["advice"]["overrides"].split()
+        assert main(["plan", *recipe, *overrides, "--json"]) == 0
+        taken = json.loads(capsys.readouterr().out)
+        assert taken["plan"]["total_positions"] == pytest.approx(
+            found["advice"]["tokens"], rel=0.01
+        )
+
+
 def test_memory_of_each_stage_and_what_would_make_it_fit(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

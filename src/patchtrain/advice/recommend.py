@@ -6,7 +6,7 @@ is made already. Both say what they know from where, and where they only extrapo
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 from patchtrain.advice import fits, points, ranges, reasons, small
@@ -15,10 +15,15 @@ from patchtrain.advice.ranges import short
 from patchtrain.advice.small import Choice
 from patchtrain.errors import UsageError, one_line
 from patchtrain.plan import Plan
+from patchtrain.presets import DECIDED, decided_by
 from patchtrain.stage import rows_fit
 
 Scarce = Literal["data", "compute"]
 _LARGEST = 10**18
+# What of a recipe's plan may contradict an advice: a plan has one share and one length.
+_OTHERWISE = ("patch_fraction", "step_fraction", "stages", "steps", "epochs")
+# With these a patch-level step reads less than is advised; no advice is drawn from such runs.
+_WHOLE = {"token_share": 0, "hybrid_share": 0}
 
 
 @dataclass(frozen=True)
@@ -52,15 +57,19 @@ class Advice:
     @property
     def overrides(self) -> str:
         """The plan as ``patchtrain train RECIPE`` takes it, and out with what contradicts it."""
-        other = "step_fraction" if self.step_fraction is None else "patch_fraction"
-        open_ones = (other, "rows", "stages", "steps", "epochs")
-        unset = {key: "null" for key in open_ones if key not in self.plan}
-        return " ".join(f"plan.{key}={value}" for key, value in {**self.plan, **unset}.items())
+        return overrides_of(self.plan)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         values = {**asdict(self), "overrides": self.overrides}
         return {**values, "interval": None if self.interval is None else list(self.interval)}
+
+
+def overrides_of(plan: dict[str, Any]) -> str:
+    """A plan, all of it, as overrides of any recipe's."""
+    others = {**dict.fromkeys((*_OTHERWISE, *DECIDED), "null"), **_WHOLE}
+    found = {**plan, **{key: value for key, value in others.items() if key not in plan}}
+    return " ".join(f"plan.{key}={value}" for key, value in found.items())
 
 
 def advise(
@@ -70,6 +79,7 @@ def advise(
     *,
     context_length: int | None = None,
     tokens_per_step: int | None = None,
+    processes: int = 1,
 ) -> Advice:
     """What to train a model of ``parameters`` with.
 
@@ -82,14 +92,17 @@ def advise(
             compute is what there is, more text can be had.
         context_length: T, to be put into the plan.
         tokens_per_step: of a token-level step, to be put into the plan; with it, the number of
-            steps is compared with the measured ones too.
+            steps is compared with the measured ones too. Where the advised patches do not divide
+            it, the plan has the nearest that they do, and a warning says so.
+        processes: data-parallel ones, which share a step.
 
     Raises:
         UsageError: a count that is no whole number from 1 to 10**18, or another ``scarce``.
     """
     context = {"context_length": context_length, "tokens_per_step": tokens_per_step}
+    counts = {"parameters": parameters, "tokens": tokens, "processes": processes}
     given = {key: value for key, value in context.items() if value is not None}
-    for name, value in {"parameters": parameters, "tokens": tokens, **given}.items():
+    for name, value in {**counts, **given}.items():
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _LARGEST:
             raise UsageError(
                 f"{name} must be a whole number from 1 to 10**18, not {one_line(repr(value), 40)}"
@@ -97,7 +110,30 @@ def advise(
     if scarce not in get_args(Scarce):
         raise UsageError(f"scarce is data or compute, not {one_line(repr(scarce), 40)}")
     build = _for_scarce_data if scarce == "data" else _for_scarce_compute
-    return build(parameters, tokens, given)
+    return _in_whole_patches(build(parameters, tokens, given), processes)
+
+
+def _in_whole_patches(advice: Advice, processes: int) -> Advice:
+    """With the nearest ``tokens_per_step`` that the steps of all stages can have."""
+    plan = advice.plan
+    if "context_length" not in plan or "tokens_per_step" not in plan:
+        return advice
+    # Where a step holds tokens, one of patches has K times fewer sequences.
+    held = decided_by(advice.preset)["hold"] == "tokens"
+    unit = plan["context_length"] * (advice.patch_size if held else 1) * processes
+    asked = plan["tokens_per_step"]
+    nearest = max(1, round(asked / unit)) * unit
+    if nearest == asked:
+        return advice
+    warning = (
+        f"steps of {asked} tokens do not divide into sequences of such patches; the plan has "
+        f"tokens_per_step {nearest}, the nearest that do"
+    )
+    return replace(
+        advice,
+        plan={**plan, "tokens_per_step": nearest},
+        warnings=[*advice.warnings, warning],
+    )
 
 
 def _for_scarce_data(parameters: int, tokens: int, given: dict[str, int]) -> Advice:

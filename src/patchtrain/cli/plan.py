@@ -236,4 +236,5 @@ def _advice(found: Bill, scarce: str) -> Advice:
         "data" if scarce == "data" else "compute",
         context_length=plan.context_length,
         tokens_per_step=plan.spec.tokens_per_step,
+        processes=plan.processes,
     )

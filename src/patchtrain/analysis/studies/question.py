@@ -19,7 +19,7 @@ from patchtrain.errors import UsageError, nearest, one_line
 from patchtrain.patch_settings import used
 from patchtrain.plan import PlanSpec
 from patchtrain.planning import Planned
-from patchtrain.presets import PRESETS
+from patchtrain.presets import DECIDED, PRESETS
 from patchtrain.recipe import Recipe
 from patchtrain.report.formats import exact
 from patchtrain.yaml_reader import read_yaml
@@ -36,8 +36,6 @@ ALIASES = {
 LENGTHS = ("plan.steps", "plan.tokens", "plan.epochs")
 _STAGES = ("plan.patch_fraction", "plan.step_fraction", "plan.stages")
 _PLAN_KEYS = tuple(PlanSpec.__dataclass_fields__)
-# What a preset decides, and what a contender that is a preset does not take from the recipe.
-_DECIDED = tuple(dict.fromkeys(key for decided in PRESETS.values() for key in decided))
 _AT_SWITCH = {
     "carry": "optimizer carried",
     "reset": "optimizer reset",
@@ -203,7 +201,7 @@ def preset(name: str, patch_size: int | None) -> dict[str, Any]:
     """
     if "patch_size" not in PRESETS[name]:
         patch_size = None
-    decided = {f"plan.{key}": None for key in _DECIDED}
+    decided = {f"plan.{key}": None for key in DECIDED}
     stages = dict.fromkeys(_STAGES, None)
     return {"plan.preset": name, **decided, "plan.patch_size": patch_size, **stages}
 
