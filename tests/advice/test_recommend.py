@@ -170,9 +170,12 @@ def test_rows_of_as_many_tokens_are_advised_where_they_gained_and_fit(
     assert (advice.patch_size, advice.plan["rows"]) == (4, "tokens")
     assert "K = 4, r = 0.3, rows of as many tokens: +0.090, +0.110 nats" in advice.reasons[0]
     assert "plan.rows=tokens" in advice.overrides
-    for context_length, rows in ((130, "positions"), (4, "positions"), (128, "tokens")):
-        plan = advise(100_000, 10_000_000, "compute", context_length=context_length).plan
-        assert plan["rows"] == rows
+    # Where they do not fit, K and gain are those of the rows that do, and so are the reasons.
+    for context_length, K, rows in ((130, 2, "positions"), (4, 2, "positions"), (128, 4, "tokens")):
+        advice = advise(100_000, 10_000_000, "compute", context_length=context_length)
+        assert (advice.patch_size, advice.plan["rows"]) == (K, rows)
+        assert advice.gain == pytest.approx(0.05 if K == 2 else 0.1)
+        assert ("rows of as many tokens" in text(advice)) == (rows == "tokens")
     # Where the preset decides, a recipe's rows are taken out.
     assert "plan.rows=null" in advise(10**9, 10**11, "compute").overrides
 
@@ -197,6 +200,18 @@ def test_where_texts_disagree_no_gain_is_promised(monkeypatch: pytest.MonkeyPatc
     )
     advice = small_advice(monkeypatch, own_run("a", 0.2), own_run("b", -0.001))
     assert "gained or lost by the seed on b" in advice.warnings[0]
+
+
+@pytest.mark.parametrize("context_length", [130, 128, 6, None])
+def test_every_comparison_quoted_has_the_rows_that_are_advised(context_length: int | None) -> None:
+    for item in points.own():
+        advice = advise(item.parameters, item.tokens, "compute", context_length=context_length)
+        quoted = [line for line in advice.reasons if "results/evidence/" in line]
+        rows = {"rows of as many tokens" in line for line in quoted}
+        assert len(rows) == 1
+        if advice.patch_size > 1:
+            assert rows == {advice.plan["rows"] == "tokens"}
+            assert all(f"K = {advice.patch_size}," in line for line in quoted)
 
 
 @pytest.mark.parametrize("other", [-0.3, None])

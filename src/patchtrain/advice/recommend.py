@@ -233,7 +233,13 @@ def _for_scarce_compute(parameters: int, tokens: int, given: dict[str, int]) -> 
     plan: dict[str, Any] = {"preset": preset}
     gain: Estimate | None
     if is_small:
-        choice = small.best(parameters, tokens)
+        T = given.get("context_length")
+        fitting = [
+            item
+            for item in points.own()
+            if T is None or item.rows != "tokens" or rows_fit(T, item.patch_size)
+        ]
+        choice = small.best(parameters, tokens, fitting)
         K, r = choice.patch_size, choice.share
         gain = None if far else choice.estimate
         said = reasons.own_runs(choice)
@@ -242,8 +248,7 @@ def _for_scarce_compute(parameters: int, tokens: int, given: dict[str, int]) -> 
         if choice.mean <= 0:
             K, r, gain = 1, 0.0, Estimate(0.0, 0.0, 0.0)
         else:
-            T = given.get("context_length")
-            plan["rows"] = choice.rows if T is None or rows_fit(T, K) else "positions"
+            plan["rows"] = choice.rows
     else:
         K, r = model.patch_size, model.step_fraction
         gain = None if far else model.gain(ratio, K, r)
