@@ -1,5 +1,6 @@
 """The line that an advice prints makes of any recipe's plan the one that was advised."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +11,10 @@ from patchtrain import PlanSpec, UsageError
 from patchtrain.advice import Advice, advise
 from patchtrain.plan import CHOICES, Plan
 from patchtrain.presets import PRESETS
-from patchtrain.recipe import apply_override
+from patchtrain.recipe import Recipe, apply_override
 
+RECIPES = Path(__file__).parents[2] / "recipes"
+SHIPPED = sorted([*RECIPES.glob("*.yaml"), *RECIPES.glob("papers/*.yaml")])
 M, B = 10**6, 10**9
 
 
@@ -95,3 +98,34 @@ def test_a_step_that_holds_no_whole_patches_is_made_one_that_does() -> None:
 def test_processes_are_a_whole_number() -> None:
     with pytest.raises(UsageError, match="processes must be a whole number from 1"):
         advise(B, B, "data", processes=0)
+
+
+def test_what_is_named_second_can_be_taken_too() -> None:
+    context = {"context_length": 2048, "tokens_per_step": 2048 * 1026}
+    values = {**context, "preset": "superposition", "hold": "compute", "steps": 9000}
+    advice = advise(370 * M, 45 * B, "data", **context)
+    line = advice.to_dict()["alternative_overrides"]
+    assert "plan.tokens_per_step=2097152 " in line
+    plan = taken(values, line)
+    assert [stage.patch_size for stage in plan.stages] == [4, 1]
+    assert plan == PlanSpec.from_dict(advice.alternative or {}).resolve()
+    is_what_was_advised(taken(values, advice.overrides), advice)
+    assert advise(B, 20 * B, "data").to_dict()["alternative_overrides"] is None
+
+
+def test_the_line_for_the_command_line_replaces_a_plan() -> None:
+    line = advise(370 * M, 360 * B, "data").overrides
+    assert line.startswith("plan.preset=paper plan.patch_size=4 plan.patch_fraction=0.5 ")
+    assert "plan.tokens=360000000000" in line
+    assert "plan.step_fraction=null" in line
+    assert "plan.patch_fraction=null" in advise(370 * M, 36 * B, "compute").overrides
+
+
+@pytest.mark.parametrize("recipe", SHIPPED, ids=lambda file: file.stem)
+@pytest.mark.parametrize("scarce", ["data", "compute"])
+def test_the_line_fits_every_shipped_recipe(recipe: Path, scarce: Any) -> None:
+    advice = advise(370 * M, 360 * B, scarce)
+    loaded = Recipe.load(recipe, advice.overrides.split())
+    plan = PlanSpec.from_dict(loaded.plan).resolve()
+    assert [stage.patch_size for stage in plan.stages] == [advice.patch_size, 1]
+    assert plan.total_tokens == pytest.approx(advice.tokens_read, rel=0.01)

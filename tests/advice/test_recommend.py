@@ -16,10 +16,7 @@ from patchtrain.advice import Advice, advise, plan_warnings, points, small
 from patchtrain.advice.fits import equal_compute, equal_data
 from patchtrain.advice.points import Own
 from patchtrain.plan import Plan
-from patchtrain.recipe import Recipe
 
-RECIPES = Path(__file__).parents[2] / "recipes"
-SHIPPED = sorted([*RECIPES.glob("*.yaml"), *RECIPES.glob("papers/*.yaml")])
 M, B = 10**6, 10**9
 STEP = {"context_length": 2048, "tokens_per_step": 2097152}
 
@@ -45,19 +42,24 @@ def test_ample_text_for_a_small_model_gains_at_less_cost() -> None:
 
 
 @pytest.mark.parametrize(("parameters", "tokens"), [(370 * M, 45 * B), (2700 * M, 360 * B)])
-def test_little_text_within_what_was_measured(parameters: int, tokens: int) -> None:
+def test_where_the_nearest_lost_it_is_token_level_and_the_other_is_named(
+    parameters: int, tokens: int
+) -> None:
     advice = advise(parameters, tokens, "data", **STEP)
-    assert advice.patch_fraction == 0.25
-    assert (advice.gain, advice.interval) == (None, None)  # no number is published at 1/4
-    assert advice.cost_ratio == pytest.approx(0.25 / 4 + 0.75)
+    assert (advice.patch_size, advice.patch_fraction, advice.cost_ratio) == (1, 0.0, 1.0)
+    assert (advice.gain, advice.interval, advice.extrapolates) == (0.0, (0.0, 0.0), [])
     loss = equal_data().gain(tokens / parameters)
     assert loss is not None
     assert loss.value < 0
-    (first, second) = advice.warnings
-    assert f"lambda = 2/3 is expected to lose {-loss.value:.3f} nats" in first
-    assert "token level only (plan.patch_fraction=0) is the safe choice" in second
+    (warning,) = advice.warnings
+    assert f"lambda = 2/3 is expected to lose {-loss.value:.3f} nats" in warning
     assert any("best lambda is about 1/4" in reason for reason in advice.reasons)
     assert any("six times" in reason for reason in advice.reasons)
+    other = advice.alternative
+    assert other is not None  # no number is published at 1/4
+    assert (other["patch_size"], other["patch_fraction"]) == (4, 0.25)
+    assert other["tokens"] == tokens
+    assert "plan.patch_size=4 plan.patch_fraction=0.25 " in str(advice.to_dict())
 
 
 def test_far_too_little_text_is_token_level() -> None:
@@ -66,6 +68,7 @@ def test_far_too_little_text_is_token_level() -> None:
     assert (advice.gain, advice.interval, advice.cost_ratio) == (0.0, (0.0, 0.0), 1.0)
     assert "expected to lose" in advice.warnings[0]
     assert "no published run had so few; the least is 122" in advice.warnings[1]
+    assert advice.alternative is None
     assert any(line.startswith("tokens for each parameter: 20 ") for line in advice.extrapolates)
 
 
@@ -73,9 +76,15 @@ def test_between_losing_and_surely_gaining_it_does_not_promise() -> None:
     ratio = equal_data().break_even * 1.05
     advice = advise(1000 * M, round(1000 * M * ratio), "data")
     assert advice.patch_fraction == 0.25
-    assert advice.gain is None
+    assert (advice.gain, advice.interval) == (None, None)  # no number is published at 1/4
+    assert advice.cost_ratio == pytest.approx(0.25 / 4 + 0.75)
     assert "expected to gain" in advice.warnings[0]
     assert "too little to be sure that it gains" in advice.warnings[0]
+    assert "whether lambda = 0.25 gains here is not known" in advice.warnings[1]
+    assert advice.extrapolates[-1].startswith("patch fraction: no number")
+    other = advice.alternative
+    assert other is not None
+    assert (other["patch_size"], other["patch_fraction"]) == (1, 0.0)
 
 
 def test_equal_data_far_from_everything_has_no_number() -> None:
@@ -305,24 +314,6 @@ def test_the_plan_resolves_and_is_what_was_advised(
     assert plan.total_positions / advice.tokens == pytest.approx(advice.cost_ratio, rel=0.01)
 
 
-def test_the_line_for_the_command_line_replaces_a_plan() -> None:
-    line = advise(370 * M, 360 * B, "data").overrides
-    assert line.startswith("plan.preset=paper plan.patch_size=4 plan.patch_fraction=0.5 ")
-    assert "plan.tokens=360000000000" in line
-    assert "plan.step_fraction=null" in line
-    assert "plan.patch_fraction=null" in advise(370 * M, 36 * B, "compute").overrides
-
-
-@pytest.mark.parametrize("recipe", SHIPPED, ids=lambda file: file.stem)
-@pytest.mark.parametrize("scarce", ["data", "compute"])
-def test_the_line_fits_every_shipped_recipe(recipe: Path, scarce: Any) -> None:
-    advice = advise(370 * M, 360 * B, scarce)
-    loaded = Recipe.load(recipe, advice.overrides.split())
-    plan = PlanSpec.from_dict(loaded.plan).resolve()
-    assert [stage.patch_size for stage in plan.stages] == [advice.patch_size, 1]
-    assert plan.total_tokens == pytest.approx(advice.tokens_read, rel=0.01)
-
-
 @pytest.mark.parametrize(
     ("values", "named"),
     [
@@ -404,5 +395,5 @@ def test_the_example_of_the_page_runs(capsys: pytest.CaptureFixture[str]) -> Non
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     exec(code, {})
     printed = capsys.readouterr().out
-    assert printed.startswith("plan.preset=paper plan.patch_size=4 ")
+    assert printed.startswith("plan.preset=paper plan.patch_size=1 ")
     assert "tokens for each parameter are few" in printed

@@ -109,6 +109,20 @@ def test_advice_says_why_and_what_to_paste(capsys: pytest.CaptureFixture[str]) -
         assert taken["tokens"] == pytest.approx(found["advice"]["tokens_read"], rel=0.01)
 
 
+def test_where_patches_lost_token_level_comes_first(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", BIG, "plan.tokens=45B", "--advise", "data"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (first,) = (i for i, line in enumerate(lines) if line.startswith("  advice "))
+    assert "token level only, preset paper (data being scarce)" in lines[first]
+    assert "K = 4 on 0.25 of the tokens, preset paper; untested here" in lines[first + 1]
+    take, other = (line.split(maxsplit=3) for line in lines[-2:])
+    assert (take[:3], other[:3]) == (["to", "take", "it"], ["or", "the", "other"])
+    for words, sizes in ((take, [1]), (other, [4, 1])):
+        assert main(["plan", BIG, "plan.tokens=45B", *words[3].split(), "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert [stage["patch_size"] for stage in found["plan"]["stages"]] == sizes
+
+
 def test_the_advice_is_taken_whatever_a_recipe_holds(capsys: pytest.CaptureFixture[str]) -> None:
     large = ["model.config.num_hidden_layers=24", "model.config.hidden_size=1024",
              "plan.context_length=2048", "plan.tokens_per_step=524288"]  # fmt: skip

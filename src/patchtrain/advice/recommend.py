@@ -35,6 +35,9 @@ class Advice:
     nats a token against token-level training on ``held_equal``: "data", the same tokens at
     ``cost_ratio`` of the compute; or "compute", the same compute reading ``tokens_read``. It is
     None where too little is known for a number.
+
+    ``alternative`` is a second plan, where what is published speaks neither for nor against it:
+    patches that nobody tried there, behind token level; or token level, behind such patches.
     """
 
     parameters: int
@@ -53,6 +56,7 @@ class Advice:
     reasons: list[str]
     extrapolates: list[str]
     warnings: list[str]
+    alternative: dict[str, Any] | None = None  # keys of PlanSpec
 
     @property
     def overrides(self) -> str:
@@ -61,7 +65,8 @@ class Advice:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
-        values = {**asdict(self), "overrides": self.overrides}
+        other = None if self.alternative is None else overrides_of(self.alternative)
+        values = {**asdict(self), "overrides": self.overrides, "alternative_overrides": other}
         return {**values, "interval": None if self.interval is None else list(self.interval)}
 
 
@@ -114,26 +119,26 @@ def advise(
 
 
 def _in_whole_patches(advice: Advice, processes: int) -> Advice:
-    """With the nearest ``tokens_per_step`` that the steps of all stages can have."""
-    plan = advice.plan
+    """With steps of the nearest ``tokens_per_step`` that all stages can have."""
+    plan, other = _fitting(advice.plan, processes), advice.alternative
+    warnings = list(advice.warnings)
+    if plan != advice.plan:
+        warnings.append(
+            f"steps of {advice.plan['tokens_per_step']} tokens do not divide into sequences of "
+            f"such patches; the plan has tokens_per_step {plan['tokens_per_step']}, the nearest "
+            f"that do"
+        )
+    other = None if other is None else _fitting(other, processes)
+    return replace(advice, plan=plan, alternative=other, warnings=warnings)
+
+
+def _fitting(plan: dict[str, Any], processes: int) -> dict[str, Any]:
     if "context_length" not in plan or "tokens_per_step" not in plan:
-        return advice
+        return plan
     # Where a step holds tokens, one of patches has K times fewer sequences.
-    held = decided_by(advice.preset)["hold"] == "tokens"
-    unit = plan["context_length"] * (advice.patch_size if held else 1) * processes
-    asked = plan["tokens_per_step"]
-    nearest = max(1, round(asked / unit)) * unit
-    if nearest == asked:
-        return advice
-    warning = (
-        f"steps of {asked} tokens do not divide into sequences of such patches; the plan has "
-        f"tokens_per_step {nearest}, the nearest that do"
-    )
-    return replace(
-        advice,
-        plan={**plan, "tokens_per_step": nearest},
-        warnings=[*advice.warnings, warning],
-    )
+    held = decided_by(plan["preset"])["hold"] == "tokens"
+    unit = plan["context_length"] * (plan["patch_size"] if held else 1) * processes
+    return {**plan, "tokens_per_step": max(1, round(plan["tokens_per_step"] / unit)) * unit}
 
 
 def _for_scarce_data(parameters: int, tokens: int, given: dict[str, int]) -> Advice:
@@ -150,6 +155,7 @@ def _for_scarce_data(parameters: int, tokens: int, given: dict[str, int]) -> Adv
     said: list[str] = [reasons.line(model, ratio, usual), reasons.line_elsewhere()]
     warnings: list[str] = []
     fraction, gain = 0.0, None
+    other: float | None = None  # lambda of the alternative
     if near := _own_at_data(parameters, tokens, steps):
         said += reasons.own_at_data(near)
         warnings.append(
@@ -168,20 +174,33 @@ def _for_scarce_data(parameters: int, tokens: int, given: dict[str, int]) -> Adv
     else:
         warnings.append(_too_little_text(ratio, usual))
         if covered.ratio.holds(ratio):
-            fraction = reasons.finding("patch_fraction_equal_data")["best"]
+            untested = float(reasons.finding("patch_fraction_equal_data")["best"])
             said += [reasons.stated("patch_fraction_equal_data"),
                      reasons.stated("patch_size_equal_data")]  # fmt: skip
-            extrapolates.append(f"patch fraction: no number is published at lambda = {fraction:g}")
-            warnings.append(
-                f"whether lambda = {fraction:g} gains here is not known; token level only "
-                f"(plan.patch_fraction=0) is the safe choice"
-            )
+            # As for small models: token level where the nearest runs lost, else no gain is given.
+            if usual.value <= 0:
+                other = untested
+            else:
+                fraction, other = untested, 0.0
+                extrapolates.append(
+                    f"patch fraction: no number is published at lambda = {fraction:g}"
+                )
+                warnings.append(
+                    f"whether lambda = {fraction:g} gains here is not known; token level only is "
+                    f"the safe choice"
+                )
         else:
             warnings.append(
                 f"token level only: no published run had so few; the least is "
                 f"{model.lowest:,.0f} tokens for each parameter"
             )
         said.append(reasons.reading_again())
+
+    def plan(share: float) -> dict[str, Any]:
+        size = patch_size if share else 1
+        return {"preset": "paper", "patch_size": size, "patch_fraction": share, **given,
+                "tokens": tokens}  # fmt: skip
+
     size = patch_size if fraction else 1
     return Advice(
         parameters=parameters,
@@ -196,12 +215,12 @@ def _for_scarce_data(parameters: int, tokens: int, given: dict[str, int]) -> Adv
         interval=(None if gain is None else (gain.low, gain.high)) if fraction else (0.0, 0.0),
         cost_ratio=reasons.cost(size, fraction),
         tokens_read=tokens,
-        plan={"preset": "paper", "patch_size": size, "patch_fraction": fraction, **given,
-              "tokens": tokens},
+        plan=plan(fraction),
         reasons=[*said, reasons.SINGLE_SEEDS],
         extrapolates=extrapolates,
         warnings=warnings,
-    )  # fmt: skip
+        alternative=None if other is None else plan(other),
+    )
 
 
 def _own_at_data(parameters: int, tokens: int, steps: float | None = None) -> list[Choice]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from patchtrain.advice import Advice
 from patchtrain.advice.reasons import rows_of
+from patchtrain.advice.recommend import overrides_of
 from patchtrain.cost import Bill
 from patchtrain.devices import Device, devices
 from patchtrain.memory import Memory
@@ -87,13 +90,6 @@ def print_memory(
 def print_advice(advice: Advice) -> None:
     """What is advised, what it is expected to gain, and everything that speaks for and against."""
 
-    if advice.patch_size == 1:
-        what = "token level only"
-    elif advice.step_fraction is None:
-        what = f"K = {advice.patch_size} on {advice.patch_fraction:.3g} of the tokens"
-    else:
-        what = f"K = {advice.patch_size} for {advice.step_fraction:.3g} of the steps"
-        what += rows_of(advice.plan.get("rows"))
     gain = "not known here"
     if advice.gain is not None and advice.interval is not None:
         low, high = advice.interval
@@ -102,8 +98,11 @@ def print_advice(advice: Advice) -> None:
     gain += f", against token-level training on {held}"
     if advice.patch_size == 1:
         gain = "none; this is token-level training"
+    others = [] if advice.alternative is None else [advice.alternative]
+    known = "untested here" if advice.patch_size == 1 else "the safe choice"
     lines = [
-        ("advice", f"{what}, preset {advice.preset} ({advice.scarce} being scarce)"),
+        ("advice", f"{_plan_words(advice.plan)} ({advice.scarce} being scarce)"),
+        *(("or", f"{_plan_words(other)}; {known}") for other in others),
         ("expected gain", gain),
         ("costs", f"{advice.cost_ratio:.3f} of its compute; reads {count(advice.tokens_read)} "
                   f"tokens"),
@@ -111,11 +110,23 @@ def print_advice(advice: Advice) -> None:
         *(("beyond", text) for text in advice.extrapolates),
         *(("warning", text) for text in advice.warnings),
         ("to take it", advice.overrides),
+        *(("or the other", overrides_of(other)) for other in others),
     ]  # fmt: skip
     out = console()
     out.print()
     for name, text in lines:
         out.print(f"  {name:<15}{text}", soft_wrap=True, markup=False)
+
+
+def _plan_words(plan: dict[str, Any]) -> str:
+    """What an advised plan is, as ``Advice.plan`` has it."""
+    if plan["patch_size"] == 1:
+        what = "token level only"
+    elif "patch_fraction" in plan:
+        what = f"K = {plan['patch_size']} on {plan['patch_fraction']:.3g} of the tokens"
+    else:
+        what = f"K = {plan['patch_size']} for {plan['step_fraction']:.3g} of the steps"
+    return f"{what}{rows_of(plan.get('rows'))}, preset {plan['preset']}"
 
 
 def _model_line(run: Planned) -> str:
