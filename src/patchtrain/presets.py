@@ -52,7 +52,7 @@ STEP_FRACTION = {"patchtrain": 0.3, "superposition": 0.3}
 # What ``patchtrain`` takes where a plan names no K, as gained most at equal compute in the
 # comparisons nearest to a model's size, which below so many parameters are our own (``advice``; a
 # test holds the two together).
-SMALL = 11_200_000
+SMALL = 17_600_000
 OF_SMALL, OF_LARGE = (4, "tokens"), (6, "positions")  # K, rows
 
 

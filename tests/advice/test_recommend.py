@@ -140,7 +140,7 @@ def test_small_models_follow_the_own_runs_and_their_seeds() -> None:
         assert item.text in reason
     assert advice.extrapolates == []
     for far in (
-        advise(40 * own.parameters, 40 * own.tokens, "compute"),
+        advise(80 * own.parameters, 80 * own.tokens, "compute"),
         advise(own.parameters, own.tokens, "compute", tokens_per_step=2**20),  # 16 steps
     ):
         assert far.gain is None
@@ -271,7 +271,7 @@ def test_equal_compute_far_away_has_no_number() -> None:
     advice = advise(30 * M, 10 * B, "compute")  # nine times smaller than any published one
     assert advice.gain is not None
     assert advice.extrapolates
-    advice = advise(10 * M, B, "compute")
+    advice = advise(20 * M, B, "compute")
     assert advice.gain is None
     assert "try it at a small scale first" in advice.warnings[-1]
 
