@@ -242,7 +242,7 @@ def test_each_text_speaks_by_its_nearest_comparison(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_setting_tried_at_another_length_is_not_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Up to twice as far as a text's nearest comparison; of two of a setting the nearer one."""
+    """Up to ln 2 farther than a text's nearest comparison; of two of a setting the nearer one."""
     near, far = own_run("a", 0.1), replace(own_run("a", 0.2, K=4), tokens=5_100_000)
     farther = replace(far, tokens=5_050_000, gains=(0.9,))
     assert small_advice(monkeypatch, near, farther, far).gain == pytest.approx(0.2)

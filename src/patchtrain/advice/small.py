@@ -58,8 +58,9 @@ def best(parameters: float, tokens: float, own: Sequence[Own] | None = None) -> 
 def nearest(parameters: float, tokens: float, own: Iterable[Own]) -> list[Choice]:
     """Each K, share and rows, with the comparison of each text that is nearest to such a run.
 
-    Of a text counts what is at most ``_REACH`` times as far as its nearest comparison: a setting
-    is not left out where it was tried at another length.
+    The distance is that in the logarithms of size and tokens. Of a text counts its nearest
+    comparison and what is farther by ln ``_REACH`` at most, as much as a doubling: a setting is
+    not left out where it was tried at another length.
     """
 
     def distance(item: Own) -> float:
