@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from patchtrain.analysis.studies import comparison_results as results
 from patchtrain.analysis.studies.places import runs_at_a_time
 from patchtrain.analysis.studies.question import BASELINE, Contender, Question
+from patchtrain.analysis.studies.results import finished
 from patchtrain.analysis.studies.runner import Keep, Say, concluding, train_runs
 from patchtrain.analysis.studies.study import (
     Arm,
@@ -28,6 +29,8 @@ from patchtrain.analysis.studies.study import (
     refuse_foreign,
     run_folder,
 )
+from patchtrain.data.store import TokenStore, is_store
+from patchtrain.errors import UsageError
 from patchtrain.files import write_json
 from patchtrain.report.formats import seeds_in_words
 from patchtrain.runs import versions
@@ -132,6 +135,7 @@ class Work:
             return
         arms = {**self.arms, **{arm.name: arm for arm, _ in runs}}
         study = self.question.study(list(arms.values()))
+        refuse_another_text(study, self.folder, runs)
         self._write(study)
         self.arms = arms
         names = dict.fromkeys((arm.name, seed) for arm, seed in runs)
@@ -184,7 +188,10 @@ class Work:
     def _write(self, study: Study) -> None:
         """``study.json``, with the variants of earlier calls; raises as ``known_variants``."""
         known = known_variants(study, self.folder)
-        now = {**study.to_dict(), "about": {}}  # does not change what a run is
+        # Of what is known of the text, the fingerprint alone changes what a run is.
+        text = _fingerprint(study.about)
+        about = {} if text is None else {"store": {"fingerprint": text}}
+        now = {**study.to_dict(), "about": about}
         known.update({arm["name"]: arm for arm in now["arms"]})
         write_json(
             self.folder / _STUDY, {**now, "arms": list(known.values()), "versions": versions()}
@@ -195,13 +202,17 @@ def known_variants(study: Study, folder: Path) -> dict[str, dict[str, Any]]:
     """The arms, by name, that earlier calls trained in the folder of a comparison.
 
     Raises:
-        UsageError: it holds another one: another recipe, or other arms of the same names.
+        UsageError: it holds another one: another recipe, another text, or other arms of the same
+            names.
     """
     file = folder / _STUDY
     now = study.to_dict()
     before = read_written(file) if file.is_file() else now
     known = {arm["name"]: arm for arm in before.get("arms", [])}
     changed = [key for key in ("name", "held_equal", "recipe") if before.get(key) != now[key]]
+    texts = [_fingerprint(about) for about in (before.get("about"), now["about"])]
+    if None not in texts and texts[0] != texts[1]:  # earlier versions did not write it down
+        changed.append(f"the text in {now['recipe'].get('store')}")
     changed += [
         f"arm {arm['name']}"
         for arm in now["arms"]
@@ -209,6 +220,38 @@ def known_variants(study: Study, folder: Path) -> dict[str, dict[str, Any]]:
     ]
     refuse_changed(file, changed)
     return known
+
+
+def refuse_another_text(study: Study, folder: Path, runs: Sequence[tuple[Arm, int]]) -> None:
+    """Refuse finished runs that were not trained on what is in their arm's store now.
+
+    An arm may have a store of its own, of which ``study.json`` knows nothing. A run whose record
+    does not say what it was trained on is taken as it is.
+
+    Raises:
+        UsageError: naming the first such run.
+    """
+    stores: dict[str, str | None] = {}
+    for arm, seed in runs:
+        run = run_folder(folder, arm, seed)
+        then = _fingerprint(finished(run))
+        if then is None:
+            continue
+        store = str(study.values(arm).get("store"))
+        if store not in stores:
+            path = Path(store)
+            stores[store] = TokenStore.open(path).fingerprint if is_store(path) else None
+        if stores[store] not in (None, then):
+            raise UsageError(
+                f"{folder} holds another study: {run.path.name} was not trained on what is in "
+                f"{store} now; name another --out, or start over with --overwrite"
+            )
+
+
+def _fingerprint(record: Any) -> str | None:
+    """That of the store in what a study or a run says of it; None where it says nothing."""
+    store = record.get("store") if isinstance(record, dict) else None
+    return store.get("fingerprint") if isinstance(store, dict) else None
 
 
 def refuse_another_comparison(
@@ -219,7 +262,10 @@ def refuse_another_comparison(
     What a search comes to is not known yet, but its axes are.
     """
     refuse_foreign(folder)
-    known_variants(question.study(question.variants()), folder)
+    variants = question.variants()
+    study = question.study(variants)
+    known_variants(study, folder)
+    refuse_another_text(study, folder, [(arm, seed) for arm in variants for seed in study.seeds])
     if search is not None:
         search.known(folder)
 
