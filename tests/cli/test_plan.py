@@ -10,8 +10,12 @@ import pytest
 
 from patchtrain.cli.main import main
 from patchtrain.cost import Rates, bill
+from patchtrain.data.prepare import prepare
+from patchtrain.plan import PlanSpec
 from patchtrain.planning import planned
+from patchtrain.recipe import Recipe
 from patchtrain.report.plan_page import ratio
+from tests.cli.corpus import write_corpus
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 BIG = str(RECIPES / "papers" / "patch-370m.yaml")
@@ -137,6 +141,27 @@ def test_the_advice_is_taken_whatever_a_recipe_holds(capsys: pytest.CaptureFixtu
         assert taken["plan"]["total_positions"] == pytest.approx(
             found["advice"]["tokens"], rel=0.01
         )
+
+
+@pytest.mark.parametrize("scarce", ["data", "compute"])
+def test_what_is_advised_for_epochs_can_be_trained(
+    scarce: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = prepare(
+        [write_corpus(tmp_path / "text.txt", sentences=4000)], tmp_path / "store",
+        train_tokenizer="byte",
+    )  # fmt: skip
+    words = [TINY[0], f"store={store.path}", "plan.context_length=16", "plan.tokens_per_step=256",
+             "plan.steps=null", "plan.epochs=2", "plan.max_epochs=1"]  # fmt: skip
+    assert main(["plan", *words, "--advise", scarce, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    asked = found["advice"]["overrides"].split()
+    plan = PlanSpec.from_dict(Recipe.load(TINY[0], [*words[1:], *asked]).plan)
+    if scarce == "compute":  # so often and no more: more text can be had
+        assert (plan.epochs, plan.max_epochs) == (None, 2)
+        return
+    taken = plan.resolve(store_tokens=len(store.train.tokens))
+    assert taken.total_tokens == pytest.approx(found["advice"]["tokens_read"], rel=0.01)
 
 
 def test_memory_of_each_stage_and_what_would_make_it_fit(

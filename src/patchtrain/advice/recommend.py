@@ -21,7 +21,7 @@ from patchtrain.stage import rows_fit
 Scarce = Literal["data", "compute"]
 _LARGEST = 10**18
 # What of a recipe's plan may contradict an advice: a plan has one share and one length.
-_OTHERWISE = ("patch_fraction", "step_fraction", "stages", "steps", "epochs")
+_OTHERWISE = ("patch_fraction", "step_fraction", "stages", "steps", "tokens", "epochs")
 # With these a patch-level step reads less than is advised; no advice is drawn from such runs.
 _WHOLE = {"token_share": 0, "hybrid_share": 0}
 

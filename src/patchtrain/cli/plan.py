@@ -226,11 +226,13 @@ def _memory(
 
 def _advice(found: Bill, scarce: str) -> Advice:
     """What to train this model with: on the same text, or in the same compute."""
+    from dataclasses import replace
+
     from patchtrain.advice import advise
 
     plan = found.plan
     tokens = plan.total_tokens if scarce == "data" else round(found.tokens_at_equal_compute)
-    return advise(
+    advice = advise(
         found.size.parameters,
         tokens,
         "data" if scarce == "data" else "compute",
@@ -238,3 +240,14 @@ def _advice(found: Bill, scarce: str) -> Advice:
         tokens_per_step=plan.spec.tokens_per_step,
         processes=plan.processes,
     )
+    if (epochs := plan.spec.epochs) is None:
+        return advice
+
+    def in_epochs(plan_keys: dict[str, Any]) -> dict[str, Any]:
+        if scarce == "data":
+            return {key: v for key, v in plan_keys.items() if key != "tokens"} | {"epochs": epochs}
+        # So many tokens need a leave to read them so often; so many epochs do not.
+        return plan_keys | {"max_epochs": max(plan.spec.max_epochs, epochs)}
+
+    other = advice.alternative
+    return replace(advice, plan=in_epochs(advice.plan), alternative=other and in_epochs(other))

@@ -1,5 +1,6 @@
 """What a study is: its arms equal, its folder its own."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,37 @@ def test_equal_compute_at_any_length(stores: dict[str, Any], steps: int) -> None
     for arm in study.arms:
         equality = study.equality[arm.name]
         assert abs(equality.actual - equality.target) <= 0.51 * step_cost(study, arm)
+
+
+@pytest.mark.parametrize("held", [at_compute, at_data])
+def test_epochs_are_leave_to_read_so_often_and_no_more(stores: dict[str, Any], held: Any) -> None:
+    study = tiny_study(stores["bpe"].path)
+    plan = {**study.recipe["plan"], "steps": None, "epochs": 2, "max_epochs": 1}
+    asked = replace(study, recipe={**study.recipe, "plan": plan})
+    arms = [replace(arm, recipe={k: v for k, v in arm.recipe.items() if "epochs" not in k
+                                 and k not in ("plan.steps", "plan.tokens")})
+            for arm in study.arms]  # fmt: skip
+    found = held(replace(asked, arms=tuple(arms)), "tokens")
+    tokens, patches = (study_of(found, name) for name in ("tokens", "patches"))
+    check_data(tokens)
+    if held is at_data:
+        check_data(patches)
+    else:  # it reads K times as much for 40%
+        with pytest.raises(UsageError, match=r"arm patches: .*2\.80 epochs.*max_epochs=2\.9"):
+            check_data(patches)
+        plan["max_epochs"] = 2.9
+        check_data(held(replace(asked, arms=tuple(arms)), "tokens"))
+
+
+def test_epochs_of_a_recipe_are_leave_for_the_studys_arms(stores: dict[str, Any]) -> None:
+    values = recipe(stores["bpe"].path, patch_size=2, step_fraction=0.3, steps=None, epochs=60)
+    assert base(values, "tiny").recipe["plan"]["max_epochs"] == 60
+    assert base(values, "tiny", steps=100).recipe["plan"]["max_epochs"] == 50  # its own
+
+
+def study_of(study: Study, name: str) -> Study:
+    """One arm of a study."""
+    return replace(study, arms=(replace(study.arm(name), against=()),))
 
 
 def test_too_little_text_is_told_before_anything_is_trained(stores: dict[str, Any]) -> None:

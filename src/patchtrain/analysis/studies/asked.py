@@ -89,6 +89,8 @@ def base(values: Mapping[str, Any], where: str, steps: int | None = None) -> Bas
         for name, value in recipe.plan.items()
         if name not in _STAGES and value is not None
     }
+    if plan.spec.epochs is not None:  # asks no leave to read so often; the steps it becomes do
+        kept["max_epochs"] = max(plan.spec.max_epochs, plan.spec.epochs)
     dumped = recipe.model_dump(mode="json", exclude_none=True)
     shared: dict[str, Any] = {name: dumped[name] for name in ("store", "model", "training")}
     return Base(

@@ -52,10 +52,30 @@ def held_at(study: Study, target: float, held: str) -> Study:
 
         with _naming(arm):
             steps = _steps(at, target)
-        entries = {"plan.steps": steps, "plan.tokens": None, "plan.epochs": None}
+        length = {"plan.steps": steps, "plan.tokens": None, "plan.epochs": None}
+        entries = {**length, **_epochs_allowed(study, arm, run, steps)}
         arms.append(replace(arm, recipe={**arm.recipe, **entries}))
         equality[arm.name] = Equality(target, at(steps))
     return replace(study, arms=tuple(arms), equality=equality)
+
+
+def _epochs_allowed(study: Study, arm: Arm, run: Planned, steps: int) -> dict[str, float]:
+    """The ``max_epochs`` of an arm whose length was ``epochs``, which ask for no such leave.
+
+    That is these epochs, and what rounding adds; an arm that reads more for what it holds equal
+    needs the leave of its recipe, as one does whose length is steps.
+    """
+    epochs = study.values(arm)["plan"].get("epochs")
+    if epochs is None or not run.store_tokens:
+        return {}
+    plan = _resized(run.plan, steps)
+    store = max(run.store_tokens // plan.block_tokens, 1)
+    read = sum(stage.blocks for stage in plan.stages)
+    # Steps are whole ones, half of one too many at most, and each stage ends its last block.
+    rounding = plan.total_tokens / steps / plan.block_tokens / 2 + len(plan.stages)
+    if read <= epochs * store + rounding:
+        epochs = max(epochs, read / store)
+    return {"plan.max_epochs": epochs} if epochs > plan.spec.max_epochs else {}
 
 
 def plan_of(study: Study, arm: Arm, **plan: Any) -> Planned:
