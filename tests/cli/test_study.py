@@ -81,6 +81,43 @@ def test_tokenizers_of_a_corpus(
     assert sizes["own-tokens"] == 280
 
 
+def test_a_store_made_from_something_else_is_not_trained_on(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(runner, "_popen", Pretended)
+    other = write_corpus(tmp_path / "other.txt", sentences=2100)
+    own = train("bpe", corpus.read_text().splitlines(), 280)
+    for name in ("own", "own2"):
+        own.save_pretrained(tmp_path / name)
+
+    def study(kind: str, *words: str) -> int:
+        return main(["study", kind, *words, *SMALL, "--steps", "8", "--seeds", "0", "--quiet",
+                     "--out", str(tmp_path / kind)])  # fmt: skip
+
+    assert study("ablation", str(corpus), "--dry-run") == 0
+    assert study("ablation", str(other)) == 2
+    said = capsys.readouterr().err
+    assert f"was made from {corpus} (bpe, 512 entries), not from {other} (bpe, 512 entries)" in said
+    assert "--overwrite" in said
+    assert not (tmp_path / "ablation" / "study.json").exists()
+    assert study("ablation", str(corpus)) == 0
+
+    words = [str(corpus), "--vocab-size", "300", f"--tokenizer=own={tmp_path / 'own'}"]
+    assert study("tokenizers", *words) == 0
+    assert study("tokenizers", *words) == 0
+    file = tmp_path / "tokenizers" / "study.json"
+    written = json.loads(file.read_text())
+    assert written["about"].pop("vocab_size") == 300
+    file.write_text(json.dumps(written))  # as earlier versions have it
+    assert study("tokenizers", *words) == 0
+    capsys.readouterr()
+    assert study("tokenizers", *words, "--vocab-size", "400") == 2
+    assert "(bpe, 300 entries), not from" in capsys.readouterr().err
+    assert study("tokenizers", *words[:-1], f"--tokenizer=own={tmp_path / 'own2'}") == 2
+    assert f"(tokenizer {tmp_path / 'own2'});" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

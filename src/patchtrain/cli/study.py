@@ -192,7 +192,9 @@ def _tokenizers(args: argparse.Namespace) -> Study:
         corpora.append(Tokenized(name, name, store))
     values = asked.small_recipe("tokenizers", overrides, str(corpora[0].store.path))
     base = asked.base(values, "the study's recipe", args.steps)
-    about = {"corpus": ", ".join(sources), "tokenizers": named}
+    about = {
+        "corpus": ", ".join(sources), "vocab_size": args.vocab_size, "tokenizers": named,
+    }  # fmt: skip
     return tokenizer_study(base, corpora, args.seeds, about)
 
 

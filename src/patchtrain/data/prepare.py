@@ -113,7 +113,8 @@ def prepare(
                 if (first := next(texts, None)) is None:
                     raise _no_text(sources, sample.counts)
                 loaded = tokenizers.train(kind, itertools.chain([first], texts), vocab_size)
-                origin = {"trained": kind, "characters": sample.characters}
+                # A small text may give fewer entries than were asked for.
+                origin = {"trained": kind, "asked_size": size, "characters": sample.characters}
             with StoreWriter(folder, loaded) as writer:
                 began = time.monotonic()
                 if engine is None:

@@ -13,6 +13,7 @@ import yaml
 
 from patchtrain.data.prepare import prepare
 from patchtrain.data.store import TokenStore, is_store
+from patchtrain.data.tokenizer import check_request
 from patchtrain.errors import UsageError
 from patchtrain.plan import Plan
 from patchtrain.planning import planned_recipe
@@ -110,9 +111,15 @@ def corpus_store(
     tokenizer: str | None = None,
     progress: bool = False,
 ) -> TokenStore:
-    """The store at ``path``, made now from ``sources`` if it is not there."""
+    """The store at ``path``, made now from ``sources`` if it is not there.
+
+    Raises:
+        UsageError: as ``prepare``; or it is there, and was made from something else.
+    """
     if is_store(path):
-        return TokenStore.open(path)
+        store = TokenStore.open(path)
+        _refuse_another_corpus(store, sources, kind, vocab_size, tokenizer)
+        return store
     return prepare(
         list(sources),
         path,
@@ -121,6 +128,35 @@ def corpus_store(
         vocab_size=vocab_size,
         progress=progress,
     )
+
+
+def _refuse_another_corpus(
+    store: TokenStore,
+    sources: Sequence[str],
+    kind: str | None,
+    vocab_size: int | None,
+    tokenizer: str | None,
+) -> None:
+    """``UsageError`` where a store was not made from what is asked for, by its record."""
+    there: Mapping[str, Any] = store.meta["tokenizer"]
+    made = [str(item.get("source")) for item in store.meta.get("sources", [])]
+    size = None if kind is None else check_request(kind, vocab_size)
+    # Earlier versions wrote down only how many entries there are, which may be fewer.
+    made_size = there.get("asked_size", max(store.vocab_size, size or 0))
+    now = _in_words(sources, kind, size, tokenizer)
+    then = _in_words(made, there.get("trained"), made_size, there.get("source"))
+    if now != then:
+        raise UsageError(
+            f"{store.path} was made from {then}, not from {now}; name another --out, or start over "
+            f"with --overwrite"
+        )
+
+
+def _in_words(
+    sources: Sequence[str], kind: str | None, size: int | None, tokenizer: str | None
+) -> str:
+    how = f"tokenizer {tokenizer}" if kind is None else f"{kind}, {size} entries"
+    return f"{', '.join(map(str, sources))} ({how})"
 
 
 def describe(store: TokenStore) -> dict[str, Any]:

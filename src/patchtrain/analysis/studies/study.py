@@ -189,6 +189,8 @@ def refuse_another_study(study: Study, folder: Path) -> None:
     if not file.is_file():
         return
     before, now = read_written(file), study.to_dict()
+    if isinstance(about := before.get("about"), dict):
+        before["about"] = {**now["about"], **about}  # earlier versions wrote down less
     changed = [
         key for key in now if key != "seeds" and before.get(key) != now[key]
     ]  # what else the file has (versions, times) may differ
