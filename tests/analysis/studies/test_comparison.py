@@ -117,6 +117,23 @@ def test_at_equal_data_all_read_the_same_tokens() -> None:
         assert item.recipe["plan.steps"] <= token.recipe["plan.steps"]
 
 
+def test_separate_documents_have_no_data_to_hold_equal() -> None:
+    arm = "mine:documents=separate,K=4"
+    compared(recipe(), [arm])
+    with pytest.raises(UsageError, match=r"arm mine: .*padding between separate documents"):
+        compared(recipe(), [arm], held_equal="data")
+
+
+def test_an_arm_of_the_same_plan_as_another_is_not_trained_beside_it() -> None:
+    with pytest.raises(UsageError, match="arm 'recipe' is the same plan as token"):
+        compared(recipe(step_fraction=0), ["recipe"])
+    with pytest.raises(UsageError, match="arm 'superposition' is the same plan as recipe"):
+        compared(recipe(step_fraction=0.3), ["recipe", "superposition"])
+    # The same plan, and not the same training or text.
+    compared(recipe(), ["mine:training.optim=sgd", "recipe"])
+    compared(recipe(), ["mine:documents=separate", "recipe"])
+
+
 def test_an_arm_in_words_clears_what_it_stands_for() -> None:
     name, entries = from_words("mine:stages=[[8,0.2],[4,0.2],[1,0.6]],share_of=steps")
     assert name == "mine"
@@ -138,6 +155,10 @@ def test_an_arm_in_words_clears_what_it_stands_for() -> None:
         (["recipe", "recipe"], "there twice"),
         (["mine:rate=1e-3"], "tries others"),
         (["token"], "nothing to compare"),
+        (["mine:K=2,K=4"], "plan.patch_size is there twice"),
+        (["mine:K=2,r=0.3,patch_size=2"], "plan.patch_size is there twice"),
+        (["mine:store.y=1"], "arm mine: 'store.y': store is a value, not a section"),
+        (["mine:model.dtype.x=1"], "'model.dtype.x': dtype is a value, not a section"),
     ],
 )
 def test_a_wrong_arm_is_said(arms: list[str], message: str) -> None:
@@ -166,6 +187,7 @@ def test_any_words_are_an_arm_or_a_usage_error(words: str) -> None:
         ({"seeds": (0, 0)}, "a seed is there twice"),
         ({"seeds": (-1,)}, "a seed is a number from 0 to"),
         ({"rates": (1e30,)}, "above 0 and below a million"),
+        ({"budgets": (1.0,)}, "--baseline-budgets 1 is trained anyway"),
     ],
 )
 def test_what_no_run_could_be_made_of_is_refused_first(more: dict[str, Any], message: str) -> None:

@@ -69,6 +69,19 @@ def test_a_grid_has_every_point_at_the_baselines_compute() -> None:
     assert all(abs(item.equality.off) < 0.02 for item in question.contenders if item.equality)
 
 
+def test_a_point_of_separate_documents_has_no_data_to_hold_equal() -> None:
+    question = grid(swept(recipe(), ["documents=mixed,separate"], held_equal="data"))
+    assert [item.name for item in question.contenders] == [
+        "token-documentsmixed", "documentsmixed",
+    ]  # fmt: skip
+    assert "padding between separate documents" in question.unfit["documentsseparate"]
+
+
+def test_an_axis_inside_a_value_is_said() -> None:
+    with pytest.raises(UsageError, match=r"no point .*: hidden_size is a value, not a section"):
+        grid(swept(recipe(), ["model.config.hidden_size.x=1,2"]))
+
+
 def test_what_token_level_depends_on_has_references_of_its_own() -> None:
     over = ["model.config.hidden_size=16,32", "optimizer_at_switch=carry,reset"]
     question = grid(swept(recipe(), over))

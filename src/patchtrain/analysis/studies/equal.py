@@ -42,10 +42,19 @@ def measured(study: Study, arm: Arm, held: str) -> float:
 
 
 def held_at(study: Study, target: float, held: str) -> Study:
-    """``study`` with the steps of each arm such that all have ``target`` FLOPs or tokens."""
+    """``study`` with the steps of each arm such that all have ``target`` FLOPs or tokens.
+
+    Raises:
+        UsageError: as ``at_compute``; or an arm has no number of tokens to hold equal.
+    """
     arms, equality, measure = [], {}, _MEASURES[held]
     for arm in study.arms:
         run = plan_of(study, arm, steps=_FEW, tokens=None, epochs=None)
+        if held == "data" and run.plan.spec.documents == "separate":
+            raise UsageError(
+                f"arm {arm.name}: its tokens are counted with the padding between separate "
+                f"documents, which differs by patch size; use --equal compute, or documents: mixed"
+            )
 
         def at(steps: int, run: Planned = run) -> float:
             return measure(replace(run, plan=_resized(run.plan, steps)))

@@ -82,6 +82,11 @@ class Question:
                 raise UsageError(f"{option} are numbers above 0 and below a million")
             if len(set(values)) < len(values):
                 raise UsageError(f"{option}: a value is there twice")
+        if self.budgets == (1.0,):
+            raise UsageError(
+                "--baseline-budgets 1 is trained anyway, and one point makes no curve: give other "
+                "shares too, such as 0.5, or no numbers"
+            )
         if self.budget_rate is not None and not 0 < self.budget_rate < 1e6:
             raise UsageError("--baseline-rate is a number above 0 and below a million")
         if not 1 <= self.tuning <= len(self.seeds):
@@ -217,7 +222,10 @@ def from_words(words: str) -> tuple[str, dict[str, Any]]:
         key, equals, value = pair.partition("=")
         if not equals or not key.strip():
             raise UsageError(f"arm '{words}': '{pair}' is not key=value, such as patch_size=2")
-        entries[full_path(key.strip())] = read_yaml(value, f"arm '{name}'")
+        path = full_path(key.strip())
+        if path in entries:
+            raise UsageError(f"arm '{words}': {path} is there twice")
+        entries[path] = read_yaml(value, f"arm '{name}'")
     if not colon or not entries or not re.fullmatch(r"\w[\w.-]*", name):
         raise UsageError(
             f"'{words}' is no arm: name token, recipe, {', '.join(PRESETS)}, or give one of your "
@@ -292,6 +300,8 @@ def compared(
             left_out[name] = one_line(error, 300).removeprefix(f"arm {name}: ")
             continue
         twin = next((item.name for item in found if _alike(bare, item, contender)), None)
+        if twin and arms and name in known:
+            raise UsageError(f"arm '{name}' is the same plan as {twin}; leave it out")
         if twin and not arms:
             left_out[name] = f"the same plan as {twin}"
         else:
@@ -371,8 +381,10 @@ def _alike(question: Question, first: Contender, second: Contender) -> bool:
         plan = plan_of(question.study([arm]), arm).plan
         single = len(plan.stages) == 1
         spec = plan.spec
+        besides = {k: v for k, v in item.recipe.items() if not k.startswith("plan.")}
         plans.append((
-            plan.stages, spec.schedule, spec.warmup_steps, spec.decay_fraction, spec.min_rate,
+            besides, spec.documents, plan.stages, spec.schedule, spec.warmup_steps,
+            spec.decay_fraction, spec.min_rate,
             None if single else (spec.schedule_scope, spec.optimizer_at_switch, used(spec)),
         ))  # fmt: skip
     return plans[0] == plans[1]

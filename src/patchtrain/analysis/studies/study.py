@@ -103,12 +103,18 @@ class Study:
         return [(arm, seed) for seed in self.seeds for arm in self.arms]
 
     def values(self, arm: Arm) -> dict[str, Any]:
-        """The values of an arm's recipe, without seed and out."""
+        """The values of an arm's recipe, without seed and out.
+
+        Raises:
+            UsageError: an entry lies inside of what is no section.
+        """
         values = copy.deepcopy(dict(self.recipe))
         for path, value in arm.recipe.items():
             place, *keys = values, *path.split(".")
             for key in keys[:-1]:
                 place = place.setdefault(key, {})
+                if not isinstance(place, dict):
+                    raise UsageError(f"arm {arm.name}: '{path}': {key} is a value, not a section")
             place[keys[-1]] = copy.deepcopy(value)
         return values
 
