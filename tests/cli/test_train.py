@@ -168,7 +168,7 @@ def test_a_validation_loss_that_is_no_number_is_shown_as_none(
 ) -> None:
     result = {"loss": None, "perplexity": None, "bits_per_byte": None}
     _print_result(write_run(tmp_path / "run", result=result), "runs/x")
-    assert "validation: – nats a token" in capsys.readouterr().out  # noqa: RUF001
+    assert "all validation text: – nats a token" in capsys.readouterr().out  # noqa: RUF001
 
 
 def test_two_runs_of_one_recipe_are_the_same(

@@ -195,7 +195,7 @@ def _print_result(folder: RunFolder, out: str) -> None:
     )
     if result:
         print(
-            f"validation: {number(result['loss'], 4)} nats a token, perplexity "
+            f"all validation text: {number(result['loss'], 4)} nats a token, perplexity "
             f"{number(result['perplexity'], 2)}, {number(result['bits_per_byte'], 4)} bits per byte"
         )
     for text in warnings(RunSummary.read(folder)):
