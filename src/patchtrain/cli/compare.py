@@ -162,16 +162,10 @@ def load(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     """The recipe, and what is known of its text; sets the folder's default."""
     from patchtrain.analysis.studies.asked import describe
     from patchtrain.data.store import TokenStore
-    from patchtrain.errors import UsageError
     from patchtrain.recipe import Recipe
 
     at_least_one(args, "workers")
     recipe = Recipe.load(args.recipe, args.overrides)
-    if args.equal == "data" and recipe.plan.get("documents") == "separate":
-        raise UsageError(
-            "--equal data counts tokens with the padding between separate documents, which differs "
-            "by patch size; use --equal compute, or documents: mixed"
-        )
     if args.out is None:
         args.out = Path("studies") / f"{getattr(args, 'study', 'compare')}-{Path(args.recipe).stem}"
     store = TokenStore.open(recipe.store)
